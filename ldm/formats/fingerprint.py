@@ -1,0 +1,52 @@
+"""Which base model a run was trained on, as a hash of its files' contents.
+
+Hashing gigabytes takes seconds, so each file's hash is remembered in the user's cache folder under the
+file's path, size and modification time. Nothing is ever written beside the model.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+HASH_BYTES = 16
+
+
+def cache_folder() -> Path:
+    """Where file hashes are remembered: `$XDG_CACHE_HOME/dreambooth/fingerprints`, by default in `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "dreambooth" / "fingerprints"
+
+
+def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
+    """One hash, 32 hex digits, over pairs of (what a file is, its path); where the files lie does not matter."""
+    lines = sorted(f"{role} {file_hash(path)}" for role, path in files)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=HASH_BYTES).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content, read once for each (path, size, modification time)."""
+    path = path.resolve()
+    facts = path.stat()
+    key = hashlib.blake2b(
+        f"{path}|{facts.st_size}|{facts.st_mtime_ns}".encode(), digest_size=HASH_BYTES
+    ).hexdigest()
+    remembered = cache_folder() / key
+    with contextlib.suppress(OSError, ValueError):
+        digest = remembered.read_text(encoding="ascii")
+        if len(digest) == 2 * HASH_BYTES:
+            return digest
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES)).hexdigest()
+    remember(remembered, digest)
+    return digest
+
+
+def remember(path: Path, digest: str) -> None:
+    """Write `digest` to `path` in one move; a cache that cannot be written only costs time."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(path)

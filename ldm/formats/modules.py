@@ -1,0 +1,92 @@
+"""The three networks of Stable Diffusion, built from a config and filled with tensors, strictly.
+
+A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace, and
+tensors that already have the wanted precision stay memory-mapped.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.errors import UserError
+
+COMPONENTS = ("unet", "vae", "text_encoder")
+LISTED_KEYS = 6
+"""How many key names of one kind an error message spells out."""
+
+
+def empty_module(component: str, config: Mapping) -> nn.Module:
+    """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode."""
+    with torch.device("meta"):
+        if component == "text_encoder":
+            module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+        else:
+            module = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component].from_config(dict(config))
+    return module.eval()
+
+
+def text_prefix(module: nn.Module) -> str:
+    """What transformers puts before a text encoder's keys: `text_model.` in version 4, nothing in 5."""
+    return "text_model." if hasattr(module, "text_model") else ""
+
+
+def misfit(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """How `tensors` differ from what `module` needs, as one phrase; empty when every key and shape fits."""
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in tensors]
+    left_over = [key for key in tensors if key not in wanted]
+    reshaped = [
+        f"{key} {list(tensors[key].shape)} instead of {list(wanted[key].shape)}"
+        for key in wanted
+        if key in tensors and tensors[key].shape != wanted[key].shape
+    ]
+    kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
+    return "; ".join(f"{len(keys)} {kind} ({listed(keys)})" for kind, keys in kinds.items() if keys)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    names = list(names)
+    more = f", and {len(names) - LISTED_KEYS} more" if len(names) > LISTED_KEYS else ""
+    return ", ".join(names[:LISTED_KEYS]) + more
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """Give a meta-device `module` its `tensors`, which must fit, in `dtype`."""
+    module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
+    if isinstance(module, CLIPTextModel):  # the one buffer that is not saved: 0, 1, ..., length - 1
+        length = module.config.max_position_embeddings
+        embeddings = module.get_submodule(text_prefix(module) + "embeddings")
+        embeddings.position_ids = torch.arange(length).expand(1, -1)
+    return module
+
+
+def assemble(
+    configs: Mapping[str, Mapping],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    dtype: torch.dtype,
+    source: str,
+    left_over: Iterable[str] = (),
+) -> dict[str, nn.Module]:
+    """Build and fill every network of `configs` from `weights`, both keyed by component.
+
+    A text encoder's keys come without `text_model.`, whatever the installed transformers calls them.
+    `left_over`: keys of the file that belong to no component.
+    Raises `UserError` that lists missing, superfluous and misshapen keys by component.
+    """
+    modules = {name: empty_module(name, config) for name, config in configs.items()}
+    weights = {
+        name: {text_prefix(module) + key: value for key, value in weights[name].items()}
+        for name, module in modules.items()
+    }
+    misfits = {name: misfit(module, weights[name]) for name, module in modules.items()}
+    phrases = [f"{name}: {phrase}" for name, phrase in misfits.items() if phrase]
+    left_over = list(left_over)
+    if left_over:
+        phrases.append(f"of no component: {len(left_over)} left over ({listed(left_over)})")
+    if phrases:
+        raise UserError(f"{source} does not fit its model: {' | '.join(phrases)}")
+    return {name: fill(module, weights[name], dtype) for name, module in modules.items()}

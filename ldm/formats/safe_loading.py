@@ -1,0 +1,155 @@
+"""Tensors and plain values out of files that strangers wrote, without ever running code from them.
+
+`.safetensors` files hold data only. `.ckpt`, `.pt` and `.bin` files are pickles, which may name any function
+of any module for the reader to call. torch's `weights_only` unpickler calls nothing but a short list of
+tensor builders. Real CompVis files need a little more, since Lightning left its callback classes and numpy
+scalars in them: those names are answered with an inert stub, and what the stubs stood for is dropped.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ldm.errors import UserError
+
+INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
+"""Packages whose classes may be named in a checkpoint; they become stubs, and nothing of them is imported."""
+
+INERT_NAMES = frozenset(
+    {
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "argparse.Namespace",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        "omegaconf.nodes.AnyNode",
+        "typing.Any",
+    }
+)
+"""Other names that training tools leave in checkpoints beside the weights."""
+
+
+class Inert:
+    """Stands for an object that is not rebuilt: it takes any arguments and state, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a `.safetensors`, `.ckpt`, `.pt` or `.bin` file: tensors on the CPU, and plain values.
+
+    Tensors stay memory-mapped (copied on write), so a full-size file costs memory only where it is touched.
+    The format is told by the file's first bytes, not by its name. Values that only code could rebuild are
+    left out. Raises `UserError`, in one line, for a file that is missing, damaged, of another format, or
+    that asks for anything beyond tensors and plain values.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(b"PK\x03\x04"):
+        return load_zip_pickle(path)
+    if head[8:9] == b"{":
+        return load_safetensors(path)
+    raise UserError(f"{path} {what_it_is(path, head)}")
+
+
+def what_it_is(path: Path, head: bytes) -> str:
+    """Why a file that begins with `head` is no checkpoint, and what to do about it."""
+    if not head:
+        return "is empty: copy or download it again"
+    if head.startswith(b"\x80") and head[1] <= pickle.HIGHEST_PROTOCOL:
+        convert = f"import torch; torch.save(torch.load('{path.name}', weights_only=True), 'converted.ckpt')"
+        return (
+            f'is a pickle of before torch 1.6, which is not read here: convert it with python -c "{convert}"'
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the weights: fetch them with git lfs pull"
+    if head.lstrip()[:1] == b"<":
+        return "is a web page, not a checkpoint: download the file itself"
+    return "is neither a safetensors file nor a torch checkpoint, or is damaged: copy or download it again"
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or cut short ({first_line(error)}): copy or download it again"
+        ) from None
+
+
+def load_zip_pickle(path: Path) -> dict[str, Any]:
+    """The content of a torch zip file (since torch 1.6), read by torch's `weights_only` unpickler."""
+    refuse_compression(path)
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        refused = sorted(name for name in wanted if not is_inert(name))
+        if refused:
+            raise UserError(
+                f"{path} asks to run {', '.join(refused[:4])}, so it was not loaded: "
+                "use a .safetensors version of it, or another source"
+            )
+        with torch.serialization.safe_globals([(Inert, name) for name in wanted]):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is damaged or no checkpoint ({first_line(error)}): copy or download it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return without_stubs(content) if wanted else content
+
+
+def is_inert(name: str) -> bool:
+    """Whether the class or function `name` may be replaced by a stub."""
+    return name in INERT_NAMES or name.startswith(INERT_PREFIXES)
+
+
+def refuse_compression(path: Path) -> None:
+    """torch stores its records as they are, so a compressed one is a decompression bomb or a foreign file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}): copy or download it again") from None
+    if packed:
+        raise UserError(f"{path} is a compressed archive, not a torch checkpoint: unpack it first")
+
+
+def without_stubs(value: Any) -> Any:
+    """`value` with everything that involves an `Inert` stub taken out of its dictionaries and lists."""
+    if isinstance(value, dict):
+        kept = {
+            key: without_stubs(item) for key, item in value.items() if not is_stub(key) and not is_stub(item)
+        }
+        return kept
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_stubs(item) for item in value if not is_stub(item))
+    return value
+
+
+def is_stub(value: Any) -> bool:
+    return value is Inert or isinstance(value, Inert)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
