@@ -6,6 +6,7 @@ misspelt key is an error.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -107,8 +108,19 @@ def get_class(target: str, trusted_only: bool = False) -> Any:
 
 
 def instantiate_from_config(config: Mapping[str, Any], trusted_only: bool = False, **extra: Any) -> Any:
-    """`target(**params, **extra)`."""
-    return get_class(config["target"], trusted_only)(**(config.get("params") or {}), **extra)
+    """`target(**params, **extra)`.
+
+    A node inside `params` arrives as `functools.partial(target, **params)`: it still needs an argument that
+    only the outer one has, as an optimizer needs the parameters it optimizes.
+    """
+    params = {key: _partial(value, trusted_only) for key, value in (config.get("params") or {}).items()}
+    return get_class(config["target"], trusted_only)(**params, **extra)
+
+
+def _partial(value: Any, trusted_only: bool) -> Any:
+    if not (isinstance(value, Mapping) and "target" in value):
+        return value
+    return functools.partial(get_class(value["target"], trusted_only), **(value.get("params") or {}))
 
 
 def check_trusted(config: Any) -> None:

@@ -1,0 +1,124 @@
+"""The bank of class-prior samples: latents that the frozen base draws when training first needs them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Draw = Callable[[Sequence[int]], Tensor]
+"""`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""
+
+
+class PriorBank:
+    """`count` latents in fixed, aligned chunks, each drawn at once, kept in memory and in `folder`.
+
+    A chunk is drawn whole and in the same batches whenever it is needed, so its latents are the same drawn
+    early, late, or after a resume. A chunk file that is missing, damaged, or of other settings is drawn
+    again. With several processes each draws its share of a chunk, and all hold the whole bank.
+    """
+
+    def __init__(self, folder: Path, count: int, chunk_size: int, settings: Mapping[str, Any], draw: Draw):
+        """settings: whatever the latents depend on, as plain values; kept in each chunk file and compared."""
+        self.folder = Path(folder)
+        self.count = count
+        self.chunk_size = chunk_size
+        self.settings = json.dumps(settings, sort_keys=True, default=str)
+        self.draw = draw
+        self.chunks: dict[int, Tensor] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether every chunk is in memory, so that nothing will be drawn any more."""
+        return len(self.chunks) == self.chunk_count
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks in the full bank; the last may be short."""
+        return -(-self.count // self.chunk_size)
+
+    def fill(self, indices: Sequence[int]) -> None:
+        """See that the chunks holding `indices` are in memory. All processes must name the same indices."""
+        for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
+            latents = self._read(chunk)
+            if _any_process(latents is None):
+                latents = self._draw_together(chunk)
+                if _rank() == 0:
+                    self._write(chunk, latents)
+            self.chunks[chunk] = latents
+
+    def load_existing(self) -> None:
+        """Read what an earlier part of this run has drawn."""
+        for chunk in range(self.chunk_count):
+            latents = self._read(chunk)
+            if not _any_process(latents is None):
+                self.chunks[chunk] = latents
+
+    def latents(self, indices: Sequence[int], device: torch.device | str) -> Tensor:
+        """Latents of `indices`, [len(indices), C, h, w] in fp32; their chunks must have been filled."""
+        rows = [self.chunks[index // self.chunk_size][index % self.chunk_size] for index in indices]
+        return torch.stack(rows).to(device, non_blocking=True)
+
+    def _numbers(self, chunk: int) -> range:
+        first = chunk * self.chunk_size
+        return range(first, min(first + self.chunk_size, self.count))
+
+    def _draw_together(self, chunk: int) -> Tensor:
+        numbers = self._numbers(chunk)
+        if not _distributed():
+            return self.draw(numbers).cpu()
+        share = -(-len(numbers) // dist.get_world_size())
+        own = numbers[_rank() * share : (_rank() + 1) * share]
+        # A process without a share draws a number that is then dropped: a collective needs equal shapes.
+        drawn = self.draw(own or numbers[:1])[: len(own)]
+        padded = torch.zeros(share, *drawn.shape[1:], device=drawn.device)
+        padded[: len(drawn)] = drawn
+        shares = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, padded)
+        return torch.cat(shares)[: len(numbers)].cpu()
+
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:05d}.safetensors"
+
+    def _write(self, chunk: int, latents: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{chunk:05d}.tmp"
+        metadata = {"settings": self.settings, "sha256": _digest(latents)}
+        save_file({"latents": latents.contiguous()}, temporary, metadata)
+        os.replace(temporary, self._path(chunk))
+
+    def _read(self, chunk: int) -> Tensor | None:
+        try:
+            with safe_open(self._path(chunk), framework="pt") as file:
+                metadata, latents = file.metadata() or {}, file.get_tensor("latents")
+        except (OSError, SafetensorError):
+            return None
+        sound = metadata.get("settings") == self.settings and metadata.get("sha256") == _digest(latents)
+        return latents if sound and len(latents) == len(self._numbers(chunk)) else None
+
+
+def _digest(latents: Tensor) -> str:
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _distributed() else 0
+
+
+def _any_process(condition: bool) -> bool:
+    if not _distributed():
+        return condition
+    answers: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(answers, condition)
+    return any(answers)

@@ -1,0 +1,83 @@
+"""The subject's photographs, and what sample number n draws from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.randomness import generator, permutation
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The diffusion draws of one training example, all in fp32: where it is noised to, and with what."""
+
+    posterior_noise: Tensor  # [C, h, w], for the first stage's posterior
+    noise: Tensor  # [C, h, w], the diffusion noise
+    timestep: int  # in [0, num_timesteps)
+
+    @classmethod
+    def of(cls, seed: int, kind: str, n: int, latent_shape: Sequence[int], num_timesteps: int) -> "Draws":
+        """Draws of sample number `n`; subject and prior differ by `kind`, as eq. 2 of the paper asks."""
+        source = generator(seed, f"{kind} draws", n)
+        timestep = int(torch.randint(num_timesteps, (), generator=source))
+        noise = torch.randn(tuple(latent_shape), generator=source)
+        return cls(torch.randn(tuple(latent_shape), generator=source), noise, timestep)
+
+
+def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
+    """Which of `count` items sample number `n` takes: every pass holds each item once, in a new order."""
+    epoch, place = divmod(n, count)
+    return int(permutation(count, seed, purpose, epoch)[place])
+
+
+class SubjectImages(Dataset):
+    """Photographs of one subject, decoded once and kept in memory.
+
+    Item n is {"pixels": [3, size, size] in [-1, 1], "prompt": str}, a pure function of `seed` and n.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        prompt: str,
+        size: int,
+        seed: int,
+        flip_probability: float = 0.0,
+        random_crop: bool = False,
+        captions: bool = False,
+    ):
+        """captions: where a text file of the image's name lies beside it, its text is the prompt."""
+        self.files = list(files)
+        self.images = [load_image(path) for path in self.files]
+        self.prompts = [_caption(path, prompt) if captions else prompt for path in self.files]
+        self.size = size
+        self.seed = seed
+        self.flip_probability = flip_probability
+        self.random_crop = random_crop
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **options) -> "SubjectImages":
+        """All pictures of `folder`; `options` as above."""
+        return cls(image_files(folder), **options)
+
+    def __getitem__(self, n: int) -> dict:
+        index = shuffled_index(self.seed, "subject order", n, len(self.images))
+        flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
+        pixels = self.pixels(index, place=(x, y) if self.random_crop else (0.5, 0.5))
+        if flip < self.flip_probability:
+            pixels = pixels.flip(-1)
+        return {"pixels": pixels, "prompt": self.prompts[index]}
+
+    def pixels(self, index: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+        """Image number `index` cropped at `place`, [3, size, size] in [-1, 1]."""
+        return to_tensor(resize_and_crop(self.images[index], self.size, place))
+
+
+def _caption(path: Path, prompt: str) -> str:
+    text = path.with_suffix(".txt")
+    return text.read_text().strip() if text.is_file() else prompt

@@ -1,0 +1,176 @@
+"""DreamBooth: teach a latent diffusion model one subject, and keep its class as it was.
+
+Ruiz et al., arXiv 2208.12242. `training_step` is equation 2; the rest says what trains, and how.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ldm.diffusion.loss import denoising_error
+from ldm.errors import UserError
+from ldm.models.frozen import FrozenBase
+from ldm.models.prompts import fill_in_identifier, resolve_identifier
+from ldm.models.latent_diffusion import LatentDiffusion, text_transformer
+
+
+class DreamBooth(LightningModule):
+    """The frozen first stage, and the text encoder and UNet that train."""
+
+    def __init__(
+        self,
+        base: str,
+        identifier: str,
+        optimizer: Callable[..., Optimizer],
+        learning_rate: float,
+        seed: int,
+        text_encoder_learning_rate: float | None = None,
+        lr_schedule: str = "constant",
+        lr_warmup_steps: int = 0,
+        prior_loss_weight: float = 1.0,
+        min_snr_gamma: float | None = None,
+        clip_skip: int = 1,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        variant: str | None = None,
+        use_ema: bool = True,
+        vae: str | None = None,
+    ):
+        """`configs/dreambooth.yaml` says what each setting means."""
+        super().__init__()
+        self.model = LatentDiffusion.from_base(
+            base, clip_skip, revision=revision, variant=variant, use_ema=use_ema, vae=vae
+        )
+        self.identifier = resolve_identifier(identifier, self.model.tokenizer, seed)
+        self.base = base
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.text_encoder_learning_rate = (
+            learning_rate if text_encoder_learning_rate is None else text_encoder_learning_rate
+        )
+        self.lr_schedule = lr_schedule
+        self.lr_warmup_steps = lr_warmup_steps
+        self.prior_loss_weight = prior_loss_weight
+        self.min_snr_gamma = min_snr_gamma
+        self.seed = seed
+        self.frozen = FrozenBase(self.model)
+        self._choose_what_trains(gradient_checkpointing)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""
+        subject = self.model.encode(batch["pixels"], batch["posterior_noise"])  # [B, C, h, w]
+        prior = batch.get("prior_latents", subject[:0])  # [B, C, h, w], drawn by the frozen base
+        error = self.denoising_error(torch.cat([subject, prior]), batch)  # [2B]
+        subject_error, prior_error = error.split([len(subject), len(prior)])
+        subject_loss = subject_error.mean()
+        prior_loss = prior_error.mean() if len(prior) else torch.zeros_like(subject_loss)
+        loss = subject_loss + self.prior_loss_weight * prior_loss
+        return {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
+
+    def denoising_error(self, latents: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Error of every sample, [B], for clean `latents` [B, C, h, w] and the batch's noise, timesteps and prompts."""
+        states = self.model.embed([self.with_identifier(prompt) for prompt in batch["prompts"]])
+        return denoising_error(
+            lambda x, timesteps: self.model.predict(x, timesteps, states),
+            latents,
+            batch["noise"],
+            batch["timesteps"],
+            self.model.alphas_cumprod,
+            self.model.prediction_type,
+            self.min_snr_gamma,
+        )
+
+    def with_identifier(self, prompt: str) -> str:
+        """`prompt` with the run's identifier in place of [V]."""
+        return fill_in_identifier(prompt, self.identifier)
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        with_prior = self.prior_loss_weight > 0
+        latent_shape = self.model.latent_shape(data.size, data.size)
+
+        def draw_prior(indices: Sequence[int]) -> Tensor:
+            return self.frozen.sample_prior(indices, data.prior_prompt, latent_shape, data.seed, data.prior)
+
+        data.connect(
+            latent_shape, self.model.num_timesteps, with_prior, draw_prior, self.encode, self.model.fingerprint
+        )
+        self.frozen.precision = data.prior["precision"]
+        if with_prior and not data.prior_files:
+            self.frozen.needed_for("prior")
+
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Latents of `pixels` on this module's device; see LatentDiffusion.encode."""
+        return self.model.encode(pixels.to(self.device), noise.to(self.device))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [
+            {"name": "unet", "params": _trained(self.model.unet), "lr": self.learning_rate},
+            {"name": "text_encoder", "params": _trained(self.model.text_encoder), "lr": self.text_encoder_learning_rate},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = self.optimizer(groups)
+        schedule = get_scheduler(
+            self.lr_schedule, optimizer, num_warmup_steps=self.lr_warmup_steps, num_training_steps=self.trainer.max_steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """What trains. The rest is the base's, and comes from there."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """Strict on what trains: a key missing or left over is an error; the base's own weights stay."""
+        differing = self.state_dict().keys() ^ state_dict.keys()
+        if strict and differing:
+            raise UserError(f"checkpoint of another model: {len(differing)} keys differ, such as {min(differing)}")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identifier"] = self.identifier
+        checkpoint["base"] = str(self.base)
+        checkpoint["base_fingerprint"] = self.model.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("base_fingerprint") != self.model.fingerprint:
+            raise UserError(
+                f"checkpoint of another base: it was trained on {checkpoint.get('base')}"
+                f" ({checkpoint.get('base_fingerprint')}), and {self.base} is {self.model.fingerprint}"
+            )
+
+    def on_train_start(self) -> None:
+        """The text encoder and UNet in training mode, the first stage not; no dropout, which nothing could key."""
+        self.model.unet.train()
+        self.model.text_encoder.train(self.text_encoder_learning_rate > 0)
+        self.model.vae.eval()
+        dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        if dropouts or self.model.text_encoder.config.attention_dropout > 0:
+            raise UserError(f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0")
+
+        self.trainer.datamodule.bank.load_existing()
+        self.frozen.done_with("setup")
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        if self.trainer.datamodule.bank.full:
+            self.frozen.done_with("prior")
+
+    def _choose_what_trains(self, gradient_checkpointing: bool) -> None:
+        self.model.unet.requires_grad_(self.learning_rate > 0)
+        text_encoder = self.model.text_encoder.requires_grad_(self.text_encoder_learning_rate > 0)
+        # Layers past the one that conditions get no gradient; DDP would wait for it.
+        layers = text_transformer(text_encoder).encoder.layers
+        for layer in layers[len(layers) + 1 - self.model.clip_skip :]:
+            layer.requires_grad_(False)
+        if gradient_checkpointing:
+            self.model.unet.enable_gradient_checkpointing()
+            text_encoder.gradient_checkpointing_enable()
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

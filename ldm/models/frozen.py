@@ -1,0 +1,61 @@
+"""The pre-trained model as it was before training, for as long as something still asks for it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.randomness import generator
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FrozenBase:
+    """A copy of the base for prior samples and the drift gauge; freed when both are done.
+
+    Not a Module, so that its weights are neither trained, saved, nor broadcast. The copy is taken at once,
+    before a checkpoint's weights can replace the base's.
+    """
+
+    def __init__(self, model: LatentDiffusion, precision: str = "fp32"):
+        self.precision = precision
+        self.users = {"setup"}
+        self._model: LatentDiffusion | None = model.frozen_copy(torch.float32)
+        self._trained = model
+
+    def needed_for(self, user: str) -> None:
+        """Keep the copy until `user` says `done_with`."""
+        self.users.add(user)
+
+    def done_with(self, user: str) -> None:
+        """`user` will not ask again; the last one to say so frees the memory."""
+        self.users.discard(user)
+        if not self.users:
+            self._model = None
+
+    @property
+    def model(self) -> LatentDiffusion:
+        """The copy, in the named precision, beside the trained model."""
+        if self.precision not in PRECISIONS:
+            raise UserError(f"data.params.prior.precision is '{self.precision}': one of {', '.join(PRECISIONS)}")
+        dtype, device = PRECISIONS[self.precision], self._trained.unet.device
+        self._model.unet.to(device, dtype)
+        self._model.text_encoder.to(device, dtype)
+        return self._model
+
+    def sample_prior(
+        self, indices: Sequence[int], prompt: str, latent_shape: Sequence[int], seed: int, settings: Mapping[str, Any]
+    ) -> Tensor:
+        """Class-prior latents [len(indices), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
+        with torch.autocast(self._trained.unet.device.type, enabled=False):
+            return self.model.sample(
+                [prompt] * len(indices),
+                [generator(seed, "prior", index) for index in indices],
+                latent_shape,
+                settings["sampler"],
+                settings["steps"],
+                settings["guidance_scale"],
+            )

@@ -1,0 +1,191 @@
+"""A latent diffusion model as one object: first stage, text encoder, UNet, tokenizer, noise schedule.
+
+The networks are those of diffusers and transformers. This object alone knows the latent scale and the
+shapes that follow from a base; pixels are in [-1, 1] everywhere.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.guidance import guided
+from ldm.diffusion.sampling import initial_noise, make_scheduler, sample
+from ldm.errors import UserError
+from ldm.formats.base import Components, load_base
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def text_transformer(text_encoder: nn.Module) -> nn.Module:
+    """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
+    return getattr(text_encoder, "text_model", text_encoder)
+
+
+class LatentDiffusion(nn.Module):
+    """The model of Rombach et al. (arXiv 2112.10752), as Stable Diffusion 1.x and 2.x ship it."""
+
+    def __init__(self, components: Components, clip_skip: int = 1):
+        """clip_skip: 1 conditions on the text encoder's last layer, 2 on the one before, and so on."""
+        super().__init__()
+        self.vae = components.vae.eval().requires_grad_(False)
+        self.text_encoder = components.text_encoder
+        self.unet = components.unet
+        self.tokenizer = components.tokenizer
+        self.scheduler_config = dict(components.scheduler_config)
+        self.source = components.source
+        self.fingerprint = components.fingerprint
+        self.clip_skip = clip_skip
+        # From diffusers itself, so that training noises exactly as its samplers denoise.
+        alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    @classmethod
+    def from_base(cls, base: str | Path, clip_skip: int = 1, **options) -> "LatentDiffusion":
+        """Load `base`: a diffusers folder, hub id or single file. `options` go to `ldm.formats.base.load_base`.
+
+        A relative path is looked for here first, then in the project's folder.
+        """
+        if not Path(base).exists() and (PROJECT / base).exists():
+            base = PROJECT / base
+        return cls(load_base(base, **options), clip_skip)
+
+    def components(self) -> Components:
+        """The parts, for writing them out."""
+        return Components(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            unet=self.unet,
+            tokenizer=self.tokenizer,
+            scheduler_config=self.scheduler_config,
+            source=self.source,
+            fingerprint=self.fingerprint,
+        )
+
+    @property
+    def prediction_type(self) -> str:
+        """"epsilon" or "v_prediction"."""
+        return self.scheduler_config.get("prediction_type", "epsilon")
+
+    @property
+    def num_timesteps(self) -> int:
+        """Length of the training noise schedule (1000 for Stable Diffusion)."""
+        return len(self.alphas_cumprod)
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell (8 for Stable Diffusion)."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Image side in pixels that the UNet was made for."""
+        return self.unet.config.sample_size * self.factor
+
+    @property
+    def text_window(self) -> int:
+        """Tokens that the text encoder reads, start and end included (77 for CLIP)."""
+        return self.text_encoder.config.max_position_embeddings
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of one latent for an image of `height` x `width` pixels: (C, h, w)."""
+        for side in (height, width):
+            if side % self.factor or side <= 0:
+                nearest = max(round(side / self.factor), 1) * self.factor
+                raise UserError(
+                    f"image size {width} x {height}: each side must be a multiple of {self.factor} pixels"
+                    f" for this base; the nearest to {side} is {nearest}"
+                )
+        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Latents [B, C, h, w] drawn from the posterior of `pixels` [B, 3, H, W] in [-1, 1] with `noise`.
+
+        noise: standard normal, [B, C, h, w]. Latents have about unit variance.
+        """
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        return (posterior.mean.float() + posterior.std.float() * noise) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]."""
+        unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(unscaled).sample.float().clamp(-1, 1)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids [B, L], padded to the text window L; a warning says what of a longer prompt is cut."""
+        for prompt in prompts:
+            self._warn_of_cut(prompt)
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.text_window, return_tensors="pt"
+        )
+        return tokens.input_ids
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text states [B, L, D] of `prompts`, with gradients where the text encoder trains.
+
+        Equal prompts are encoded once: in a DreamBooth batch most are.
+        """
+        unique = sorted(set(prompts))
+        states = self._encode_text(self.tokenize(unique).to(self.text_encoder.device))
+        return states[[unique.index(prompt) for prompt in prompts]]
+
+    def _encode_text(self, ids: Tensor) -> Tensor:
+        if self.clip_skip == 1:
+            return self.text_encoder(ids).last_hidden_state
+        states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-self.clip_skip]
+        return text_transformer(self.text_encoder).final_layer_norm(states)
+
+    def predict(self, x: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """The UNet's prediction [B, C, h, w] for noisy latents `x`, timesteps [B] and text states [B, L, D]."""
+        dtype = self.unet.dtype
+        return self.unet(x.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample.float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        latent_shape: Sequence[int],
+        sampler: str,
+        steps: int,
+        scale: float,
+        negative_prompt: str = "",
+        eta: float = 0.0,
+        noise: Tensor | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Latents [B, C, h, w] of `prompts`, image i drawn by `generators[i]` alone.
+
+        scale: weight of classifier-free guidance, 1 for none. noise: start here instead of at a draw.
+        """
+        if noise is None:
+            noise = initial_noise(generators, latent_shape)
+        states, unconditional = self.embed(prompts), self.embed([negative_prompt] * len(prompts))
+        return sample(
+            guided(self.predict, states, unconditional, scale),
+            make_scheduler(sampler, self.scheduler_config),
+            noise.to(self.unet.device),
+            generators,
+            steps,
+            eta,
+            on_step,
+        )
+
+    def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
+        """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""
+        parts = self.components()
+        parts.unet = copy.deepcopy(self.unet).to(dtype).eval().requires_grad_(False)
+        parts.text_encoder = copy.deepcopy(self.text_encoder).to(dtype).eval().requires_grad_(False)
+        return LatentDiffusion(parts, self.clip_skip)
+
+    def _warn_of_cut(self, prompt: str) -> None:
+        words = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        room = self.text_window - 2  # start and end tokens
+        if len(words) > room:
+            cut = self.tokenizer.decode(words[room:]).strip()
+            warnings.warn(f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'", stacklevel=3)

@@ -1,0 +1,42 @@
+"""`[V]` in a prompt: the paper's placeholder for the run's identifier."""
+
+import warnings
+
+from ldm.errors import UserError
+
+PLACEHOLDER = "[V]"
+MAX_TOKENS = 3
+"""The paper's identifiers are one to three tokens long (section 3.2, "rare-token identifiers")."""
+
+
+def fill_in_identifier(prompt: str, identifier: str | None) -> str:
+    """`prompt` with `identifier` for every [V]; a UserError where the model has learned none."""
+    if PLACEHOLDER not in prompt:
+        return prompt
+    if not identifier:
+        raise UserError(f"prompt '{prompt}': [V] stands for a learned subject, and this model has none")
+    return prompt.replace(PLACEHOLDER, identifier)
+
+
+def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:
+    """The identifier to train: `identifier` itself, or for "auto" a rare token of `tokenizer`.
+
+    Raises UserError for an empty one or one of more than 3 tokens.
+    """
+    if identifier == "auto":
+        from ldm.models.identifier import search_rare_tokens
+
+        return search_rare_tokens(tokenizer, count=1, seed=seed)[0].text
+    tokens = tokenizer(str(identifier or ""), add_special_tokens=False).input_ids
+    if not 1 <= len(tokens) <= MAX_TOKENS:
+        raise UserError(
+            f"model.params.identifier '{identifier}' is {len(tokens)} tokens: take 1 to {MAX_TOKENS}, or 'auto';"
+            " scripts/rare_tokens.py lists good ones"
+        )
+    if len(tokens) == 1 and len(str(identifier)) > 3:
+        warnings.warn(
+            f"identifier '{identifier}' looks like a word, whose meaning the model would have to unlearn;"
+            " scripts/rare_tokens.py lists rare tokens",
+            stacklevel=2,
+        )
+    return str(identifier)

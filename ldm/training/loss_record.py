@@ -1,0 +1,105 @@
+"""The loss curve: `metrics.jsonl` in the run folder, one row an optimizer step."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from ldm.training.step_callback import StepCallback, is_due
+
+
+def append_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """Add `rows` to a file of JSON lines, floats at full precision."""
+    with open(path, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a last line that was cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def truncate_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after `last_step`: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = [row for row in read_rows(path) if row["step"] <= last_step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    append_rows(temporary, kept)
+    os.replace(temporary, path)
+
+
+class LossRecord(StepCallback):
+    """Averages what `training_step` returns over micro-batches and processes; writes and logs one row a step.
+
+    Values stay on the device between flushes, so that a step does not wait for the host.
+    """
+
+    def __init__(self, flush_every_steps: int = 10):
+        """flush_every_steps: rows are read from the device, written and logged this often."""
+        self.flush_every_steps = flush_every_steps
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._micro_batches: list[dict[str, Tensor]] = []
+        self.last_row: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.path = Path(trainer.default_root_dir) / "metrics.jsonl"
+        if trainer.is_global_zero:
+            truncate_rows(self.path, trainer.global_step)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        # Lightning has divided "loss" by the number of micro-batches for the backward pass; the others not.
+        scale = trainer.accumulate_grad_batches
+        values = {k: v.detach() * (scale if k == "loss" else 1) for k, v in outputs.items()}
+        self._micro_batches.append(values)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        micro_batches, self._micro_batches = self._micro_batches, []
+        means = {key: torch.stack([m[key] for m in micro_batches]).mean() for key in micro_batches[0]}
+        self.pending.append((trainer.global_step, means))
+        if is_due(trainer.global_step, self.flush_every_steps, trainer.max_steps):
+            self.flush(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Write and log every pending row. All processes call it at the same step."""
+        if not self.pending:
+            return
+        keys = list(self.pending[0][1])
+        values = torch.stack([torch.stack([means[key].float() for key in keys]) for _, means in self.pending])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        steps, self.pending = [step for step, _ in self.pending], []
+        rows = [
+            {"step": step, **dict(zip(keys, row, strict=True))}
+            for step, row in zip(steps, values.tolist(), strict=True)
+        ]
+        self.last_row = rows[-1]
+        if not trainer.is_global_zero:
+            return
+        append_rows(self.path, rows)
+        for row in rows:
+            metrics = {f"train/{key}": row[key] for key in keys}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=row["step"])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A checkpoint promises that the rows up to its step are on disk.
+        self.flush(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._micro_batches = []

@@ -1,0 +1,27 @@
+"""A Lightning callback that counts optimizer steps."""
+
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class StepCallback(Callback):
+    """Calls `on_step` once after every optimizer step, never in the middle of gradient accumulation."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._seen_step:
+            self._seen_step = trainer.global_step
+            self.on_step(trainer, pl_module)
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After optimizer step number `trainer.global_step`, counted from 1."""
+
+
+def is_due(step: int, every_steps: int | None, max_steps: int) -> bool:
+    """Whether something done every `every_steps` optimizer steps, and at the last one, is due after `step`."""
+    return bool(every_steps) and (step % every_steps == 0 or step == max_steps)
