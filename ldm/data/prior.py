@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm import processes
+
 Draw = Callable[[Sequence[int]], Tensor]
 """`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""
 
@@ -48,9 +50,9 @@ class PriorBank:
         """See that the chunks holding `indices` are in memory. All processes must name the same indices."""
         for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
             latents = self._read(chunk)
-            if _any_process(latents is None):
+            if any(processes.gather(latents is None)):
                 latents = self._draw_together(chunk)
-                if _rank() == 0:
+                if processes.rank() == 0:
                     self._write(chunk, latents)
             self.chunks[chunk] = latents
 
@@ -58,7 +60,7 @@ class PriorBank:
         """Read what an earlier part of this run has drawn."""
         for chunk in range(self.chunk_count):
             latents = self._read(chunk)
-            if not _any_process(latents is None):
+            if not any(processes.gather(latents is None)):
                 self.chunks[chunk] = latents
 
     def latents(self, indices: Sequence[int], device: torch.device | str) -> Tensor:
@@ -72,15 +74,15 @@ class PriorBank:
 
     def _draw_together(self, chunk: int) -> Tensor:
         numbers = self._numbers(chunk)
-        if not _distributed():
+        if not processes.several():
             return self.draw(numbers).cpu()
-        share = -(-len(numbers) // dist.get_world_size())
-        own = numbers[_rank() * share : (_rank() + 1) * share]
+        share = -(-len(numbers) // processes.world_size())
+        own = numbers[processes.rank() * share : (processes.rank() + 1) * share]
         # A process without a share draws a number that is then dropped: a collective needs equal shapes.
         drawn = self.draw(own or numbers[:1])[: len(own)]
         padded = torch.zeros(share, *drawn.shape[1:], device=drawn.device)
         padded[: len(drawn)] = drawn
-        shares = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        shares = [torch.empty_like(padded) for _ in range(processes.world_size())]
         dist.all_gather(shares, padded)
         return torch.cat(shares)[: len(numbers)].cpu()
 
@@ -106,19 +108,3 @@ class PriorBank:
 
 def _digest(latents: Tensor) -> str:
     return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _any_process(condition: bool) -> bool:
-    if not _distributed():
-        return condition
-    answers: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(answers, condition)
-    return any(answers)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from ldm import processes
 from ldm.training.step_callback import StepCallback, is_due
 
 
@@ -80,9 +81,9 @@ class LossRecord(StepCallback):
             return
         keys = list(self.pending[0][1])
         values = torch.stack([torch.stack([means[key].float() for key in keys]) for _, means in self.pending])
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if processes.several():
             dist.all_reduce(values)
-            values /= dist.get_world_size()
+            values /= processes.world_size()
         steps, self.pending = [step for step, _ in self.pending], []
         rows = [
             {"step": step, **dict(zip(keys, row, strict=True))}

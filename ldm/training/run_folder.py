@@ -1,0 +1,100 @@
+"""The run folder: made once, locked by one run, known to all of its processes."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from ldm.config import save_config
+from ldm.errors import UserError
+
+FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
+"""How the first process tells the processes it starts where the run is, and which checkpoint it resumes."""
+
+CONFIG = Path("configs", "config.yaml")
+PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "omegaconf", "safetensors", "numpy", "pillow")
+
+
+def is_first_process() -> bool:
+    """Whether this process leads the run, by what torchrun, SLURM or Lightning put in the environment."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
+def run_name(data_root: str | Path | None, name: str, postfix: str) -> str:
+    """`<data folder><timestamp>_<name><postfix>`; all processes of a job scheduler's job agree on it."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    stamp = f"job-{job}" if job and job != "none" else time.strftime("%Y-%m-%dT%H-%M-%S")
+    subject = Path(data_root).resolve().name if data_root else ""
+    return re.sub(r"[^\w.+-]", "-", f"{subject}{stamp}_{name}{postfix}")
+
+
+def create_run_folder(logdir: str | Path, name: str) -> Path:
+    """Make `logdir/name`; a folder of that name is never reused."""
+    folder = Path(logdir) / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(f"run folder {folder} exists: give another --name, or go on with --resume {folder}") from error
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be made ({error.strerror}): give another --logdir") from error
+    return folder
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold `folder` for this process until the returned file is closed or the process ends, however it ends.
+
+    Raises UserError, naming the owner, where another process holds it.
+    """
+    file = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UserError(f"run folder {folder} is in use by {file.read().strip() or 'another process'}") from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def write_record(folder: Path, config: Mapping[str, Any], argv: list[str]) -> None:
+    """Keep with the run what it takes to repeat it: config, command line, versions, git revision.
+
+    Each start of the run (the first, and every resume) adds a numbered record.
+    """
+    (folder / CONFIG).parent.mkdir(exist_ok=True)
+    save_config(config, folder / CONFIG)
+    number = len(list((folder / CONFIG).parent.glob("start-*.json")))
+    record = {
+        "command": ["python", *([sys.argv[0]] if argv else sys.argv[:1]), *argv],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git": _git_revision(),
+        "config": dict(config),
+    }
+    path = (folder / CONFIG).parent / f"start-{number:03d}.json"
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(record, indent=1))
+    os.replace(temporary, path)
+
+
+def _git_revision() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,104 @@
+"""Sample images while training: the same prompts and seeds each time, so that only the weights differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+
+from ldm.data.images import grid, save_image, to_image
+from ldm.randomness import image_generator
+from ldm.training.step_callback import StepCallback, is_due
+
+
+class SampleImages(StepCallback):
+    """Draws `prompts` every `every_steps`, one row a prompt, into `images/` of the run folder and the loggers."""
+
+    def __init__(
+        self,
+        every_steps: int,
+        prompts: Sequence[str],
+        per_prompt: int,
+        seed: int,
+        sampler: str,
+        steps: int,
+        guidance_scale: float,
+        at_end: bool = True,
+    ):
+        """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; at_end: draw after the last step too."""
+        self.every_steps = every_steps
+        self.prompts = list(prompts)
+        self.seeds = range(seed, seed + per_prompt)
+        self.sampler = sampler
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        self.at_end = at_end
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            self.draw(trainer, pl_module)
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.global_step == trainer.max_steps
+        if self.at_end if last else is_due(trainer.global_step, self.every_steps, trainer.max_steps):
+            self.draw(trainer, pl_module)
+        if trainer.datamodule.bank.full:
+            self._show_prior(trainer, pl_module)
+
+    @torch.no_grad()
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample every prompt with the weights as they are."""
+        if not trainer.is_global_zero:
+            return
+        model, data = pl_module.model, trainer.datamodule
+        images: list[Image.Image] = []
+        with trainer.precision_plugin.forward_context():
+            for prompt in self.prompts:
+                latents = model.sample(
+                    [pl_module.with_identifier(prompt)] * len(self.seeds),
+                    [image_generator(seed) for seed in self.seeds],
+                    data.latent_shape,
+                    self.sampler,
+                    self.steps,
+                    self.guidance_scale,
+                )
+                images += [to_image(pixels) for pixels in model.decode(latents)]
+        sheet = grid(images, columns=len(self.seeds))
+        save_image(sheet, Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png")
+        log_image(trainer, "samples", sheet)
+
+    @torch.no_grad()
+    def _show_prior(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first of the prior samples on one contact sheet, once."""
+        path = Path(trainer.default_root_dir) / "images" / "prior.png"
+        if path.exists() or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        numbers = list(range(min(data.prior_count, 64)))
+        images: list[Image.Image] = []
+        for first in range(0, len(numbers), 8):  # a few at a time: decoding at 512 px takes memory
+            latents = data.bank.latents(numbers[first : first + 8], pl_module.device)
+            images += [to_image(pixels) for pixels in pl_module.model.decode(latents)]
+        sheet = grid(images, columns=8)
+        save_image(sheet, path)
+        log_image(trainer, "prior", sheet)
+
+
+def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
+    """Hand `image` to every logger that takes images: TensorBoard and W&B."""
+    for logger in trainer.loggers:
+        kind = type(logger).__name__
+        if kind == "TensorBoardLogger":
+            logger.experiment.add_image(name, np.asarray(image), trainer.global_step, dataformats="HWC")
+        elif kind == "WandbLogger":
+            logger.log_image(name, [image], step=trainer.global_step)
+
+
+def log_config(loggers: Sequence[Any], config: dict[str, Any]) -> None:
+    """The run's configuration, to every logger."""
+    for logger in loggers:
+        logger.log_hyperparams(config)

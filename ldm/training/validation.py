@@ -1,0 +1,152 @@
+"""Validation that is comparable from step to step: fixed images, fixed noise, a fixed grid of timesteps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from ldm import processes
+from ldm.diffusion.loss import alpha_sigma
+from ldm.randomness import generator
+from ldm.training.checkpoint import BEST
+from ldm.training.loss_record import append_rows, truncate_rows
+from ldm.training.step_callback import StepCallback, is_due
+
+
+class Validation(StepCallback):
+    """Subject loss, and drift: how far the model's predictions on the bare class have moved from the base's.
+
+    Rows go to `validation.jsonl` and the loggers; the best weights, by `monitor`, to `best.ckpt`.
+    """
+
+    def __init__(
+        self,
+        every_steps: int,
+        num_timesteps: int = 4,
+        drift_samples: int = 8,
+        monitor: str | None = "score",
+        at_end: bool = True,
+    ):
+        """num_timesteps: size of the timestep grid; drift_samples: prior samples the drift is measured on.
+
+        monitor: "subject_loss", "drift", or "score", their sum; the lowest is the best; null keeps none.
+        """
+        self.every_steps = every_steps
+        self.num_timesteps = num_timesteps
+        self.drift_samples = drift_samples
+        self.monitor = monitor
+        self.at_end = at_end
+        self.best = math.inf
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.drift_samples:
+            pl_module.frozen.needed_for("drift")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.path = Path(trainer.default_root_dir) / "validation.jsonl"
+        if trainer.is_global_zero:
+            truncate_rows(self.path, trainer.global_step)
+        self._prepare(trainer.datamodule, pl_module)
+        if trainer.global_step == 0:
+            self.validate(trainer, pl_module)
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.global_step == trainer.max_steps
+        if self.at_end if last else is_due(trainer.global_step, self.every_steps, trainer.max_steps):
+            self.validate(trainer, pl_module)
+
+    @torch.no_grad()
+    def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Measure, log, and keep the weights where they are the best so far."""
+        with trainer.precision_plugin.forward_context():
+            subject = [pl_module.denoising_error(batch["latents"], batch) for batch in self._subject]
+            drift = [
+                (self._predict(pl_module, batch) - frozen).square().mean(dim=(1, 2, 3))
+                for batch, frozen in zip(self._prior, self._frozen, strict=True)
+            ]
+        row = {"subject_loss": _mean_over_processes(subject), "drift": _mean_over_processes(drift)}
+        row["score"] = row["subject_loss"] + row["drift"]
+        if trainer.is_global_zero:
+            append_rows(self.path, [{"step": trainer.global_step, **row}])
+            for logger in trainer.loggers:
+                logger.log_metrics({f"val/{key}": value for key, value in row.items()}, step=trainer.global_step)
+        # Before the first step there is nothing to keep: the base has not learnt the subject.
+        if self.monitor and trainer.global_step > 0 and row[self.monitor] < self.best:
+            self.best = row[self.monitor]
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / BEST, weights_only=True)
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    @torch.no_grad()
+    def _prepare(self, data: Any, module: LightningModule) -> None:
+        """Encode and noise everything once. Each process holds its share, one batch for each timestep."""
+        mine = slice(processes.rank(), None, processes.world_size())
+        images = range(len(data.validation.images))
+        shape, device = data.latent_shape, module.device
+        noise = torch.stack([torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images])
+        pixels = torch.stack([data.validation.pixels(i) for i in images])
+        latents = module.encode(pixels, noise)
+        self._subject = self._grid(latents, data.validation.prompts, "validation subject", data.seed, device)[mine]
+
+        self._prior, self._frozen = [], []
+        if self.drift_samples:
+            numbers = range(min(self.drift_samples, data.prior_count))
+            data.bank.fill(numbers)
+            prior = data.bank.latents(numbers, device)
+            prompts = [data.prior_prompt] * len(numbers)
+            self._prior = self._grid(prior, prompts, "validation prior", data.seed, device)[mine]
+            frozen = module.frozen.model
+            with torch.autocast(device.type, enabled=False):
+                self._frozen = [
+                    frozen.predict(batch["noisy"], batch["timesteps"], frozen.embed(batch["prompts"]))
+                    for batch in self._noised(self._prior, module.model.alphas_cumprod)
+                ]
+            module.frozen.done_with("drift")
+
+    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, seed: int, device: torch.device) -> list[dict]:
+        """One batch for each timestep at the middle of equal parts of the schedule."""
+        batches = []
+        for k in range(self.num_timesteps):
+            timestep = int((k + 0.5) * 1000 / self.num_timesteps)
+            noise = [
+                torch.randn(latents.shape[1:], generator=generator(seed, purpose, k, i)) for i in range(len(latents))
+            ]
+            batches.append(
+                {
+                    "latents": latents,
+                    "noise": torch.stack(noise).to(device),
+                    "timesteps": torch.full((len(latents),), timestep, device=device),
+                    "prompts": prompts,
+                }
+            )
+        return batches
+
+    def _noised(self, batches: list[dict], alphas_cumprod: Tensor) -> list[dict]:
+        for batch in batches:
+            alpha, sigma = alpha_sigma(alphas_cumprod, batch["timesteps"])
+            batch["noisy"] = alpha * batch["latents"] + sigma * batch["noise"]
+        return batches
+
+    def _predict(self, module: LightningModule, batch: dict) -> Tensor:
+        states = module.model.embed(batch["prompts"])
+        return module.model.predict(batch["noisy"], batch["timesteps"], states)
+
+
+def _mean_over_processes(errors: list[Tensor]) -> float:
+    """Mean of all errors of all processes; 0 where there are none."""
+    device = errors[0].device if errors else "cpu"
+    total = torch.tensor([sum(float(e.sum()) for e in errors), sum(len(e) for e in errors)], dtype=torch.float64)
+    if processes.several():
+        total = total.to(device)
+        dist.all_reduce(total)
+    return float(total[0] / total[1]) if total[1] else 0.0
