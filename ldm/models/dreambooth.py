@@ -4,6 +4,7 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2; the rest says what
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class DreamBooth(LightningModule):
         variant: str | None = None,
         use_ema: bool = True,
         vae: str | None = None,
+        export_dtype: str = "fp32",
     ):
         """`configs/dreambooth.yaml` says what each setting means."""
         super().__init__()
@@ -57,7 +59,7 @@ class DreamBooth(LightningModule):
         self.lr_warmup_steps = lr_warmup_steps
         self.prior_loss_weight = prior_loss_weight
         self.min_snr_gamma = min_snr_gamma
-        self.seed = seed
+        self.export_dtype = export_dtype
         self.frozen = FrozenBase(self.model)
         self._choose_what_trains(gradient_checkpointing)
 
@@ -143,6 +145,15 @@ class DreamBooth(LightningModule):
                 f"checkpoint of another base: it was trained on {checkpoint.get('base')}"
                 f" ({checkpoint.get('base_fingerprint')}), and {self.base} is {self.model.fingerprint}"
             )
+
+    def export(self, run: Path) -> str:
+        """Write the model in diffusers' layout to `run/model`; returns what to tell the user."""
+        data = self.trainer.datamodule
+        self.model.save(run / "model", self.export_dtype, {"identifier": self.identifier, "class_word": data.class_word})
+        return (
+            f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
+            f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {data.class_word} on the moon"'
+        )
 
     def on_train_start(self) -> None:
         """The text encoder and UNet in training mode, the first stage not; no dropout, which nothing could key."""

@@ -1,16 +1,16 @@
 """The pre-trained model as it was before training, for as long as something still asks for it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm.errors import UserError
-from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.latent_diffusion import DTYPES, LatentDiffusion
 from ldm.randomness import generator
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenBase:
@@ -39,9 +39,9 @@ class FrozenBase:
     @property
     def model(self) -> LatentDiffusion:
         """The copy, in the named precision, beside the trained model."""
-        if self.precision not in PRECISIONS:
-            raise UserError(f"data.params.prior.precision is '{self.precision}': one of {', '.join(PRECISIONS)}")
-        dtype, device = PRECISIONS[self.precision], self._trained.unet.device
+        if self.precision not in DTYPES:
+            raise UserError(f"data.params.prior.precision is '{self.precision}': one of {', '.join(DTYPES)}")
+        dtype, device = DTYPES[self.precision], self._trained.unet.device
         self._model.unet.to(device, dtype)
         self._model.text_encoder.to(device, dtype)
         return self._model
@@ -50,7 +50,11 @@ class FrozenBase:
         self, indices: Sequence[int], prompt: str, latent_shape: Sequence[int], seed: int, settings: Mapping[str, Any]
     ) -> Tensor:
         """Class-prior latents [len(indices), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
-        with torch.autocast(self._trained.unet.device.type, enabled=False):
+        title = f"prior samples {indices[0] + 1}-{indices[-1] + 1} of {settings['count']}"
+        with (
+            torch.autocast(self._trained.unet.device.type, enabled=False),
+            tqdm(total=settings["steps"], desc=title, leave=False, file=sys.stderr) as bar,
+        ):
             return self.model.sample(
                 [prompt] * len(indices),
                 [generator(seed, "prior", index) for index in indices],
@@ -58,4 +62,5 @@ class FrozenBase:
                 settings["sampler"],
                 settings["steps"],
                 settings["guidance_scale"],
+                on_step=bar.update,
             )

@@ -5,8 +5,9 @@ shapes that follow from a base; pixels are in [-1, 1] everywhere.
 """
 
 import copy
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,10 @@ from ldm.diffusion.guidance import guided
 from ldm.diffusion.sampling import initial_noise, make_scheduler, sample
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
+from ldm.formats.diffusers_folder import save_diffusers_folder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names configs use."""
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -175,6 +180,11 @@ class LatentDiffusion(nn.Module):
             eta,
             on_step,
         )
+
+    def save(self, folder: Path, dtype: str, subject: Mapping[str, str]) -> None:
+        """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`; `dtype`: fp32 or fp16."""
+        save_diffusers_folder(self.components(), folder, DTYPES[dtype])
+        (folder / "dreambooth.json").write_text(json.dumps(dict(subject), indent=1) + "\n")
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""

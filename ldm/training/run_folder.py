@@ -14,8 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+import torch.distributed as dist
+
 from ldm.config import save_config
 from ldm.errors import UserError
+from ldm.training.checkpoint import is_whole, newest_checkpoint
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
 """How the first process tells the processes it starts where the run is, and which checkpoint it resumes."""
@@ -89,6 +93,42 @@ def write_record(folder: Path, config: Mapping[str, Any], argv: list[str]) -> No
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(record, indent=1))
     os.replace(temporary, path)
+
+
+def folder_of(resumed: Path) -> Path:
+    """The run folder that `--resume` names: itself, or the one around a checkpoint."""
+    folder = resumed if resumed.is_dir() else resumed.parent.parent
+    if not resumed.exists():
+        raise UserError(f"--resume {resumed}: no such run folder or checkpoint")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"--resume {resumed}: {folder} is no run folder ({CONFIG} is missing)")
+    return folder
+
+
+def checkpoint_of(resumed: Path) -> Path:
+    """The full state that `--resume` names, or the newest whole one of a run folder."""
+    if resumed.is_dir():
+        return newest_checkpoint(resumed)
+    if not is_whole(resumed):
+        raise UserError(f"--resume {resumed}: the file is damaged; name the run folder to take the newest whole one")
+    return resumed
+
+
+def share(folder: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
+    """Tell all processes of the run what the first one chose.
+
+    Processes that Lightning starts inherit the environment; those of torchrun meet here first.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        choice = [(folder, checkpoint)]
+        # Lightning takes up a process group that exists.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.broadcast_object_list(choice)
+        return choice[0]
+    if folder is not None:
+        os.environ[FOLDER_VARIABLE] = json.dumps([str(folder), checkpoint and str(checkpoint)])
+    known_folder, known_checkpoint = json.loads(os.environ[FOLDER_VARIABLE])
+    return Path(known_folder), known_checkpoint and Path(known_checkpoint)
 
 
 def _git_revision() -> str:

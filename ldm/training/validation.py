@@ -96,7 +96,7 @@ class Validation(StepCallback):
         noise = torch.stack([torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images])
         pixels = torch.stack([data.validation.pixels(i) for i in images])
         latents = module.encode(pixels, noise)
-        self._subject = self._grid(latents, data.validation.prompts, "validation subject", data.seed, device)[mine]
+        self._subject = self._grid(latents, data.validation.prompts, "validation subject", data)[mine]
 
         self._prior, self._frozen = [], []
         if self.drift_samples:
@@ -104,7 +104,7 @@ class Validation(StepCallback):
             data.bank.fill(numbers)
             prior = data.bank.latents(numbers, device)
             prompts = [data.prior_prompt] * len(numbers)
-            self._prior = self._grid(prior, prompts, "validation prior", data.seed, device)[mine]
+            self._prior = self._grid(prior, prompts, "validation prior", data)[mine]
             frozen = module.frozen.model
             with torch.autocast(device.type, enabled=False):
                 self._frozen = [
@@ -113,13 +113,14 @@ class Validation(StepCallback):
                 ]
             module.frozen.done_with("drift")
 
-    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, seed: int, device: torch.device) -> list[dict]:
+    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: Any) -> list[dict]:
         """One batch for each timestep at the middle of equal parts of the schedule."""
         batches = []
+        num_timesteps, device = data.num_timesteps, latents.device
         for k in range(self.num_timesteps):
-            timestep = int((k + 0.5) * 1000 / self.num_timesteps)
+            timestep = int((k + 0.5) * num_timesteps / self.num_timesteps)
             noise = [
-                torch.randn(latents.shape[1:], generator=generator(seed, purpose, k, i)) for i in range(len(latents))
+                torch.randn(latents.shape[1:], generator=generator(data.seed, purpose, k, i)) for i in range(len(latents))
             ]
             batches.append(
                 {

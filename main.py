@@ -1,0 +1,228 @@
+"""Train: `python main.py --base configs/dreambooth.yaml`; go on after an interruption: `--resume logs/<run>`."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import EXIT_RESUME_ME, EXIT_USER_ERROR, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = parse(argv)
+    try:
+        return run(options, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            print(
+                "error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files", file=sys.stderr
+            )
+            return EXIT_USER_ERROR
+        if options.debug:
+            import pdb
+
+            pdb.post_mortem(error.__traceback__)
+        raise
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Words that are no option are config overrides, `key.sub=value`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged left to right")
+    parser.add_argument(
+        "-t", "--train", type=_truth, nargs="?", const=True, default=True, help="false: check everything, and stop"
+    )
+    parser.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint in one, to go on with")
+    parser.add_argument("-n", "--name", help="name of the run (default: the first config's)")
+    parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
+    parser.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
+    parser.add_argument("-s", "--seed", type=int, help="seed of every draw (default: the config's)")
+    parser.add_argument("-d", "--debug", action="store_true", help="open the debugger on an error")
+    parser.add_argument("--no-test", action="store_true", help="skip validation and samples after the last step")
+    parser.add_argument(
+        "--scale_lr", action="store_true", help="multiply the learning rate by devices x batch x accumulation"
+    )
+    parser.add_argument("--actual_resume", metavar="BASE", help="base model: diffusers folder, hub id or single file")
+    parser.add_argument("--data_root", help="folder with the subject's images")
+    parser.add_argument("--reg_data_root", help="folder with class images, in place of sampling them")
+    parser.add_argument("--class_word", help="the subject's class, such as dog")
+    parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for so many")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
+    # parse_known_args, because argparse wants all free words together, and people put them anywhere.
+    options, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    free = [word for word in options.base if "=" in word and not Path(word).exists()]
+    options.base = [word for word in options.base if word not in free]
+    options.overrides = free + options.overrides + rest
+    return options
+
+
+def run(options: argparse.Namespace, argv: list[str]) -> int:
+    """Everything after parsing: config, run folder, objects, fit, export."""
+    from ldm.training import run_folder
+
+    resumed = Path(options.resume) if options.resume else None
+    config = read_config(options)
+    if not options.train:
+        return check(config, options)
+    if run_folder.is_first_process():
+        if resumed:
+            folder = run_folder.folder_of(resumed)
+        else:
+            subject = config["data"].get("params", {}).get("data_root")
+            name = options.name or Path(options.base[0]).stem
+            folder = run_folder.create_run_folder(options.logdir, run_folder.run_name(subject, name, options.postfix))
+        held = run_folder.lock(folder)
+        checkpoint = run_folder.checkpoint_of(resumed) if resumed else None
+        run_folder.write_record(folder, config, argv)
+    else:
+        held, folder, checkpoint = None, None, None
+    folder, checkpoint = run_folder.share(folder, checkpoint)
+    try:
+        return train(config, folder, checkpoint)
+    finally:
+        if held:
+            held.close()
+
+
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The run's config: merged YAMLs, or the resumed run's own; then the command line's changes."""
+    from ldm import config as configs
+    from ldm.training.run_folder import CONFIG, folder_of
+
+    if options.resume:
+        if options.base:
+            raise UserError("--resume takes the run's own config: leave --base out, and change keys with key.sub=value")
+        config = configs.read_plain(folder_of(Path(options.resume)) / CONFIG)
+        configs.check_trusted(config)
+        return configs.override(config, overrides_of(options))
+    return configs.load_config(options.base, overrides_of(options))
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """The ancestor's options as config overrides, before the free ones, which thus win."""
+    keys = {
+        "seed": options.seed,
+        "model.params.base": options.actual_resume,
+        "data.params.data_root": options.data_root,
+        "data.params.reg_data_root": options.reg_data_root,
+        "data.params.class_word": options.class_word,
+    }
+    words = [f"{key}={value}" for key, value in keys.items() if value is not None]
+    if options.gpus is not None:
+        if options.gpus == "0":
+            raise UserError("--gpus 0: write '0,' for the first GPU, '1' for one GPU; lightning.trainer.accelerator=cpu is for none")
+        devices = f"[{options.gpus.strip(',')}]" if "," in options.gpus else options.gpus
+        words += ["lightning.trainer.accelerator=gpu", f"lightning.trainer.devices={devices}"]
+    if options.no_test:
+        words += [f"lightning.callbacks.{name}.params.at_end=false" for name in ("validation", "samples")]
+    return words + options.overrides
+
+
+def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any, Any, Any]:
+    """The data module, model and trainer of `config`; the trainer writes into `folder`."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    from ldm.config import instantiate_from_config
+    from ldm.training.checkpoint import AtomicCheckpointIO
+
+    lightning = config["lightning"]
+    data = instantiate_from_config(config["data"], trusted_only)
+    model = instantiate_from_config(config["model"], trusted_only)
+    callbacks = [instantiate_from_config(c, trusted_only) for c in lightning["callbacks"].values() if c]
+    logger = instantiate_from_config(lightning["logger"], trusted_only, save_dir=str(folder)) if lightning["logger"] else False
+    plugins: list[Any] = [AtomicCheckpointIO({"config": config})]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # our own handler saves; requeueing is the job script's
+    try:
+        trainer = pl.Trainer(
+            **lightning["trainer"],
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=logger,
+            plugins=plugins,
+            max_epochs=-1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"config lightning.trainer: {error}") from error
+    return data, model, trainer
+
+
+def train(config: dict[str, Any], folder: Path, checkpoint: Path | None) -> int:
+    """Fit, then export the model and say how to sample it."""
+    from ldm.training.checkpoint import Checkpointing
+    from ldm.training.samples import log_config
+
+    quiet()
+    data, model, trainer = build(config, folder, trusted_only=checkpoint is not None)
+    if trainer.is_global_zero:
+        log_config(trainer.loggers, config)
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    checkpointing = next((c for c in trainer.callbacks if isinstance(c, Checkpointing)), None)
+    if checkpointing and checkpointing.stopped:
+        print(f"stopped at step {trainer.global_step}, saved: python main.py --resume {folder} goes on", file=sys.stderr)
+        return EXIT_RESUME_ME
+    if trainer.is_global_zero:
+        print(model.export(folder))
+    return 0
+
+
+def check(config: dict[str, Any], options: argparse.Namespace) -> int:
+    """`--train false`: build everything, and say what the run would do and take."""
+    import tempfile
+
+    from ldm.training.estimate import estimate
+
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        data, model, trainer = build(config, Path(folder), trusted_only=bool(options.resume))
+        print(estimate(data, model, trainer))
+    return 0
+
+
+def quiet() -> None:
+    """Silence what Lightning says about choices that were made on purpose here."""
+    import logging
+
+    import diffusers
+    import transformers
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
+    for pattern in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*module\\(s\\) in eval mode.*"):
+        warnings.filterwarnings("ignore", pattern)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _truth(word: str) -> bool:
+    if word.lower() in ("true", "yes", "1", "t", "y"):
+        return True
+    if word.lower() in ("false", "no", "0", "f", "n"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="ldm",
+    version="0.1.0",
+    description="DreamBooth fine-tuning of latent diffusion models on PyTorch Lightning",
+    packages=find_packages(include=["ldm", "ldm.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "pytorch-lightning>=2.6",
+        "omegaconf>=2.3",
+        "transformers>=4.57",
+        "diffusers>=0.35",
+        "einops>=0.8",
+        "tensorboard>=2.16",
+        "wandb>=0.19",
+        "pillow>=11.0",
+        "numpy>=1.26",
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+)
