@@ -4,15 +4,14 @@ import re
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from ldm.errors import UserError
-from ldm.formats import diffusers_folder, hub
+from ldm.formats import diffusers_folder, hub, single_file
 from ldm.formats.components import Components
 from ldm.formats.fingerprint import files_fingerprint
 
-__all__ = ["Components", "fingerprint", "load_base"]
-
-SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+__all__ = ["Components", "fingerprint", "load_base", "load_vae"]
 
 
 def load_base(
@@ -22,23 +21,53 @@ def load_base(
     variant: str | None = None,
     use_ema: bool = True,
     vae: str | Path | None = None,
+    prediction_type: str | None = None,
+    configs: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
     """Read a base model onto the CPU in `dtype`, every key and shape accounted for.
 
-    base: a folder in diffusers' layout, or a hub id (`owner/name`).
+    base: a folder in diffusers' layout, a hub id (`owner/name`), or a single CompVis/A1111 file.
     revision: branch, tag or commit of a hub id.
     variant: the middle of the weight files' names in a diffusers folder, such as "fp16".
-    vae: a folder or file with a first stage to use in place of the base's own.
+    use_ema: take the moving average of the UNet where a single file has one.
+    vae: a folder, hub id or file with a first stage to use in place of the base's own.
+    prediction_type: "epsilon" or "v_prediction", where it differs from what the base says (`single_file`).
+    configs: component configs and tokenizer for a single file that is not of Stable Diffusion's size.
 
     Only hub ids use the network. Raises `UserError` for whatever a user can mend.
     """
     path = locate(base, revision, variant)
-    parts = diffusers_folder.read_diffusers_folder(path, variant=variant, dtype=dtype)
+    if path.is_dir():
+        parts = diffusers_folder.read_diffusers_folder(
+            path, variant=variant, with_vae=vae is None, dtype=dtype
+        )
+        parts["scheduler_config"]["prediction_type"] = (
+            prediction_type or parts["scheduler_config"]["prediction_type"]
+        )
+    else:
+        parts = single_file.read_single_file(
+            path,
+            configs=Path(configs) if configs else None,
+            prediction_type=prediction_type,
+            use_ema=use_ema,
+            with_vae=vae is None,
+            dtype=dtype,
+        )
     if vae is not None:
-        parts["vae"] = diffusers_folder.read_vae(locate(vae, None, variant), variant=variant, dtype=dtype)
+        parts["vae"] = load_vae(vae, variant=variant, dtype=dtype)
     identity = fingerprint(base, revision=revision, variant=variant, use_ema=use_ema, vae=vae)
     return Components(**parts, source=str(base), fingerprint=identity)
+
+
+def load_vae(
+    vae: str | Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
+) -> AutoencoderKL:
+    """A first stage of its own, or out of a whole model: folder, hub id or single file."""
+    path = locate(vae, None, variant)
+    if path.is_dir():
+        return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
+    return single_file.read_vae_file(path, dtype=dtype)
 
 
 def fingerprint(
@@ -54,7 +83,13 @@ def fingerprint(
     It does not depend on where the files lie. Raises `UserError` where files are missing.
     """
     path = locate(base, revision, variant)
-    files = diffusers_folder.files_of(path, variant)
+    if path.is_dir():
+        files = diffusers_folder.files_of(path, variant, with_vae=vae is None)
+    else:
+        files = [("single file" if use_ema else "single file without moving average", path)]
+    if vae is not None:
+        path = locate(vae, None, variant)
+        files += diffusers_folder.vae_files(path, variant) if path.is_dir() else [("vae", path)]
     return files_fingerprint(files)
 
 

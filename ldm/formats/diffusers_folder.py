@@ -1,16 +1,20 @@
 """Stable Diffusion in the folder layout of diffusers' `StableDiffusionPipeline`."""
 
 import json
+import shutil
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
-from ldm.formats.components import SCHEDULE_KEYS
-from ldm.formats.modules import COMPONENTS, assemble
+from ldm.formats.atomic import sync, sync_tree, temporary_sibling
+from ldm.formats.components import SCHEDULE_KEYS, Components
+from ldm.formats.modules import COMPONENTS, assemble, text_prefix
 from ldm.formats.safe_loading import load_checkpoint
 
 WEIGHT_NAMES = {
@@ -39,14 +43,18 @@ OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 """Attention layers of the first stage in folders written before diffusers 0.15, and their names now."""
 
 
-def read_diffusers_folder(folder: Path, *, variant: str | None, dtype: torch.dtype) -> dict:
+def read_diffusers_folder(
+    folder: Path, *, variant: str | None = None, with_vae: bool = True, dtype: torch.dtype = torch.float32
+) -> dict:
     """The networks, the tokenizer and the `scheduler_config` of a pipeline folder, by name.
 
     `variant`: the middle part of the weight files' names, such as "fp16".
+    `with_vae`: False leaves out the first stage.
     Raises `UserError` for a missing or damaged file and for keys that do not fit.
     """
-    configs = {name: read_json(folder / name / "config.json") for name in COMPONENTS}
-    weights = {name: read_weights(folder / name, name, variant) for name in COMPONENTS}
+    wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
+    configs = {name: read_json(folder / name / "config.json") for name in wanted}
+    weights = {name: read_weights(folder / name, name, variant) for name in wanted}
     modules = assemble(configs, weights, dtype, str(folder))
     tokenizer = read_tokenizer(folder / "tokenizer", modules["text_encoder"].config.vocab_size)
     return {**modules, "tokenizer": tokenizer, "scheduler_config": read_scheduler_config(folder)}
@@ -54,9 +62,19 @@ def read_diffusers_folder(folder: Path, *, variant: str | None, dtype: torch.dty
 
 def read_vae(folder: Path, *, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
     """A first stage from its own folder, or from the `vae` folder of a pipeline."""
-    own = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+    own = vae_folder(folder)
     configs, weights = {"vae": read_json(own / "config.json")}, {"vae": read_weights(own, "vae", variant)}
     return assemble(configs, weights, dtype, str(own))["vae"]
+
+
+def vae_folder(folder: Path) -> Path:
+    """The first stage's own folder, given that or a pipeline's."""
+    return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+
+
+def vae_files(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
+    """What `read_vae` reads: pairs of role and path, for the fingerprint."""
+    return component_files(vae_folder(folder), "vae", variant)
 
 
 def read_json(path: Path) -> dict:
@@ -122,11 +140,12 @@ def read_scheduler_config(folder: Path) -> dict:
     return config
 
 
-def files_of(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
+def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[tuple[str, Path]]:
     """What is read from a pipeline folder: pairs of role and path, for the fingerprint."""
     files = []
     for name in COMPONENTS:
-        files += component_files(folder / name, name, variant)
+        if with_vae or name != "vae":
+            files += component_files(folder / name, name, variant)
     files += [(f"tokenizer/{name}", folder / "tokenizer" / name) for name in TOKENIZER_FILES]
     files.append(("scheduler", folder / "scheduler" / "scheduler_config.json"))
     return [(role, path) for role, path in files if path.is_file()]
@@ -136,3 +155,92 @@ def component_files(folder: Path, component: str, variant: str | None) -> list[t
     """The config and the weights of one network."""
     weights = weight_file(folder, component, variant)
     return [(f"{component}/config", folder / "config.json"), (f"{component}/weights", weights)]
+
+
+def save_diffusers_folder(components: Components, folder: str | Path, dtype: torch.dtype) -> Path:
+    """Write a complete `StableDiffusionPipeline` to `folder`, which must not exist yet, in `dtype`.
+
+    Everything is written to a folder beside it first and then renamed, so `folder` is whole or not there.
+    Text-encoder keys begin with `text_model.` and the tokenizer comes as vocab.json and merges.txt too: without
+    these, transformers 4 loads random weights or no tokenizer. Raises `UserError` when `folder` is taken.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already: choose another name, or move it away")
+    temporary = temporary_sibling(folder)
+    temporary.mkdir(parents=True)
+    try:
+        write_json(temporary / "model_index.json", model_index(components))
+        for name in COMPONENTS:
+            write_network(getattr(components, name), name, temporary / name, dtype)
+        write_tokenizer(components.tokenizer, temporary / "tokenizer", components.text_encoder.config)
+        write_json(temporary / "scheduler" / "scheduler_config.json", components.scheduler_config)
+        sync_tree(temporary)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder.parent)
+    return folder
+
+
+def model_index(components: Components) -> dict:
+    """What a pipeline consists of; there is no safety checker, since the training had none."""
+    scheduler = components.scheduler_config.get("_class_name", "DDIMScheduler")
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.dtype) -> None:
+    """The config and the weights of one network."""
+    tensors = {
+        key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()
+    }
+    if component == "text_encoder":
+        prefix = text_prefix(module)
+        tensors = {f"text_model.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
+        precision = str(dtype).removeprefix("torch.")
+        config = {**module.config.to_dict(), "architectures": ["CLIPTextModel"], "dtype": precision}
+        config["torch_dtype"] = precision  # transformers 4's name for it
+    else:
+        config = json.loads(module.to_json_string())
+        config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
+    save_file(tensors, folder / f"{WEIGHT_NAMES[component]}.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config) -> None:
+    """A CLIP tokenizer as every version of transformers reads it."""
+    tokenizer.save_pretrained(str(folder))
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    write_json(folder / "vocab.json", model["vocab"], indent=None)
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    write_json(folder / "special_tokens_map.json", special)
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": text_config.max_position_embeddings,
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def write_json(path: Path, content: dict, indent: int | None = 2) -> None:
+    """`content` as JSON; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

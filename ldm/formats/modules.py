@@ -33,11 +33,14 @@ def text_prefix(module: nn.Module) -> str:
     return "text_model." if hasattr(module, "text_model") else ""
 
 
-def misfit(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """How `tensors` differ from what `module` needs, as one phrase; empty when every key and shape fits."""
+def misfit(module: nn.Module, tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
+    """How `tensors` differ from what `module` needs, as one phrase; empty when every key and shape fits.
+
+    surplus: further keys of this network that the file holds and nothing needs.
+    """
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in tensors]
-    left_over = [key for key in tensors if key not in wanted]
+    left_over = [*(key for key in tensors if key not in wanted), *surplus]
     reshaped = [
         f"{key} {list(tensors[key].shape)} instead of {list(wanted[key].shape)}"
         for key in wanted
@@ -69,24 +72,25 @@ def assemble(
     weights: Mapping[str, Mapping[str, Tensor]],
     dtype: torch.dtype,
     source: str,
-    left_over: Iterable[str] = (),
+    surplus: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, nn.Module]:
     """Build and fill every network of `configs` from `weights`, both keyed by component.
 
     A text encoder's keys come without `text_model.`, whatever the installed transformers calls them.
-    `left_over`: keys of the file that belong to no component.
+    `surplus`: keys that the file holds and nothing needs, by component; "other" where they belong to none.
     Raises `UserError` that lists missing, superfluous and misshapen keys by component.
     """
+    surplus = dict(surplus or {})
     modules = {name: empty_module(name, config) for name, config in configs.items()}
     weights = {
         name: {text_prefix(module) + key: value for key, value in weights[name].items()}
         for name, module in modules.items()
     }
-    misfits = {name: misfit(module, weights[name]) for name, module in modules.items()}
+    misfits = {name: misfit(module, weights[name], surplus.pop(name, ())) for name, module in modules.items()}
+    misfits |= {
+        name: f"{len(list(keys))} left over ({listed(keys)})" for name, keys in surplus.items() if keys
+    }
     phrases = [f"{name}: {phrase}" for name, phrase in misfits.items() if phrase]
-    left_over = list(left_over)
-    if left_over:
-        phrases.append(f"of no component: {len(left_over)} left over ({listed(left_over)})")
     if phrases:
         raise UserError(f"{source} does not fit its model: {' | '.join(phrases)}")
     return {name: fill(module, weights[name], dtype) for name, module in modules.items()}

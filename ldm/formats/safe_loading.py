@@ -70,6 +70,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} {what_it_is(path, head)}")
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the header's length in eight bytes, then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def what_it_is(path: Path, head: bytes) -> str:
     """Why a file that begins with `head` is no checkpoint, and what to do about it."""
     if not head:

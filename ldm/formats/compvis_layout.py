@@ -1,0 +1,167 @@
+"""Tensors of CompVis' single files to and from the networks' own state dicts; pure functions, nothing is read.
+
+Beside names (`compvis_names`) two layouts differ: the first stage's attention is four 1 x 1 convolutions there
+and four linear layers here, and OpenCLIP joins query, key and value into one matrix.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ldm.formats import compvis_names
+from ldm.formats.compvis_names import CLIP_PREFIX, OPENCLIP_PREFIX, UNET_PREFIX, VAE_PREFIX
+from ldm.formats.modules import text_prefix
+
+PREFIXES = {"unet": (UNET_PREFIX, "model_ema."), "vae": (VAE_PREFIX,), "text_encoder": ("cond_stage_model.",)}
+"""What a component's keys begin with in a single file."""
+
+INERT_KEYS = (
+    # The noise schedule, which the scheduler config states.
+    r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recipm?1?_alphas_cumprod",
+    r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor",
+    # Counters of the moving average; the first stage's training losses and its own moving average.
+    r"model_ema\.(decay|num_updates)|first_stage_model\.(loss|model_ema)\..*|v_pred",
+    # The numbers 0, 1, ..., 76, and CLIP's projections, which Stable Diffusion does not use.
+    r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids",
+    r"cond_stage_model\.(transformer\.text_projection\.weight|logit_scale|text_projection)",
+    r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",
+)
+"""Keys (as regular expressions) that carry nothing the model needs. OpenCLIP's last layer is added by number."""
+
+VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def is_openclip(text_encoder: nn.Module) -> bool:
+    """Whether a text encoder is SD 2.x's: OpenCLIP's ViT-H uses the exact GELU, OpenAI's CLIP an approximation."""
+    return text_encoder.config.hidden_act == "gelu"
+
+
+def compvis_key_map(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
+    """`{component: {our key: their key}}` for the networks in `modules` (on any device).
+
+    Text-encoder keys have no `text_model.` on our side.
+    """
+    keys = {
+        name: [key.removeprefix(text_prefix(module)) for key in module.state_dict()]
+        for name, module in modules.items()
+    }
+    maps = {}
+    if "unet" in modules:
+        maps["unet"] = compvis_names.unet_names(keys["unet"], modules["unet"].config.layers_per_block)
+    if "vae" in modules:
+        maps["vae"] = compvis_names.vae_names(keys["vae"], len(modules["vae"].config.block_out_channels))
+    if "text_encoder" in modules:
+        openclip = is_openclip(modules["text_encoder"])
+        names = compvis_names.openclip_names if openclip else compvis_names.clip_names
+        maps["text_encoder"] = names(keys["text_encoder"])
+    return maps
+
+
+def from_compvis(
+    tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], use_ema: bool
+) -> dict:
+    """The tensors of each component in `key_map` under our keys; what the file lacks is left out.
+
+    use_ema: take the UNet's moving average where the file has one.
+    """
+    flat = split_qkv(tensors)
+    weights = {}
+    averaged = use_ema and has_ema(tensors)
+    for component, names in key_map.items():
+        source = ema_key if averaged and component == "unet" else str
+        found = {ours: flat[source(theirs)] for ours, theirs in names.items() if source(theirs) in flat}
+        weights[component] = {ours: to_linear(names[ours], value) for ours, value in found.items()}
+    return weights
+
+
+def surplus(
+    tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], text_layers: int
+) -> dict[str, list[str]]:
+    """The keys that no network takes and `INERT_KEYS` does not name, by component.
+
+    A component that `key_map` lacks is not looked at. text_layers: those that the text encoder has; SD 2.x uses
+    all of OpenCLIP's but the last, so the layer of this number is inert.
+    """
+    known = {theirs for names in key_map.values() for theirs in names.values()}
+    known |= {ema_key(theirs) for theirs in key_map.get("unet", {}).values()}
+    last = rf"cond_stage_model\.model\.transformer\.resblocks\.{text_layers}\..*"
+    inert = re.compile("|".join(f"(?:{pattern})" for pattern in (*INERT_KEYS, last)))
+    ignored = tuple(start for name in PREFIXES.keys() - key_map.keys() for start in PREFIXES[name])
+    result: dict[str, list[str]] = {}
+    for key in split_qkv(tensors):
+        if key not in known and not inert.fullmatch(key) and not key.startswith(ignored):
+            result.setdefault(component_of(key), []).append(key)
+    return result
+
+
+def component_of(key: str) -> str:
+    """The component that a single file's key belongs to, or "other"."""
+    return next((name for name, starts in PREFIXES.items() if key.startswith(starts)), "other")
+
+
+def to_compvis(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All tensors of `modules` as one CompVis state dict."""
+    tensors = {}
+    for component, names in compvis_key_map(modules).items():
+        prefix = text_prefix(modules[component])
+        for key, value in modules[component].state_dict().items():
+            theirs = names[key.removeprefix(prefix)]
+            tensors[theirs] = to_convolution(theirs, value)
+    return join_qkv(tensors)
+
+
+def has_ema(tensors: Iterable[str]) -> bool:
+    """Whether the file holds a moving average of the UNet beside its weights."""
+    return any(key.startswith("model_ema.diffusion_model") for key in tensors)
+
+
+def ema_key(key: str) -> str:
+    """The name of a UNet key's moving average: CompVis drops the dots."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def with_text_model(key: str) -> str:
+    """SD 1.x files written by transformers 5 lack the `text_model.` that all others have."""
+    start = CLIP_PREFIX.removesuffix("text_model.")
+    rest = key.removeprefix(start)
+    inside = rest.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return CLIP_PREFIX + rest if key.startswith(start) and inside else key
+
+
+def to_linear(key: str, value: Tensor) -> Tensor:
+    """The first stage's 1 x 1 convolutions of attention as matrices."""
+    return value.flatten(1) if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.shape[2:].numel() == 1 else value
+
+
+def to_convolution(key: str, value: Tensor) -> Tensor:
+    """The inverse of `to_linear`."""
+    return value[:, :, None, None] if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.ndim == 2 else value
+
+
+def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenCLIP's `attn.in_proj_weight` and `_bias` as three tensors each: query, key, value."""
+    result = {}
+    for key, value in tensors.items():
+        stem, joined, kind = key.partition("attn.in_proj_")
+        if key.startswith(OPENCLIP_PREFIX) and joined and value.shape[0] % 3 == 0:
+            for part, third in zip(QKV, value.chunk(3), strict=True):
+                result[f"{stem}attn.{part}.{kind}"] = third.clone()  # of its own, so that it can be saved
+        else:
+            result[key] = value
+    return result
+
+
+def join_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `split_qkv`."""
+    result = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"(cond_stage_model\.model\..*attn\.)([qkv]_proj)\.(weight|bias)", key)
+        if not found:
+            result[key] = value
+        elif found[2] == QKV[0]:
+            thirds = [tensors[f"{found[1]}{part}.{found[3]}"] for part in QKV]
+            result[f"{found[1]}in_proj_{found[3]}"] = torch.cat(thirds)
+    return result

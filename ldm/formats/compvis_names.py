@@ -1,0 +1,134 @@
+"""What CompVis' single files call the parameters that diffusers and transformers call otherwise.
+
+Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so the
+same map serves reading and writing. Only the numbering of blocks depends on the network's size.
+
+Sources: module names of CompVis/stable-diffusion (`openaimodel.py`, `model.py`) and mlfoundations/open_clip
+(`transformer.py`); checked in the tests against diffusers' own conversion.
+"""
+
+import re
+from collections.abc import Iterable
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+CLIP_PREFIX = "cond_stage_model.transformer.text_model."
+OPENCLIP_PREFIX = "cond_stage_model.model."
+
+UNET_ENDS = {
+    "time_embedding.linear_1.": "time_embed.0.",
+    "time_embedding.linear_2.": "time_embed.2.",
+    "conv_in.": "input_blocks.0.0.",
+    "conv_norm_out.": "out.0.",
+    "conv_out.": "out.2.",
+}
+UNET_RESNET = {
+    "norm1.": "in_layers.0.",
+    "conv1.": "in_layers.2.",
+    "time_emb_proj.": "emb_layers.1.",
+    "norm2.": "out_layers.0.",
+    "conv2.": "out_layers.3.",
+    "conv_shortcut.": "skip_connection.",
+}
+VAE_ATTENTION = {
+    "group_norm.": "norm.",
+    "to_q.": "q.",
+    "to_k.": "k.",
+    "to_v.": "v.",
+    "to_out.0.": "proj_out.",
+}
+OPENCLIP_LAYER = {
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "self_attn.": "attn.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
+OPENCLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def renamed_start(key: str, names: dict[str, str]) -> str:
+    """`key` with the first of `names` that it starts with replaced."""
+    for ours, theirs in names.items():
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours)
+    return key
+
+
+def unet_names(keys: Iterable[str], layers_per_block: int) -> dict[str, str]:
+    """CompVis numbers the UNet's layers through: 0 is the first convolution, and a resolution's up- or
+    downsampler is a layer of its own on the way down, but part of the last layer on the way up."""
+    keys = list(keys)
+    attending = {key.split(".attentions.")[0] for key in keys if ".attentions." in key}
+    return {key: UNET_PREFIX + unet_name(key, layers_per_block, attending) for key in keys}
+
+
+def unet_name(key: str, layers: int, attending: set[str]) -> str:
+    """The CompVis name of one UNet key; `attending`: blocks with attention, such as "down_blocks.0"."""
+    found = re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", key)
+    if not found:
+        return renamed_start(key, UNET_ENDS)
+    side, block, kind, layer, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    if kind == "resnets":
+        rest = renamed_start(rest, UNET_RESNET)
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * layer}.{rest}"
+    first = block * (layers + 1) + (1 if side == "down" else 0)
+    if kind == "downsamplers":
+        return f"input_blocks.{first + layers}.0.{rest.replace('conv.', 'op.')}"
+    if kind == "upsamplers":
+        place = 2 if f"up_blocks.{block}" in attending else 1
+        return f"output_blocks.{first + layers}.{place}.{rest}"
+    stem = "input_blocks" if side == "down" else "output_blocks"
+    return f"{stem}.{first + layer}.{1 if kind == 'attentions' else 0}.{rest}"
+
+
+def vae_names(keys: Iterable[str], blocks: int) -> dict[str, str]:
+    """The first stage; the decoder's blocks are numbered from fine to coarse in CompVis, coarse to fine here."""
+    return {key: VAE_PREFIX + vae_name(key, blocks) for key in keys}
+
+
+def vae_name(key: str, blocks: int) -> str:
+    """The CompVis name of one first-stage key."""
+    found = re.fullmatch(r"(encoder|decoder)\.(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", key)
+    if not found:
+        return key.replace("conv_norm_out.", "norm_out.")
+    half, side, block, kind, layer, rest = (
+        found[1],
+        found[2],
+        int(found[3] or 0),
+        found[4],
+        int(found[5]),
+        found[6],
+    )
+    rest = rest.replace("conv_shortcut.", "nin_shortcut.")
+    if kind == "attentions":
+        return f"{half}.mid.attn_{layer + 1}.{renamed_start(rest, VAE_ATTENTION)}"
+    if side == "mid":
+        return f"{half}.mid.block_{layer + 1}.{rest}"
+    number = blocks - 1 - block if side == "up" else block
+    part = f"block.{layer}" if kind == "resnets" else f"{side}sample"
+    return f"{half}.{side}.{number}.{part}.{rest}"
+
+
+def clip_names(keys: Iterable[str]) -> dict[str, str]:
+    """The text encoder of SD 1.x, which is transformers' own."""
+    return {key: CLIP_PREFIX + key for key in keys}
+
+
+def openclip_names(keys: Iterable[str]) -> dict[str, str]:
+    """The text encoder of SD 2.x; its joined query, key and value are still three here (`join_qkv`)."""
+    return {key: OPENCLIP_PREFIX + openclip_name(key) for key in keys}
+
+
+def openclip_name(key: str) -> str:
+    """The OpenCLIP name of one text-encoder key."""
+    found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)", key)
+    if found:
+        return f"transformer.resblocks.{found[1]}.{renamed_start(found[2], OPENCLIP_LAYER)}"
+    return OPENCLIP_ENDS.get(key, key)

@@ -1,0 +1,235 @@
+"""Stable Diffusion 1.x and 2.x in one file, as CompVis wrote it and AUTOMATIC1111's web UI reads it.
+
+What a single file does not say comes from `configs/stable-diffusion/`: the networks' sizes, the schedule and
+the tokenizer. Whether an SD 2.x network predicts noise or velocity cannot be told from its tensors; in order,
+this is believed:
+
+1. the `prediction_type` that the caller asks for;
+2. what the file says of itself: `modelspec.prediction_type` in a safetensors file's metadata, `prediction_type`
+   at the top of a `.ckpt`, or a tensor named `v_pred`;
+3. `model.params.parameterization` in a `.yaml` of the same name beside the file;
+4. for SD 1.x, epsilon; for SD 2.x nothing: training on the wrong target fails late and quietly, so it is an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.formats.atomic import replacing
+from ldm.formats.components import Components
+from ldm.formats.compvis_layout import (
+    compvis_key_map,
+    from_compvis,
+    is_openclip,
+    surplus,
+    to_compvis,
+    with_text_model,
+)
+from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
+from ldm.formats.diffusers_folder import new_vae_name, read_json, read_scheduler_config, read_tokenizer
+from ldm.formats.modules import COMPONENTS, assemble, empty_module
+from ldm.formats.safe_loading import is_safetensors, load_checkpoint
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
+PREDICTION_TYPES = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v_prediction": "v_prediction",
+    "v": "v_prediction",
+}
+"""How the various tools spell the two prediction types."""
+
+OTHER_KINDS = {
+    "conditioner.embedders.": "an SDXL model, and only Stable Diffusion 1.x and 2.x can be trained here",
+    "lora_": "a LoRA, not a whole model: give the model that it was trained on",
+    "control_model.": "a ControlNet, not a base model",
+    "string_to_param": "a textual inversion, not a whole model",
+    "emb_params": "a textual inversion, not a whole model",
+    "down_blocks.": "a single network of a diffusers model: give the folder that holds model_index.json",
+    VAE_PREFIX: "a first stage without a UNet: give it as the vae of a base model",
+    "encoder.": "a first stage without a UNet: give it as the vae of a base model",
+}
+"""What a file without a UNet is, told by how one of its keys begins."""
+
+
+def read_single_file(
+    path: Path,
+    *,
+    configs: Path | None = None,
+    prediction_type: str | None = None,
+    use_ema: bool = True,
+    with_vae: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
+    """The networks, the tokenizer and the `scheduler_config` of a single file, by name.
+
+    configs: a folder with component configs and tokenizer in diffusers' layout, for models of another size.
+    with_vae: False leaves out the first stage, whatever the file holds of it.
+    Raises `UserError` for a file of another kind and for keys that are missing, left over or misshapen.
+    """
+    content = load_checkpoint(path)
+    tensors = tensors_of(content)
+    version = recognise(tensors, path)
+    prediction = prediction_of(path, content, version, prediction_type)
+    folder = configs or CONFIGS / version
+    wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
+    component_configs = {name: read_json(folder / name / "config.json") for name in wanted}
+    if configs is None and version == "v2" and prediction == "epsilon":
+        component_configs["unet"]["sample_size"] = 64  # SD 2.x "base" is trained at 512 px
+    refuse_other_inputs(tensors, component_configs["unet"], path)
+    key_map = compvis_key_map(
+        {name: empty_module(name, config) for name, config in component_configs.items()}
+    )
+    text_layers = component_configs["text_encoder"]["num_hidden_layers"]
+    modules = assemble(
+        component_configs,
+        from_compvis(tensors, key_map, use_ema),
+        dtype,
+        str(path),
+        surplus(tensors, key_map, text_layers),
+    )
+    scheduler_config = {**read_scheduler_config(folder), "prediction_type": prediction}
+    tokenizer = read_tokenizer(folder / "tokenizer", modules["text_encoder"].config.vocab_size)
+    return {**modules, "tokenizer": tokenizer, "scheduler_config": scheduler_config}
+
+
+def read_vae_file(
+    path: Path, *, configs: Path | None = None, dtype: torch.dtype = torch.float32
+) -> AutoencoderKL:
+    """A first stage from a file of its own, or out of a whole model's; CompVis' names or diffusers'."""
+    tensors = tensors_of(load_checkpoint(path))
+    config = read_json((configs or CONFIGS / "v1") / "vae" / "config.json")
+    if any(key.startswith("encoder.mid_block.") for key in tensors):
+        weights, extra = {new_vae_name(key): value for key, value in tensors.items()}, {}
+    else:
+        if any(key.startswith("encoder.") for key in tensors):
+            tensors = {VAE_PREFIX + key: value for key, value in tensors.items()}
+        key_map = compvis_key_map({"vae": empty_module("vae", config)})
+        weights = from_compvis(tensors, key_map, use_ema=False)["vae"]
+        extra = {"vae": surplus(tensors, key_map, text_layers=0).get("vae", [])}
+    return assemble({"vae": config}, {"vae": weights}, dtype, str(path), extra)["vae"]
+
+
+def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, with or without the `state_dict` around them, under CompVis' usual names."""
+    inner = content.get("state_dict", content)
+    inner = inner if isinstance(inner, Mapping) else content
+    return {with_text_model(str(key)): value for key, value in inner.items() if isinstance(value, Tensor)}
+
+
+def recognise(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """ "v1" or "v2", by the text encoder's layout; `UserError` that says what else the file is."""
+    starts = [start for start in OTHER_KINDS if any(key.startswith(start) for key in tensors)]
+    has_unet = any(key.startswith(UNET_PREFIX + "input_blocks.") for key in tensors)
+    if not has_unet or "conditioner.embedders." in starts:
+        kind = OTHER_KINDS[starts[0]] if starts else "no Stable Diffusion model that is known here"
+        raise UserError(f"{path} is {kind}")
+    if any(key.startswith("cond_stage_model.model.") for key in tensors):
+        return "v2"
+    if any(key.startswith("cond_stage_model.transformer.") for key in tensors):
+        return "v1"
+    raise UserError(
+        f"{path} has a UNet but no text encoder of Stable Diffusion 1.x or 2.x: give a whole model"
+    )
+
+
+def refuse_other_inputs(tensors: Mapping[str, Tensor], unet_config: Mapping, path: Path) -> None:
+    """Inpainting, depth and upscaling models have the same keys, but more input channels."""
+    weight = tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
+    if weight is not None and weight.shape[1] != unet_config["in_channels"]:
+        kind = {9: "an inpainting model", 5: "a depth model", 8: "an editing model"}.get(
+            weight.shape[1], "a model"
+        )
+        raise UserError(
+            f"{path} is {kind} with {weight.shape[1]} input channels: give the text-to-image model"
+        )
+
+
+def prediction_of(path: Path, content: Mapping[str, Any], version: str, asked: str | None) -> str:
+    """ "epsilon" or "v_prediction", in the order that the module's docstring gives."""
+    said = asked or said_by_file(path, content) or said_by_yaml(path.with_suffix(".yaml"))
+    if said is None and version == "v1":
+        return "epsilon"
+    if said is None:
+        raise UserError(
+            f"{path} is an SD 2.x model that does not say what it predicts: set prediction_type to "
+            "v_prediction (768 px models) or epsilon (512 px), or put the model's .yaml beside it"
+        )
+    if said not in PREDICTION_TYPES:
+        raise UserError(f"{path}: unknown prediction type {said!r}: epsilon or v_prediction")
+    return PREDICTION_TYPES[said]
+
+
+def said_by_file(path: Path, content: Mapping[str, Any]) -> str | None:
+    """The prediction type that the file itself names, as it spells it."""
+    if is_safetensors(path):
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get("modelspec.prediction_type")
+    else:
+        said = content.get("prediction_type")
+    if said is None and ("v_pred" in content or "v_pred" in content.get("state_dict", ())):
+        said = "v_prediction"
+    return said
+
+
+def said_by_yaml(path: Path) -> str | None:
+    """The prediction type in a CompVis config, whose default is "eps"; None without a file."""
+    if not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"].get(
+            "parameterization", "eps"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} beside the model is no CompVis config ({reason}): mend or move it") from None
+
+
+def save_single_file(
+    components: Components, path: str | Path, dtype: torch.dtype, facts: Mapping[str, str] | None = None
+) -> Path:
+    """Write `components` to one `.safetensors` or `.ckpt` in CompVis' layout, in `dtype`, whole or not at all.
+
+    facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps the prediction type only.
+    Raises `UserError` for another file ending, and when `path` is taken.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise UserError(f"{path} ends in neither .safetensors nor .ckpt: name one of them, or a folder")
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another name, or move it away")
+    networks = {name: getattr(components, name) for name in COMPONENTS}
+    tensors = {
+        key: value.detach().to("cpu", dtype).contiguous() for key, value in to_compvis(networks).items()
+    }
+    prediction = components.scheduler_config["prediction_type"]
+    with replacing(path) as temporary:
+        if path.suffix == ".ckpt":
+            torch.save({"state_dict": tensors, "prediction_type": prediction}, temporary)
+        else:
+            save_file(tensors, temporary, metadata={**metadata_of(components), **(facts or {})})
+    return path
+
+
+def metadata_of(components: Components) -> dict[str, str]:
+    """What a safetensors file says of itself, in the terms of ModelSpec 1.0.0 (Stability AI)."""
+    prediction = components.scheduler_config["prediction_type"]
+    side = components.unet.config.sample_size * 2 ** (len(components.vae.config.block_out_channels) - 1)
+    kind = "v1"
+    if is_openclip(components.text_encoder):
+        kind = "v2-768-v" if prediction == "v_prediction" else "v2-512"
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{kind}",
+        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{side}x{side}",
+    }
