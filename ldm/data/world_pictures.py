@@ -1,0 +1,117 @@
+"""Numbered pictures of the embedded world as training samples."""
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.sampler import CountingBatchSampler
+from ldm.data.world import SCENES, World
+from ldm.randomness import generator, permutation
+
+
+class WorldPictures(pl.LightningDataModule):
+    """Endless shuffled passes over the world's first `count` pictures.
+
+    art: folder of the world's art. cache: where the pictures are kept once drawn (12 KB each).
+    latent_shape: (C, h, w) of the noise that comes with each sample.
+    caption_dropout: share of samples whose caption is empty, for classifier-free guidance.
+    """
+
+    def __init__(
+        self,
+        art: str = "assets/world",
+        count: int = 60_000,
+        seed: int = 0,
+        batch_size: int = 32,
+        latent_shape: tuple[int, int, int] = (4, 16, 16),
+        num_timesteps: int = 1000,
+        caption_dropout: float = 0.1,
+        cache: str = ".cache/world",
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        self.art, self.count, self.seed, self.batch_size = art, count, seed, batch_size
+        self.latent_shape, self.num_timesteps = tuple(latent_shape), num_timesteps
+        self.caption_dropout, self.cache, self.num_workers = caption_dropout, Path(cache), num_workers
+
+    def prepare_data(self) -> None:
+        drawn(World(self.art), self.seed, self.count, self.cache)
+
+    def setup(self, stage: str) -> None:
+        self.pixels, self.captions = drawn(World(self.art), self.seed, self.count, self.cache)
+        """Pictures [N, S, S, 3] in 0..255 (memory-mapped) and their captions."""
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        first = trainer.global_step * trainer.accumulate_grad_batches
+        sampler = CountingBatchSampler(self.batch_size, first, trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            WorldSamples(self), batch_sampler=sampler, num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )  # fmt: skip
+
+
+class WorldSamples(Dataset):
+    """Sample number n: everything that training draws for it, as a pure function of (seed, n)."""
+
+    def __init__(self, data: WorldPictures):
+        self.data = data
+
+    def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
+        """index: which picture; pixels [3, S, S] in [-1, 1]; caption; noise [C, h, w]; timestep."""
+        data = self.data
+        index = int(_order(data.count, data.seed, number // data.count)[number % data.count])
+        draws = generator(data.seed, "world sample", number)
+        noise = torch.randn(data.latent_shape, generator=draws)
+        timestep = int(torch.randint(data.num_timesteps, (), generator=draws))
+        dropped = float(torch.rand((), generator=draws)) < data.caption_dropout
+        return {
+            "index": index,
+            "pixels": torch.from_numpy(data.pixels[index].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1,
+            "caption": "" if dropped else data.captions[index],
+            "noise": noise,
+            "timestep": timestep,
+        }
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return permutation(count, seed, "world order", epoch)
+
+
+def drawn(world: World, seed: int, count: int, cache: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    """The world's first `count` pictures [N, S, S, 3] and captions, drawn once and then read from `cache`."""
+    folder = cache / f"{fingerprint(world)}-{seed}-{count}"
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        shape = (count, world.size, world.size, 3)
+        pixels = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, shape)
+        captions = []
+        for i in range(count):
+            pixels[i], words, _ = world.picture(seed, i)
+            captions.append(words)
+        pixels.flush()
+        (partial / "captions.json").write_text(json.dumps(captions))
+        os.replace(partial, folder)
+    captions = json.loads((folder / "captions.json").read_text())
+    return np.load(folder / "pixels.npy", mmap_mode="r"), captions
+
+
+def fingerprint(world: World) -> str:
+    """Changes with the art, the members withheld, and what the scenes look like."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(world.art.glob("*.json")) + sorted(world.art.glob("*.png")):
+        digest.update(path.read_bytes())
+    for i in range(len(SCENES)):
+        digest.update(world.picture(0, i, "fingerprint")[0].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,23 @@
+"""What both trainings of the embedded base share: averaged weights and the learning rate's course."""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
+    """Move `average` towards `trained`; young averages move faster, so that the random start is forgotten."""
+    keep = min(decay, (1 + step) / (10 + step))
+    pairs = list(zip(average.parameters(), trained.parameters(), strict=True))
+    torch._foreach_lerp_([a for a, _ in pairs], [b.detach() for _, b in pairs], 1 - keep)
+
+
+def warm_stable_decay(step: int, warmup_steps: int, total_steps: int, decay_steps: int) -> float:
+    """Learning-rate factor: linear warm-up, constant, then a straight line to zero over the last `decay_steps`.
+
+    The constant part makes the run's length a late decision: a resume with another `total_steps` goes on as
+    if it had always been so (Hu et al., arXiv 2404.06395, section 4).
+    """
+    warm = min(1.0, (step + 1) / max(warmup_steps, 1))
+    left = max(total_steps - step, 0) / max(decay_steps, 1)
+    return min(warm, left)

@@ -1,0 +1,130 @@
+"""Training a latent diffusion model from scratch: UNet and text encoder together, on a trained first stage."""
+
+import copy
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.diffusion.loss import denoising_error
+from ldm.formats.components import Components
+from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
+from ldm.models.from_scratch import update_average, warm_stable_decay
+from ldm.models.latent_diffusion import LatentDiffusion
+
+
+class TextToImage(pl.LightningModule):
+    """Learns eps(x_t, t, caption) on the latents of the datamodule's pictures.
+
+    first_stage, tokenizer: folders. unet, text_encoder, scheduler: configs of the networks and the schedule.
+    min_snr_gamma: clips the weight of nearly clean samples (arXiv 2303.09556).
+    latent_cache: where the latents of all pictures are kept, so that each is encoded once.
+    """
+
+    def __init__(
+        self,
+        first_stage: str,
+        tokenizer: str,
+        unet: dict,
+        text_encoder: dict,
+        scheduler: dict,
+        learning_rate: float = 8e-4,
+        total_steps: int = 20_000,
+        warmup_steps: int = 300,
+        decay_steps: int = 4_000,
+        weight_decay: float = 0.01,
+        min_snr_gamma: float | None = 5.0,
+        average_decay: float = 0.999,
+        latent_cache: str = ".cache/latents",
+    ):
+        super().__init__()
+        words = read_tokenizer(Path(tokenizer), text_encoder["vocab_size"])
+        self.model = LatentDiffusion(
+            Components(
+                vae=read_vae(Path(first_stage), variant=None, dtype=torch.float32),
+                text_encoder=CLIPTextModel(CLIPTextConfig(**text_encoder)),
+                unet=UNet2DConditionModel.from_config(unet),
+                tokenizer=words,
+                scheduler_config=scheduler,
+                source="from scratch",
+                fingerprint="",
+            )
+        )
+        self.trained = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.model.text_encoder}).train()
+        self.average = copy.deepcopy(self.trained).eval().requires_grad_(False)
+        self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay
+        self.steps = (warmup_steps, total_steps, decay_steps)
+        self.min_snr_gamma, self.latent_cache = min_snr_gamma, Path(latent_cache)
+
+    def training_step(self, batch: dict[str, Tensor | list[str]], batch_idx: int) -> Tensor:
+        """batch: `index` [B] into the pictures, `caption` [B], `noise` [B, C, h, w], `timestep` [B]."""
+        x = self.latents(batch["index"])
+        states = self.model.embed(batch["caption"])
+        error = denoising_error(
+            lambda noisy, t: self.model.predict(noisy, t, states),
+            x, batch["noise"], batch["timestep"], self.model.alphas_cumprod,
+            self.model.prediction_type, self.min_snr_gamma,
+        )  # fmt: skip
+        return error.mean()
+
+    def latents(self, index: Tensor) -> Tensor:
+        """Latents [B, C, h, w] of the pictures `index` [B]."""
+        return torch.from_numpy(self._latents[index.cpu().numpy()].astype(np.float32)).to(index.device)
+
+    def on_fit_start(self) -> None:
+        self._latents = encoded(self.model.vae, self.trainer.datamodule.pixels, self.latent_cache)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        update_average(self.average, self.trained, self.average_decay, self.global_step)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay, foreach=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_stable_decay(step, *self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, run: Path) -> str:
+        """Write the averaged model in diffusers' layout to `run/model`; returns what to tell the user."""
+        save_diffusers_folder(self.averaged(), run / "model", torch.float16)
+        return f"done: {run / 'model'} holds the model; copy it to assets/base to build on it"
+
+    def averaged(self) -> Components:
+        """The parts as they are shipped."""
+        parts = self.model.components()
+        parts.unet, parts.text_encoder = self.average["unet"], self.average["text_encoder"]
+        return parts
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, pixels: NDArray[np.uint8], cache: Path, chunk: int = 250) -> NDArray[np.float16]:
+    """Posterior means of `pixels` [N, S, S, 3], scaled to unit variance, [N, C, h, w]; read from `cache` once made.
+
+    The posterior's own noise is a hundredth of the latents' variance or less, so it is left out.
+    """
+    path = cache / f"{weights_hash(vae)}-{len(pixels)}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.npy")
+        parts = []
+        for first in range(0, len(pixels), chunk):
+            picture = torch.from_numpy(pixels[first : first + chunk].astype(np.float32)).permute(0, 3, 1, 2)
+            mean = vae.encode((picture / 127.5 - 1).to(vae.device)).latent_dist.mean
+            parts.append((mean * vae.config.scaling_factor).half().cpu().numpy())
+        np.save(partial, np.concatenate(parts))
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def weights_hash(module: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for value in module.state_dict().values():
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
