@@ -4,7 +4,6 @@ import os
 import signal
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from ldm import processes
 from ldm.errors import UserError
+from ldm.formats.checkpoint_files import LAST, age
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.training.step_callback import StepCallback, is_due
 
-LAST = "last.ckpt"
-BEST = "best.ckpt"
 TEMPORARY = ".tmp"
 
 
@@ -122,7 +120,7 @@ class Checkpointing(StepCallback):
 
     def _keep_old(self, last: Path) -> None:
         """Give the present last.ckpt a second name, and drop what is older than `keep` states."""
-        names = sorted(self.folder.glob("state-*.ckpt"), key=_mtime)
+        names = sorted(self.folder.glob("state-*.ckpt"), key=age)
         os.replace(_link(last, last.with_name(".link" + TEMPORARY)), self.folder / f"state-{time.time_ns()}.ckpt")
         for old in names[: max(len(names) + 1 - (self.keep - 1), 0)]:
             old.unlink(missing_ok=True)
@@ -147,31 +145,6 @@ class Checkpointing(StepCallback):
         return number
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The newest full state in a run folder that is whole; damaged ones are passed over with a warning.
-
-    Raises UserError where there is none.
-    """
-    folder = run / "checkpoints"
-    candidates = sorted([*folder.glob("state-*.ckpt"), *folder.glob(LAST)], key=_mtime, reverse=True)
-    for path in candidates:
-        if is_whole(path):
-            return path
-        warnings.warn(f"checkpoint {path} is damaged; falling back to the one before", stacklevel=2)
-    if candidates:
-        raise UserError(f"run {run}: none of its {len(candidates)} checkpoints loads; start a new run")
-    raise UserError(f"run {run}: no checkpoint in {folder} yet; start a new run")
-
-
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint file is what was written (its checksums hold)."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
-        return False
-
-
 def remove_temporaries(folder: Path) -> None:
     """Remove what a death in mid-save left behind."""
     for path in folder.glob(f".*{TEMPORARY}"):
@@ -191,7 +164,3 @@ def _link(path: Path, name: Path) -> Path:
     name.unlink(missing_ok=True)
     os.link(path, name)
     return name
-
-
-def _mtime(path: Path) -> float:
-    return path.stat().st_mtime_ns

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ldm.config import save_config
 from ldm.errors import UserError
-from ldm.training.checkpoint import is_whole, newest_checkpoint
+from ldm.formats.checkpoint_files import is_whole, newest_checkpoint
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
 """How the first process tells the processes it starts where the run is, and which checkpoint it resumes."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.diffusion.loss import alpha_sigma
+from ldm.formats.checkpoint_files import BEST
 from ldm.randomness import generator
-from ldm.training.checkpoint import BEST
 from ldm.training.loss_record import append_rows, truncate_rows
 from ldm.training.step_callback import StepCallback, is_due
 

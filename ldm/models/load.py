@@ -1,0 +1,69 @@
+"""Any model this project can sample from: a run, a checkpoint, an exported folder, a base."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.formats.checkpoint_files import newest_checkpoint
+from ldm.formats.safe_loading import load_checkpoint
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.prompts import fill_in_identifier
+
+
+@dataclass
+class LoadedModel:
+    """A model to sample, and what [V] and the class are where a subject was learned."""
+
+    model: LatentDiffusion
+    identifier: str | None = None
+    class_word: str | None = None
+    step: int | None = None
+
+    def with_identifier(self, prompt: str) -> str:
+        """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
+        return fill_in_identifier(prompt, self.identifier)
+
+
+BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "clip_skip")
+"""Settings of a run's model that say how its base is loaded."""
+
+
+def load_for_sampling(path: str | Path) -> LoadedModel:
+    """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
+
+    Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        path = newest_checkpoint(path)
+    if path.is_file():
+        content = load_checkpoint(path)
+        if "base_fingerprint" in content:
+            return _load_run(path, content)
+    about = _read_subject(path)
+    return LoadedModel(LatentDiffusion.from_base(path).eval(), about.get("identifier"), about.get("class_word"))
+
+
+def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
+    """The base of a run's checkpoint with what was trained in its place."""
+    params = content["config"]["model"]["params"]
+    options = {key: params[key] for key in BASE_OPTIONS if key in params}
+    model = LatentDiffusion.from_base(content["base"], **options)
+    if model.fingerprint != content["base_fingerprint"]:
+        raise UserError(f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place")
+    trained = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+    missing = model.load_state_dict(trained, strict=False)
+    if missing.unexpected_keys:
+        raise UserError(f"checkpoint {path}: its base has no {missing.unexpected_keys[0]}; is it the right base?")
+    class_word = content["config"]["data"]["params"].get("class_word")
+    return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"])
+
+
+def _read_subject(folder: Path) -> dict[str, str]:
+    """What an exported folder says of its subject; nothing for a plain base."""
+    try:
+        return json.loads((folder / "dreambooth.json").read_text())
+    except (OSError, ValueError):
+        return {}
