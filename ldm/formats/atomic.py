@@ -2,13 +2,40 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path`, so that a rename stays on one file system."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name beside `path`, so that a rename stays on one file system.
+
+    It is the same each time: what a killed process left there is replaced by the next, and never piles up.
+    """
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write to; it takes the place of `folder`, synced, when the block ends well.
+
+    Folders cannot be exchanged in one move: for a moment between two renames there is none under the name.
+    """
+    temporary, old = temporary_sibling(folder), folder.with_name(f".{folder.name}.old.tmp")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_tree(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.replace(old)
+    temporary.replace(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,19 @@
 """Stable Diffusion in the folder layout of diffusers' `StableDiffusionPipeline`."""
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
-from ldm.formats.atomic import sync, sync_tree, temporary_sibling
+from ldm.formats.atomic import replacing_folder
 from ldm.formats.components import SCHEDULE_KEYS, Components
 from ldm.formats.modules import COMPONENTS, assemble, text_prefix
 from ldm.formats.safe_loading import load_checkpoint
@@ -157,31 +158,38 @@ def component_files(folder: Path, component: str, variant: str | None) -> list[t
     return [(f"{component}/config", folder / "config.json"), (f"{component}/weights", weights)]
 
 
-def save_diffusers_folder(components: Components, folder: str | Path, dtype: torch.dtype) -> Path:
-    """Write a complete `StableDiffusionPipeline` to `folder`, which must not exist yet, in `dtype`.
+def save_diffusers_folder(
+    components: Components, folder: str | Path, dtype: torch.dtype, notes: Mapping[str, str] | None = None
+) -> Path:
+    """Write a complete `StableDiffusionPipeline` to `folder` in `dtype`, whole or not at all.
 
-    Everything is written to a folder beside it first and then renamed, so `folder` is whole or not there.
+    notes: texts to put beside it, by file name, such as a model card.
     Text-encoder keys begin with `text_model.` and the tokenizer comes as vocab.json and merges.txt too: without
-    these, transformers 4 loads random weights or no tokenizer. Raises `UserError` when `folder` is taken.
+    these, transformers 4 loads random weights or no tokenizer.
+    Replaces an earlier model; raises `UserError` when `folder` is anything else, or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already: choose another name, or move it away")
-    temporary = temporary_sibling(folder)
-    temporary.mkdir(parents=True)
+    if folder.exists() and not (folder / "model_index.json").is_file() and not is_empty_folder(folder):
+        raise UserError(f"{folder} exists and holds no model: choose another name, or move it away")
     try:
-        write_json(temporary / "model_index.json", model_index(components))
-        for name in COMPONENTS:
-            write_network(getattr(components, name), name, temporary / name, dtype)
-        write_tokenizer(components.tokenizer, temporary / "tokenizer", components.text_encoder.config)
-        write_json(temporary / "scheduler" / "scheduler_config.json", components.scheduler_config)
-        sync_tree(temporary)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync(folder.parent)
+        with replacing_folder(folder) as temporary:
+            write_json(temporary / "model_index.json", model_index(components))
+            for name in COMPONENTS:
+                write_network(getattr(components, name), name, temporary / name, dtype)
+            write_tokenizer(components.tokenizer, temporary / "tokenizer", components.text_encoder.config)
+            write_json(temporary / "scheduler" / "scheduler_config.json", components.scheduler_config)
+            for name, text in (notes or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while weights are written
+        raise UserError(
+            f"{folder} cannot be written ({error}): free some space, or choose another place"
+        ) from None
     return folder
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether `path` is a folder with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def model_index(components: Components) -> dict:

@@ -39,6 +39,22 @@ INERT_NAMES = frozenset(
 """Other names that training tools leave in checkpoints beside the weights."""
 
 
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+"""What torch's unpickler raises for damaged or hostile bytes, which can mislead it in any of these ways."""
+
+
 class Inert:
     """Stands for an object that is not rebuilt: it takes any arguments and state, and does nothing."""
 
@@ -104,24 +120,43 @@ def load_safetensors(path: Path) -> dict[str, Any]:
 
 def load_zip_pickle(path: Path) -> dict[str, Any]:
     """The content of a torch zip file (since torch 1.6), read by torch's `weights_only` unpickler."""
+    if path.suffix == ".safetensors":  # torch.load goes by the name
+        raise UserError(f"{path} is a pickle under a safetensors name: rename it to .ckpt")
     refuse_compression(path)
+    stubs = stubs_for(path)
     try:
-        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = sorted(name for name in wanted if not is_inert(name))
-        if refused:
-            raise UserError(
-                f"{path} asks to run {', '.join(refused[:4])}, so it was not loaded: "
-                "use a .safetensors version of it, or another source"
-            )
-        with torch.serialization.safe_globals([(Inert, name) for name in wanted]):
+        with torch.serialization.safe_globals([(Inert, name) for name in stubs]):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path} is damaged or no checkpoint ({first_line(error)}): copy or download it again"
-        ) from None
+    except UNREADABLE as error:
+        raise not_loaded(path, error) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
-    return without_stubs(content) if wanted else content
+    return without_stubs(content) if stubs else content
+
+
+def stubs_for(path: Path) -> list[str]:
+    """The names in a pickle that stubs answer; `UserError` for any name that is not allowed."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except UNREADABLE as error:
+        raise not_loaded(path, error) from None
+    refused = sorted(name for name in names if not is_inert(name))
+    if refused:
+        raise UserError(
+            f"{path} asks to run {', '.join(refused[:4])}, so it was not loaded: "
+            "use a .safetensors version of it, or another source"
+        )
+    return names
+
+
+def not_loaded(path: Path, error: Exception) -> UserError:
+    """What to tell about a torch file that could not be read to its end."""
+    if isinstance(error, pickle.UnpicklingError):
+        return UserError(
+            f"{path} holds more than tensors and plain values ({first_line(error)}), so it was not loaded: "
+            "use a .safetensors version of it, or another source"
+        )
+    return UserError(f"{path} is damaged or no checkpoint ({first_line(error)}): copy or download it again")
 
 
 def is_inert(name: str) -> bool:
@@ -134,25 +169,24 @@ def refuse_compression(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): copy or download it again") from None
+    except (zipfile.BadZipFile, *UNREADABLE) as error:
+        raise not_loaded(path, error) from None
     if packed:
         raise UserError(f"{path} is a compressed archive, not a torch checkpoint: unpack it first")
 
 
 def without_stubs(value: Any) -> Any:
-    """`value` with everything that involves an `Inert` stub taken out of its dictionaries and lists."""
+    """`value` with everything that a stub stands for taken out of its dictionaries, lists and tuples."""
     if isinstance(value, dict):
-        kept = {
-            key: without_stubs(item) for key, item in value.items() if not is_stub(key) and not is_stub(item)
-        }
-        return kept
-    if isinstance(value, (list, tuple)):
+        items = {key: item for key, item in value.items() if not (is_stub(key) or is_stub(item))}
+        return {key: without_stubs(item) for key, item in items.items()}
+    if type(value) in (list, tuple):
         return type(value)(without_stubs(item) for item in value if not is_stub(item))
     return value
 
 
 def is_stub(value: Any) -> bool:
+    """Whether `value` is the stub class or an object of it."""
     return value is Inert or isinstance(value, Inert)
 
 

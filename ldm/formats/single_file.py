@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -199,7 +199,7 @@ def save_single_file(
     """Write `components` to one `.safetensors` or `.ckpt` in CompVis' layout, in `dtype`, whole or not at all.
 
     facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps the prediction type only.
-    Raises `UserError` for another file ending, and when `path` is taken.
+    Raises `UserError` for another file ending, when `path` is taken, and when it cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".ckpt"):
@@ -211,11 +211,16 @@ def save_single_file(
         key: value.detach().to("cpu", dtype).contiguous() for key, value in to_compvis(networks).items()
     }
     prediction = components.scheduler_config["prediction_type"]
-    with replacing(path) as temporary:
-        if path.suffix == ".ckpt":
-            torch.save({"state_dict": tensors, "prediction_type": prediction}, temporary)
-        else:
-            save_file(tensors, temporary, metadata={**metadata_of(components), **(facts or {})})
+    try:
+        with replacing(path) as temporary:
+            if path.suffix == ".ckpt":
+                torch.save({"state_dict": tensors, "prediction_type": prediction}, temporary)
+            else:
+                save_file(tensors, temporary, metadata={**metadata_of(components), **(facts or {})})
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
+        raise UserError(
+            f"{path} cannot be written ({error}): free some space, or choose another place"
+        ) from None
     return path
 
 
