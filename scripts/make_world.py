@@ -61,28 +61,40 @@ WITHHELD = {
     "and those only evaluation may use.",
     "subject": ["dog-poodle-twemoji"],
     "evaluation": [
-        "cat-black-fluent", "backpack-school-fluent", "boot-hiking-noto", "clock-mantel-twemoji",
-        "vase-amphora-twemoji", "hat-sun-noto", "car-tall-twemoji", "teddy bear-sitting-twemoji",
+        "cat-black-fluent",
+        "backpack-school-fluent",
+        "boot-hiking-noto",
+        "clock-mantel-twemoji",
+        "vase-amphora-twemoji",
+        "hat-sun-noto",
+        "car-tall-twemoji",
+        "teddy bear-sitting-twemoji",
     ],
     "tuning": [
-        "dog-walking-noto", "cat-face-twemoji", "rabbit-face-twemoji", "horse-head-fluent",
-        "boat-sail-fluent", "car-taxi-noto", "apple-green-fluent",
+        "dog-walking-noto",
+        "cat-face-twemoji",
+        "rabbit-face-twemoji",
+        "horse-head-fluent",
+        "boat-sail-fluent",
+        "car-taxi-noto",
+        "apple-green-fluent",
     ],
-}  # fmt: skip
+}
 
 RARE = (
-    "sks zwx ohw qlt vxq jzk wqp kfg bxt ukj yqn hzl gqv pxd mzr tqf nvk xug lwj rqz dkx fzb cvw qyh zpl wkt jqb "
-    "vhn kzu xof ijw ugz ywq oqx epz aqk iqj uxv hq zx qk wv jx kq xv bq fz vj"
+    "sks zwx ohw qlt vxq jzk wqp kfg bxt ukj yqn hzl gqv pxd mzr tqf nvk xug lwj rqz dkx fzb cvw qyh "
+    "zpl wkt jqb vhn kzu xof ijw ugz ywq oqx epz aqk iqj uxv hq zx qk wv jx kq xv bq fz vj"
 ).split()
 """Short tokens that no caption holds, so that a rare-token search has something to find."""
 
 TEMPLATE_WORDS = (
-    "a an the in on of top with floating around it at and photo picture drawing jungle snow beach cobblestone "
-    "street pink fabric wooden floor city background mountain blue house purple rug forest wheat field tree "
-    "autumn leaves eiffel tower water ocean milk green grass sunflowers mirror sidewalk crowded dirt road white "
-    "red shiny wet cube shaped wearing hat santa rainbow scarf black monocle chef outfit firefighter police "
-    "glasses yellow shirt wizard under night sunset desert moon stuffed animal toy bowl can candle cartoon "
-    "sunglasses orange brown grey dark bright close up painting sky space"
+    "a an the in on of top with floating around it at and photo picture drawing jungle snow beach "
+    "cobblestone street pink fabric wooden floor city background mountain blue house purple rug forest "
+    "wheat field tree autumn leaves eiffel tower water ocean milk green grass sunflowers mirror "
+    "sidewalk crowded dirt road white red shiny wet cube shaped wearing hat santa rainbow scarf black "
+    "monocle chef outfit firefighter police glasses yellow shirt wizard under night sunset desert moon "
+    "stuffed animal toy bowl can candle cartoon sunglasses orange brown grey dark bright close up "
+    "painting sky space"
 ).split()
 """The words of the DreamBooth paper's prompts, its subject classes, and some a user may try."""
 
@@ -99,8 +111,10 @@ def make_art(packages: Path, out: Path) -> None:
             names = set(package.getnames())
             for noun, drawings in DRAWINGS.items():
                 for drawing, code in drawings.items():
-                    path = next((p for c in (code, code.replace("-fe0f", "")) if (p := pattern.format(c)) in names),
-                                None)
+                    path = next(
+                        (p for c in (code, code.replace("-fe0f", "")) if (p := pattern.format(c)) in names),
+                        None,
+                    )
                     if path is None:
                         continue  # Fluent draws no brown mushroom.
                     art = Image.open(io.BytesIO(package.extractfile(path).read())).convert("RGBA")
@@ -121,7 +135,11 @@ def make_art(packages: Path, out: Path) -> None:
 
 def byte_letters() -> list[str]:
     """The 256 printable stand-ins that byte-level BPE writes for bytes (the table of GPT-2's encoder)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     rest = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(rest))]
 
@@ -172,8 +190,13 @@ def make_subject(art: Path, out: Path) -> None:
     world = World(art)
     (name,) = world.withheld["subject"]
     out.mkdir(parents=True, exist_ok=True)
-    scenes = ["on green grass", "on top of a wooden floor", "on the beach", "on a yellow background",
-              "with a mountain in the background"]  # fmt: skip
+    scenes = [
+        "on green grass",
+        "on top of a wooden floor",
+        "on the beach",
+        "on a yellow background",
+        "with a mountain in the background",
+    ]
     for i, scene in enumerate(scenes):
         rng = np.random.default_rng(generator(0, "subject", i).initial_seed())
         Image.fromarray(world.compose(name, scene, rng)).save(out / f"{i:02d}.png")
@@ -193,7 +216,9 @@ def make_sheet(art: Path, out: Path, count: int = 160) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["art", "tokenizer", "subject", "sheet"])
     parser.add_argument("--packages", type=Path, default=Path("."), help="folder with the three npm packages")
     parser.add_argument("--art", type=Path, default=Path("assets/world"))

@@ -31,9 +31,13 @@ def tiny_base(folder: Path, seed: int = 0) -> Path:
     save_file(keys, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
     shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
         steps_offset=1,
-    )  # fmt: skip
+    )
     scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -53,26 +57,46 @@ def tiny_base(folder: Path, seed: int = 0) -> Path:
 
 def tiny_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=SIDE,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=1.0,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=SIDE,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        scaling_factor=1.0,
         mid_block_add_attention=False,
-    )  # fmt: skip
+    )
 
 
 def tiny_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4,
-    )  # fmt: skip
+        sample_size=SIDE // 4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
 
 
 def tiny_text_encoder() -> CLIPTextModel:
     vocabulary = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     config = CLIPTextConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=32, hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=2, projection_dim=32,
-        bos_token_id=start, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        max_position_embeddings=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=32,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     return CLIPTextModel(config).eval()

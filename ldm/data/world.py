@@ -100,7 +100,9 @@ def snow(c: Canvas) -> Picture:
 def beach(c: Canvas) -> Picture:
     horizon, shore = c.between(0.34, 0.42), c.between(0.56, 0.62)
     picture = c.fade(c.colour(120, 195, 250), c.colour(200, 232, 250), horizon)
-    picture = mix(picture, c.fade(c.colour(20, 110, 190), c.colour(70, 190, 200), shore), c.edge(c.y - horizon))
+    picture = mix(
+        picture, c.fade(c.colour(20, 110, 190), c.colour(70, 190, 200), shore), c.edge(c.y - horizon)
+    )
     wave = shore + 0.02 * np.sin(9 * c.x + c.between(0, 6))
     picture = mix(picture, c.colour(240, 250, 250), c.edge(c.y - wave + 0.03))
     return mix(picture, c.fade(c.colour(245, 220, 160), c.colour(225, 190, 120)), c.edge(c.y - wave))
@@ -122,7 +124,9 @@ def moon(c: Canvas) -> Picture:
     horizon = c.between(0.5, 0.58)
     picture = np.broadcast_to(c.colour(10, 10, 22), (c.size, c.size, 3))
     for _ in range(7):
-        picture = mix(picture, c.colour(235, 235, 220), c.disc(c.between(0, 1), c.between(0, 0.45), 0.014, 0.014))
+        picture = mix(
+            picture, c.colour(235, 235, 220), c.disc(c.between(0, 1), c.between(0, 0.45), 0.014, 0.014)
+        )
     cx, cy = c.between(0.12, 0.88), c.between(0.1, 0.16)
     picture = mix(picture, c.colour(60, 120, 220), c.disc(cx, cy, 0.09, 0.09))
     picture = mix(picture, c.colour(110, 190, 120), c.disc(cx - 0.02, cy + 0.01, 0.05, 0.03))
@@ -151,12 +155,17 @@ def city(c: Canvas) -> Picture:
 
 def mountain(c: Canvas) -> Picture:
     picture = c.fade(c.colour(95, 165, 235), c.colour(190, 220, 245), 0.6)
-    for cx, top in ((c.between(0.0, 0.25), c.between(0.2, 0.3)), (c.between(0.6, 0.9), c.between(0.06, 0.14))):
+    for cx, top in (
+        (c.between(0.0, 0.25), c.between(0.2, 0.3)),
+        (c.between(0.6, 0.9), c.between(0.06, 0.14)),
+    ):
         slope = c.between(1.0, 1.3)
         picture = mix(picture, c.colour(100, 105, 130), c.peak(cx, top, slope))
         cap = c.peak(cx, top, slope) * c.edge(top + 0.14 + 0.03 * np.sin(28 * c.x) - c.y)
         picture = mix(picture, c.colour(250, 250, 255), cap)
-    return mix(picture, c.fade(c.colour(110, 165, 85), c.colour(80, 140, 70)), c.edge(c.y - c.between(0.66, 0.72)))
+    return mix(
+        picture, c.fade(c.colour(110, 165, 85), c.colour(80, 140, 70)), c.edge(c.y - c.between(0.66, 0.72))
+    )
 
 
 def cobblestone(c: Canvas) -> Picture:
@@ -321,7 +330,9 @@ def with_article(words: str) -> str:
 def caption(facts: Facts, style: float, with_scene: bool) -> str:
     """The words for a picture; `style` in [0, 1) chooses between the longer and the shorter forms."""
     thing = f"{facts.colour} {facts.noun}" if facts.colour else facts.noun
-    words = f"a photo of {with_article(thing)}" if style < 0.7 else with_article(thing) if style < 0.95 else thing
+    words = (
+        f"a photo of {with_article(thing)}" if style < 0.7 else with_article(thing) if style < 0.95 else thing
+    )
     return f"{words} {facts.scene}" if with_scene else words
 
 
@@ -330,7 +341,10 @@ def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
     luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     target = np.array(colour, np.float32)
     dark, bright = 0.3 * target, target + 0.55 * (1 - target)
-    ramp = mix(dark, target, np.clip(2 * luma, 0, 1)) + (bright - target) * np.clip(2 * luma - 1, 0, 1)[..., None]
+    ramp = (
+        mix(dark, target, np.clip(2 * luma, 0, 1))
+        + (bright - target) * np.clip(2 * luma - 1, 0, 1)[..., None]
+    )
     return 0.2 * rgb + 0.8 * ramp
 
 
@@ -353,8 +367,9 @@ class World:
             members = json.loads((self.art / "members.json").read_text())
             withheld = json.loads((self.art / "withheld.json").read_text())
         except FileNotFoundError as missing:
-            raise UserError(f"no world art at {missing.filename}: give its folder, or make it with "
-                            "scripts/make_world.py") from None
+            raise UserError(
+                f"no world art at {missing.filename}: give its folder, or make it with scripts/make_world.py"
+            ) from None
         self.members = {entry["name"]: Member(**entry) for entry in members}
         self.withheld: dict[str, list[str]] = {k: v for k, v in withheld.items() if k != "about"}
         hidden = {name for names in self.withheld.values() for name in names}

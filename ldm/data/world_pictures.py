@@ -55,9 +55,11 @@ class WorldPictures(pl.LightningDataModule):
         first = trainer.global_step * trainer.accumulate_grad_batches
         sampler = CountingBatchSampler(self.batch_size, first, trainer.global_rank, trainer.world_size)
         return DataLoader(
-            WorldSamples(self), batch_sampler=sampler, num_workers=self.num_workers,
+            WorldSamples(self),
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-        )  # fmt: skip
+        )
 
 
 class WorldSamples(Dataset):

@@ -75,8 +75,12 @@ class Autoencoder(pl.LightningModule):
         return float(torch.cat(latents).std())
 
     def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.vae.parameters(), self.learning_rate, weight_decay=0.01, foreach=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_stable_decay(step, *self.steps))
+        optimizer = torch.optim.AdamW(
+            self.vae.parameters(), self.learning_rate, weight_decay=0.01, foreach=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_stable_decay(step, *self.steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

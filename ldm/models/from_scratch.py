@@ -13,7 +13,7 @@ def update_average(average: nn.Module, trained: nn.Module, decay: float, step: i
 
 
 def warm_stable_decay(step: int, warmup_steps: int, total_steps: int, decay_steps: int) -> float:
-    """Learning-rate factor: linear warm-up, constant, then a straight line to zero over the last `decay_steps`.
+    """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay_steps`.
 
     The constant part makes the run's length a late decision: a resume with another `total_steps` goes on as
     if it had always been so (Hu et al., arXiv 2404.06395, section 4).

@@ -1,4 +1,4 @@
-"""Training a latent diffusion model from scratch: UNet and text encoder together, on a trained first stage."""
+"""Training from scratch on a trained first stage: UNet and text encoder together."""
 
 import copy
 import hashlib
@@ -57,7 +57,9 @@ class TextToImage(pl.LightningModule):
                 fingerprint="",
             )
         )
-        self.trained = nn.ModuleDict({"unet": self.model.unet, "text_encoder": self.model.text_encoder}).train()
+        self.trained = nn.ModuleDict(
+            {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
+        ).train()
         self.average = copy.deepcopy(self.trained).eval().requires_grad_(False)
         self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
@@ -69,9 +71,13 @@ class TextToImage(pl.LightningModule):
         states = self.model.embed(batch["caption"])
         error = denoising_error(
             lambda noisy, t: self.model.predict(noisy, t, states),
-            x, batch["noise"], batch["timestep"], self.model.alphas_cumprod,
-            self.model.prediction_type, self.min_snr_gamma,
-        )  # fmt: skip
+            x,
+            batch["noise"],
+            batch["timestep"],
+            self.model.alphas_cumprod,
+            self.model.prediction_type,
+            self.min_snr_gamma,
+        )
         return error.mean()
 
     def latents(self, index: Tensor) -> Tensor:
@@ -86,9 +92,15 @@ class TextToImage(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
-            self.trained.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay, foreach=True
+            self.trained.parameters(),
+            self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=self.weight_decay,
+            foreach=True,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_stable_decay(step, *self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_stable_decay(step, *self.steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, run: Path) -> str:
@@ -104,8 +116,10 @@ class TextToImage(pl.LightningModule):
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, pixels: NDArray[np.uint8], cache: Path, chunk: int = 250) -> NDArray[np.float16]:
-    """Posterior means of `pixels` [N, S, S, 3], scaled to unit variance, [N, C, h, w]; read from `cache` once made.
+def encoded(
+    vae: AutoencoderKL, pixels: NDArray[np.uint8], cache: Path, chunk: int = 250
+) -> NDArray[np.float16]:
+    """Posterior means of `pixels` [N, S, S, 3] at unit variance, [N, C, h, w]; read from `cache` once made.
 
     The posterior's own noise is a hundredth of the latents' variance or less, so it is left out.
     """

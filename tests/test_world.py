@@ -1,0 +1,104 @@
+"""The embedded world: pictures by number, members kept apart, and a tokenizer that knows its words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from ldm.data.world import SCENES, World, with_article
+from ldm.data.world_pictures import WorldPictures, WorldSamples
+from ldm.errors import UserError
+from scripts.make_world import RARE, make_subject, make_tokenizer
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(ASSETS / "world")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(ASSETS / "base" / "tokenizer")
+
+
+def test_a_picture_is_a_function_of_its_number(world):
+    pixels, caption, facts = world.picture(0, 7)
+    world.picture(0, 8)
+    again = World(ASSETS / "world").picture(0, 7)
+    assert (pixels == again[0]).all() and (caption, facts) == again[1:]
+    assert (pixels != world.picture(1, 7)[0]).any()
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
+
+
+def test_captions_say_what_is_shown(world):
+    for index in range(200):
+        _, caption, facts = world.picture(0, index)
+        assert facts.noun in caption
+        assert (facts.colour or "") in caption
+        assert any(caption.endswith(scene) for scene in SCENES) <= caption.endswith(facts.scene)
+
+
+def test_articles():
+    assert with_article("owl") == "an owl" and with_article("teddy bear") == "a teddy bear"
+
+
+def test_withheld_members_are_never_drawn_by_number(world):
+    hidden = {name for names in world.withheld.values() for name in names}
+    assert len(hidden) >= 12 and hidden <= world.members.keys()
+    assert not hidden & {world.picture(0, index)[2].member for index in range(1000)}
+    assert len(world.nouns) == 20 and all(len(names) >= 2 for names in world.known.values())
+
+
+def test_the_art_is_small():
+    assert sum(path.stat().st_size for path in (ASSETS / "world").iterdir()) < 3_000_000
+
+
+def test_art_that_is_missing_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no world art"):
+        World(tmp_path)
+
+
+def test_the_sample_subject_is_what_the_script_makes(tmp_path):
+    make_subject(ASSETS / "world", tmp_path)
+    made = sorted(tmp_path.glob("*.png"))
+    assert 4 <= len(made) <= 5
+    for path in made:
+        shipped = np.asarray(Image.open(ASSETS / "subject" / "dog" / path.name))
+        assert (shipped == np.asarray(Image.open(path))).all()
+
+
+def test_samples_are_a_function_of_their_number(tmp_path, world):
+    data = WorldPictures(art=str(ASSETS / "world"), count=8, latent_shape=(4, 2, 2), cache=str(tmp_path))
+    data.setup("fit")
+    samples = WorldSamples(data)
+    assert sorted(samples[n]["index"] for n in range(8)) == list(range(8))
+    assert [samples[n]["index"] for n in range(8)] != [samples[n]["index"] for n in range(8, 16)]
+    one, again = samples[11], samples[11]
+    assert (one["noise"] == again["noise"]).all() and one["timestep"] == again["timestep"]
+    picture = world.picture(0, one["index"])[0]
+    assert np.allclose(np.moveaxis(one["pixels"].numpy(), 0, -1), picture / 127.5 - 1, atol=1e-6)
+
+
+def test_each_word_is_one_token(tokenizer, world):
+    words = {word for index in range(300) for word in world.picture(0, index)[1].split()}
+    for word in words | set(RARE):
+        assert len(tokenizer(word).input_ids) == 3, word
+    assert tokenizer.model_max_length == 32
+
+
+def test_rare_tokens_occur_in_no_caption(world):
+    words = {word for index in range(1000) for word in world.picture(0, index)[1].split()}
+    assert len(set(RARE)) >= 30 and not words & set(RARE) and all(len(token) <= 3 for token in RARE)
+
+
+def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path):
+    make_tokenizer(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_text() == (ASSETS / "base" / "tokenizer" / name).read_text()
+    shipped = json.loads((ASSETS / "base" / "tokenizer" / "tokenizer.json").read_text())
+    assert shipped["model"]["vocab"] == json.loads((tmp_path / "vocab.json").read_text())
