@@ -1,0 +1,64 @@
+"""Fixtures that most tests share: a tiny base, and an overlay that makes the recipe tiny."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from tests.tiny import SIDE, tiny_base  # noqa: E402
+
+torch.set_num_threads(1)  # tiny networks lose time to more
+
+RECIPE = str(PROJECT / "configs" / "dreambooth.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A base model of a few thousand random weights, in diffusers' layout."""
+    return tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny, tmp_path_factory) -> Path:
+    """An overlay on the recipe: the tiny base, 8 prior samples, 10 steps on the CPU."""
+    overlay = {
+        "model": {"params": {"base": str(tiny)}},
+        "data": {"params": {"size": SIDE, "batch_size": 2, "prior": {"count": 8, "chunk_size": 4, "steps": 3}}},
+        "lightning": {
+            "trainer": {"max_steps": 10, "accelerator": "cpu"},
+            "callbacks": {
+                "validation": {"params": {"every_steps": 5, "drift_samples": 4}},
+                "samples": {"params": {"every_steps": 5, "steps": 3, "per_prompt": 2}},
+                "checkpoint": {"params": {"every_steps": 5}},
+            },
+        },
+    }
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(overlay))
+    return path
+
+
+@pytest.fixture
+def train(tiny_config, tmp_path, monkeypatch):
+    """`train("key.sub=value", ..., name="a")` runs main in this process; returns the run folder."""
+    from main import main
+
+    monkeypatch.chdir(PROJECT)
+
+    def run(*words: str, name: str = "run", expect: int = 0) -> Path:
+        logs = tmp_path / "logs" / name
+        code = main(["--base", RECIPE, str(tiny_config), "-l", str(logs), "-n", name, *words])
+        assert code == expect
+        return next(logs.iterdir())
+
+    return run
