@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm.formats.diffusers_folder import write_network
-from ldm.models.from_scratch import update_average, warm_stable_decay
+from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
 
 
 class Autoencoder(pl.LightningModule):
@@ -37,9 +37,11 @@ class Autoencoder(pl.LightningModule):
         edge_weight: float = 0.1,
         kl_weight: float = 1e-6,
         average_decay: float = 0.998,
+        seed: int = 0,
     ):
         super().__init__()
-        self.vae = AutoencoderKL.from_config(network)
+        with keyed_weights(seed, "vae"):
+            self.vae = AutoencoderKL.from_config(network)
         start_deterministic(self.vae)
         self.average = copy.deepcopy(self.vae).requires_grad_(False)
         self.learning_rate, self.average_decay = learning_rate, average_decay

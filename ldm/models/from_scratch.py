@@ -1,7 +1,20 @@
 """What both trainings of the embedded base share: averaged weights and the learning rate's course."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+
+from ldm.randomness import generator
+
+
+@contextmanager
+def keyed_weights(seed: int, network: str) -> Iterator[None]:
+    """Networks built inside get the starting weights of `seed`; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "starting weights of " + network).initial_seed())
+        yield
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.diffusion.loss import denoising_error
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
-from ldm.models.from_scratch import update_average, warm_stable_decay
+from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
 from ldm.models.latent_diffusion import LatentDiffusion
 
 
@@ -43,14 +43,19 @@ class TextToImage(pl.LightningModule):
         min_snr_gamma: float | None = 5.0,
         average_decay: float = 0.999,
         latent_cache: str = ".cache/latents",
+        seed: int = 0,
     ):
         super().__init__()
         words = read_tokenizer(Path(tokenizer), text_encoder["vocab_size"])
+        with keyed_weights(seed, "text_encoder"):
+            reader = CLIPTextModel(CLIPTextConfig(**text_encoder))
+        with keyed_weights(seed, "unet"):
+            denoiser = UNet2DConditionModel.from_config(unet)
         self.model = LatentDiffusion(
             Components(
                 vae=read_vae(Path(first_stage), variant=None, dtype=torch.float32),
-                text_encoder=CLIPTextModel(CLIPTextConfig(**text_encoder)),
-                unet=UNet2DConditionModel.from_config(unet),
+                text_encoder=reader,
+                unet=denoiser,
                 tokenizer=words,
                 scheduler_config=scheduler,
                 source="from scratch",

@@ -1,0 +1,133 @@
+"""The embedded base's own training, through `main.py` and its shipped configs, on tiny networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from ldm.diffusion.loss import denoising_error
+from ldm.models.autoencoder import psnr, start_deterministic
+from ldm.models.from_scratch import warm_stable_decay
+from ldm.models.text_to_image import TextToImage
+from main import main
+from tests.tiny import tiny_base, tiny_unet, tiny_vae
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def shrunk(tmp_path, monkeypatch):
+    """Writes an overlay that makes a shipped config tiny; returns the command-line words for it."""
+    monkeypatch.chdir(ROOT)
+
+    def words(model_params: dict) -> list[str]:
+        overlay = {
+            "model": {"params": {"warmup_steps": 1, "decay_steps": 0, **model_params}},
+            "data": {"params": {"count": 16, "batch_size": 4, "cache": str(tmp_path / "world")}},
+            "lightning": {"trainer": {"accelerator": "cpu", "precision": "32-true"}},
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(overlay))
+        return [str(path), "--logdir", str(tmp_path / "logs"), "--name", "tiny"]
+
+    return words
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def only_run(tmp_path: Path) -> Path:
+    (run,) = (tmp_path / "logs").iterdir()
+    return run
+
+
+def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
+    network = {"block_out_channels": [8, 8, 8]}
+    words = shrunk({"network": network, "total_steps": 12, "learning_rate": 0.01})
+    assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
+    run = only_run(tmp_path)
+    curve = losses(run)
+    assert len(curve) == 12 and curve[-1] < 0.8 * curve[0]
+    vae = AutoencoderKL.from_pretrained(run / "vae", torch_dtype=torch.float32)
+    assert vae.config.scaling_factor != 0.18215
+
+
+def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
+    base = tiny_base(tmp_path / "base")
+    # The tiny first stage sees the world's 64 px as 16 x 16 latents.
+    params = {
+        "first_stage": str(base / "vae"),
+        "unet": {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "attention_head_dim": 2},
+        "latent_cache": str(tmp_path / "latents"),
+        "total_steps": 4,
+    }
+    words = shrunk(params)
+    assert main(["--base", "configs/toy/base.yaml", *words, "lightning.trainer.max_steps=2"]) == 0
+    run = only_run(tmp_path)
+    first = losses(run)
+    (run / "model").rename(tmp_path / "early")
+    assert main(["--resume", str(run), "lightning.trainer.max_steps=4"]) == 0
+    resumed = losses(run)
+    assert resumed[:2] == first and len(resumed) == 4
+
+    assert main(["--base", "configs/toy/base.yaml", *words, "--logdir", str(tmp_path / "whole")]) == 0
+    (whole,) = (tmp_path / "whole").iterdir()
+    assert losses(whole) == resumed
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "model", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a photo of a dog", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3)
+
+
+def test_the_loss_is_the_denoising_error_of_the_pictures_latents(tmp_path):
+    base = tiny_base(tmp_path / "base")
+    scheduler = yaml.safe_load((ROOT / "configs/toy/base.yaml").read_text())["model"]["params"]["scheduler"]
+    text = json.loads((base / "text_encoder" / "config.json").read_text())
+    module = TextToImage(
+        str(base / "vae"),
+        str(base / "tokenizer"),
+        dict(tiny_unet().config),
+        text,
+        scheduler,
+        min_snr_gamma=None,
+    )
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    module._latents = latents.numpy()
+    batch = {
+        "index": torch.tensor([2, 0]),
+        "caption": ["a dog", ""],
+        "noise": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+        "timestep": torch.tensor([10, 900]),
+    }
+    loss = module.training_step(batch, 0)
+    states = module.model.embed(batch["caption"])
+    expected = denoising_error(
+        lambda x, t: module.model.predict(x, t, states),
+        latents[[2, 0]],
+        batch["noise"],
+        batch["timestep"],
+        module.model.alphas_cumprod,
+    ).mean()
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_a_deterministic_start():
+    vae = tiny_vae()
+    start_deterministic(vae)
+    posterior = vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist
+    assert torch.allclose(posterior.logvar, torch.tensor(-5.0))
+
+
+def test_psnr_of_a_known_error():
+    target = torch.zeros(2, 3, 4, 4)
+    assert torch.allclose(psnr(target + 0.2, target), torch.tensor(20.0))  # peak 2, error 0.2: a tenth
+
+
+def test_the_learning_rate_warms_holds_and_decays():
+    course = [warm_stable_decay(step, 10, 100, 20) for step in range(101)]
+    assert course[0] == 0.1 and course[9:81] == [1.0] * 72
+    assert course[90] == 0.5 and course[100] == 0.0
