@@ -148,7 +148,7 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stem, joined, kind = key.partition("attn.in_proj_")
         if key.startswith(OPENCLIP_PREFIX) and joined and value.shape[0] % 3 == 0:
             for part, third in zip(QKV, value.chunk(3), strict=True):
-                result[f"{stem}attn.{part}.{kind}"] = third.clone()  # of its own, so that it can be saved
+                result[f"{stem}attn.{part}.{kind}"] = third
         else:
             result[key] = value
     return result

@@ -1,7 +1,6 @@
 """The three networks of Stable Diffusion, built from a config and filled with tensors, strictly.
 
-A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace, and
-tensors that already have the wanted precision stay memory-mapped.
+A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,8 +57,13 @@ def listed(names: Iterable[str]) -> str:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """Give a meta-device `module` its `tensors`, which must fit, in `dtype`."""
-    module.load_state_dict({key: value.to(dtype) for key, value in tensors.items()}, assign=True)
+    """Give a meta-device `module` its `tensors`, which must fit, in `dtype`.
+
+    They are copied, since a file's tensors are mapped from it: a file that is replaced during a run would
+    change the model, and tensors that lie where the file put them compute other last digits.
+    """
+    owned = {key: value.to(dtype, copy=True) for key, value in tensors.items()}
+    module.load_state_dict(owned, assign=True)
     if isinstance(module, CLIPTextModel):  # the one buffer that is not saved: 0, 1, ..., length - 1
         length = module.config.max_position_embeddings
         embeddings = module.get_submodule(text_prefix(module) + "embeddings")
