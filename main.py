@@ -109,7 +109,24 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         config = configs.read_plain(folder_of(Path(options.resume)) / CONFIG)
         configs.check_trusted(config)
         return configs.override(config, overrides_of(options))
-    return configs.load_config(options.base, overrides_of(options))
+    config = configs.load_config(options.base, overrides_of(options))
+    if options.scale_lr:
+        scale_learning_rates(config)
+    return config
+
+
+def scale_learning_rates(config: dict[str, Any]) -> None:
+    """`--scale_lr`: learning rates times the samples an optimizer step averages over, kept so in the run's config."""
+    trainer, params = config["lightning"]["trainer"], config["model"]["params"]
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else devices
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"--scale_lr: lightning.trainer.devices is {devices}; give a count or a list")
+    factor = count * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
+    factor *= config["data"]["params"]["batch_size"]
+    for key in ("learning_rate", "text_encoder_learning_rate"):
+        if params.get(key):
+            params[key] *= factor
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:

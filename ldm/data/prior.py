@@ -92,17 +92,18 @@ class PriorBank:
     def _write(self, chunk: int, latents: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{chunk:05d}.tmp"
-        metadata = {"settings": self.settings, "sha256": _digest(latents)}
-        save_file({"latents": latents.contiguous()}, temporary, metadata)
+        # One metadata key: safetensors writes several in no fixed order, and equal chunks are equal files.
+        about = json.dumps({"settings": self.settings, "sha256": _digest(latents)})
+        save_file({"latents": latents.contiguous()}, temporary, {"about": about})
         os.replace(temporary, self._path(chunk))
 
     def _read(self, chunk: int) -> Tensor | None:
         try:
             with safe_open(self._path(chunk), framework="pt") as file:
-                metadata, latents = file.metadata() or {}, file.get_tensor("latents")
-        except (OSError, SafetensorError):
+                about, latents = json.loads((file.metadata() or {})["about"]), file.get_tensor("latents")
+        except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        sound = metadata.get("settings") == self.settings and metadata.get("sha256") == _digest(latents)
+        sound = about["settings"] == self.settings and about["sha256"] == _digest(latents)
         return latents if sound and len(latents) == len(self._numbers(chunk)) else None
 
 

@@ -1,0 +1,240 @@
+"""The main job through the real entry point: what trains, what it minimises, what it leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.diffusion.loss import denoising_error
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.training.loss_record import read_rows
+from tests.conftest import PROJECT, RECIPE
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tiny_config, tmp_path_factory):
+    """A run of 30 steps at a high rate, for the tests that only look at it."""
+    from main import main
+
+    logs = tmp_path_factory.mktemp("finished")
+    words = ["lightning.trainer.max_steps=30", "model.params.learning_rate=2e-3"]
+    assert main(["--base", RECIPE, str(tiny_config), "-l", str(logs), *words]) == 0
+    return next(logs.iterdir())
+
+
+def checkpoint(run, name="last.ckpt"):
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def test_the_loss_falls(finished):
+    rows = read_rows(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    losses = [row["loss"] for row in rows]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["subject_loss"] + row["prior_loss"], rel=1e-6)
+
+
+def test_validation_sees_the_subject_learnt_and_the_class_drift(finished):
+    rows = read_rows(finished / "validation.jsonl")
+    assert rows[0]["step"] == 0
+    assert rows[0]["drift"] == 0  # nothing has moved yet: exactly the base
+    assert rows[-1]["drift"] > 0
+    assert rows[-1]["subject_loss"] < rows[0]["subject_loss"]
+    assert rows[-1]["score"] == pytest.approx(rows[-1]["subject_loss"] + rows[-1]["drift"])
+
+
+def test_text_encoder_and_unet_move_and_the_first_stage_does_not(finished, tiny):
+    base, trained = LatentDiffusion.from_base(tiny), LatentDiffusion.from_base(finished / "model")
+    before, after = base.state_dict(), trained.state_dict()
+    assert before.keys() == after.keys()
+    for key in before:
+        if key.startswith("vae."):
+            assert torch.equal(before[key], after[key]), key
+    for part in ("unet", "text_encoder"):
+        assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(part)), part
+
+
+def test_the_checkpoint_holds_what_trains_and_what_a_resume_needs(finished, tiny):
+    state = checkpoint(finished)
+    assert {key.split(".")[1] for key in state["state_dict"]} == {"unet", "text_encoder"}
+    assert state["identifier"] == "sks"
+    assert state["config"]["model"]["params"]["base"] == str(tiny)
+    assert state["global_step"] == 30
+    assert "optimizer_states" not in checkpoint(finished, "best.ckpt")
+
+
+def test_the_run_folder_says_what_was_run(finished):
+    record = json.loads((finished / "configs" / "start-000.json").read_text())
+    assert "--base" in record["command"]
+    assert record["packages"]["torch"] == torch.__version__
+    assert record["git"]
+    assert {"step-000000.png", "step-000030.png", "prior.png"} <= {p.name for p in (finished / "images").iterdir()}
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
+    """One batch of the data module through `training_step`, against the paper's formula written out."""
+    from ldm.config import load_config
+    from main import build
+
+    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
+    trainer.strategy.connect(module)
+    trainer._data_connector.attach_data(module, datamodule=data)
+    module.prior_loss_weight = 0.7
+    module.setup("fit")
+    batch = data.on_before_batch_transfer([data_item(data, n) for n in (0, 1)], 0)
+    batch = data.on_after_batch_transfer(batch, 0)
+    loss = module.training_step(batch, 0)["loss"]
+
+    model = module.model
+    posterior = model.vae.encode(batch["pixels"]).latent_dist
+    x = (posterior.mean + posterior.std * batch["posterior_noise"]) * model.vae.config.scaling_factor
+    kept = model.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    eps = batch["noise"]
+    noisy = kept.sqrt() * torch.cat([x, batch["prior_latents"]]) + (1 - kept).sqrt() * eps
+    errors = []
+    for half, prompt in ((slice(0, 2), "a photo of sks dog"), (slice(2, 4), "a photo of a dog")):
+        ids = model.tokenizer([prompt] * 2, padding="max_length", max_length=model.text_window, return_tensors="pt")
+        states = model.text_encoder(ids.input_ids).last_hidden_state
+        prediction = model.unet(noisy[half], batch["timesteps"][half], encoder_hidden_states=states).sample
+        errors.append(((prediction - eps[half]) ** 2).mean())
+    assert loss.item() == pytest.approx((errors[0] + 0.7 * errors[1]).item(), rel=1e-5)
+    assert len(set(batch["timesteps"].tolist())) > 1  # t and t' are drawn apart
+
+
+def data_item(data, n):
+    from ldm.data.datamodule import TrainingSamples
+
+    return TrainingSamples(data)[n]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_has_no_error(prediction_type):
+    x, eps = torch.randn(2, 3, 4, 5, 5).unbind()
+    alphas_cumprod = torch.linspace(0.99, 0.01, 10)
+    timesteps = torch.tensor([1, 5, 9])
+    alpha, sigma = (f(alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1) for f in (lambda a: a, lambda a: 1 - a))
+    perfect = eps if prediction_type == "epsilon" else alpha * eps - sigma * x
+    error = denoising_error(lambda noisy, t: perfect, x, eps, timesteps, alphas_cumprod, prediction_type)
+    assert torch.allclose(error, torch.zeros(3), atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_the_error_of_the_clean_image_by_clipped_snr(prediction_type):
+    """min(snr, gamma) times the squared error of x, whatever the network predicts."""
+    generator = torch.Generator().manual_seed(0)
+    x, eps, prediction = torch.randn(3, 6, 4, 5, 5, generator=generator).unbind()
+    alphas_cumprod = torch.linspace(0.999, 0.01, 6)
+    timesteps = torch.arange(6)
+    alpha, sigma = alphas_cumprod.sqrt().view(-1, 1, 1, 1), (1 - alphas_cumprod).sqrt().view(-1, 1, 1, 1)
+    noisy = alpha * x + sigma * eps
+    clean = (noisy - sigma * prediction) / alpha if prediction_type == "epsilon" else alpha * noisy - sigma * prediction
+    snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5)
+    expected = snr * (clean - x).square().mean(dim=(1, 2, 3))
+    error = denoising_error(lambda n, t: prediction, x, eps, timesteps, alphas_cumprod, prediction_type, 5.0)
+    assert torch.allclose(error, expected, rtol=1e-3)
+
+
+def test_accumulation_walks_the_same_curve(train):
+    words = ["model.params.learning_rate=1e-3", "lightning.trainer.max_steps=20"]
+    whole = train(*words, name="whole")
+    accumulated = train(*words, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=2", name="acc")
+    assert_same_curve(whole, accumulated)
+
+
+def test_two_processes_walk_the_same_curve(train, tiny_config, tmp_path):
+    words = ["model.params.learning_rate=1e-3", "lightning.trainer.max_steps=20"]
+    whole = train(*words, name="whole")
+    command = [sys.executable, "main.py", "--base", RECIPE, str(tiny_config), "-l", str(tmp_path / "two"), *words]
+    command += ["data.params.batch_size=1", "lightning.trainer.devices=2"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    runs = list((tmp_path / "two").iterdir())
+    assert len(runs) == 1  # one run folder for both
+    assert_same_curve(whole, runs[0])
+
+
+def assert_same_curve(run, other):
+    rows, others = read_rows(run / "metrics.jsonl"), read_rows(other / "metrics.jsonl")
+    assert len(rows) == len(others) == 20
+    for row, another in zip(rows, others, strict=True):
+        assert row == pytest.approx(another, abs=1e-5)
+
+
+def test_prior_samples_are_the_same_early_late_and_with_other_batches(train):
+    def chunks(run):
+        return {path.name: path.read_bytes() for path in sorted((run / "prior").iterdir())}
+
+    early = train(name="early")
+    late = train("data.params.batch_size=1", "lightning.callbacks.validation=null", name="late")
+    assert chunks(early) == chunks(late)
+    assert len(chunks(early)) == 2
+
+
+def test_without_prior_loss_nothing_is_drawn_for_training(train):
+    run = train("model.params.prior_loss_weight=0", "lightning.callbacks.validation=null")
+    assert not (run / "prior").exists()
+    assert all(row["prior_loss"] == 0 for row in read_rows(run / "metrics.jsonl"))
+
+
+def test_a_folder_of_class_images_replaces_sampling(train, tmp_path):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("RGB", (40, 50), (index * 80, 100, 50)).save(folder / f"{index}.png")
+    run = train(f"data.params.reg_data_root={folder}")
+    assert len(list((run / "prior").iterdir())) == 1  # three encoded images, not eight samples
+
+
+def test_frozen_text_encoder(train, tiny):
+    run = train("model.params.text_encoder_learning_rate=0")
+    assert {key.split(".")[1] for key in checkpoint(run)["state_dict"]} == {"unet"}
+
+
+def test_clip_skip_trains_what_conditions(train):
+    keys = checkpoint(train("model.params.clip_skip=2"))["state_dict"]
+    layers = {key.split("layers.")[1][0] for key in keys if "text_encoder" in key and "layers." in key}
+    assert "1" not in layers or "2" not in layers  # the last layer neither conditions nor trains
+
+
+def test_train_false_checks_and_stops(train, tiny_config, tmp_path, capsys):
+    from main import main
+
+    logs = tmp_path / "none"
+    assert main(["-b", RECIPE, str(tiny_config), "-l", str(logs), "-t", "false"]) == 0
+    told = capsys.readouterr().out
+    assert "steps: 10" in told
+    assert "disk:" in told
+    assert not logs.exists()
+
+
+def test_scale_lr(train):
+    run = train("data.params.batch_size=2", "--scale_lr")
+    assert checkpoint(run)["config"]["model"]["params"]["learning_rate"] == pytest.approx(4e-4)
+
+
+def test_no_test_skips_what_follows_the_last_step(train):
+    run = train("--no-test")
+    assert not (run / "images" / "step-000010.png").exists()
+    assert read_rows(run / "validation.jsonl")[-1]["step"] == 5
+
+
+def test_captions_beside_images(train, tmp_path):
+    from ldm.data.subject import SubjectImages
+
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("[V] dog asleep\n")
+    images = SubjectImages.from_folder(tmp_path, prompt="a photo of [V] dog", size=32, seed=0, captions=True)
+    assert images.prompts == ["a photo of [V] dog", "[V] dog asleep"]
+
+
+def test_wandb_offline_gets_scalars_images_and_config(train, tmp_path):
+    run = train("lightning.logger.target=pytorch_lightning.loggers.WandbLogger")
+    files = list((run / "wandb").glob("offline-run-*/files/media/images/*.png"))
+    assert any("samples" in file.name for file in files)
