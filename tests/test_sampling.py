@@ -1,0 +1,213 @@
+"""Guidance and samplers against two passes and diffusers' own pipeline; txt2img through its entry point."""
+
+import re
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from ldm.data.images import to_image
+from ldm.diffusion.guidance import guided
+from ldm.diffusion.sampling import SAMPLERS
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.randomness import image_generator
+from scripts import txt2img
+
+PROMPTS = ["a photo of a dog on the moon", "a photo of a cat", "a red teapot"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return LatentDiffusion.from_base(tiny).eval()
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    from main import main
+    from tests.conftest import RECIPE
+
+    logs = tmp_path_factory.mktemp("sampling")
+    words = ["model.params.learning_rate=2e-3", "lightning.callbacks.samples=null"]
+    assert main(["--base", RECIPE, str(tiny_config), "-l", str(logs), *words]) == 0
+    return next(logs.iterdir())
+
+
+def latents_of(model, prompts, seeds, sampler="ddim", steps=5, scale=4.0, **options):
+    return model.sample(prompts, [image_generator(s) for s in seeds], (4, 8, 8), sampler, steps, scale, **options)
+
+
+@torch.no_grad()
+def test_guidance_is_two_passes_in_one(model):
+    x = torch.randn(3, 4, 8, 8, generator=image_generator(0))
+    timesteps = torch.tensor([7, 500, 999])
+    states, unconditional = model.embed(PROMPTS), model.embed([""] * 3)
+    with_text, without = (model.predict(x, timesteps, s) for s in (states, unconditional))
+    calls = []
+
+    def counted(*inputs):
+        calls.append(len(inputs[0]))
+        return model.predict(*inputs)
+
+    both = guided(counted, states, unconditional, 4.0)(x, timesteps)
+    assert torch.allclose(both, without + 4.0 * (with_text - without), atol=1e-5)
+    assert calls == [6]  # one pass of both halves
+
+
+@torch.no_grad()
+def test_no_second_half_without_guidance(model):
+    calls = []
+
+    def counted(*inputs):
+        calls.append(len(inputs[0]))
+        return model.predict(*inputs)
+
+    states = model.embed(PROMPTS)
+    denoise = guided(counted, states, states, 1.0)
+    denoise(torch.zeros(3, 4, 8, 8), torch.tensor([1, 1, 1]))
+    assert calls == [3]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [("ddim", DDIMScheduler), ("dpmpp_2m", DPMSolverMultistepScheduler)],
+)
+def test_sampler_equals_the_diffusers_pipeline(model, tiny, sampler, scheduler):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    generators = [image_generator(seed) for seed in (5, 6, 7)]
+    theirs = pipeline(
+        PROMPTS, num_inference_steps=7, guidance_scale=4.0, generator=generators, output_type="latent"
+    ).images
+    ours = latents_of(model, PROMPTS, (5, 6, 7), sampler, steps=7)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_an_image_from_its_seed_alone(model, sampler):
+    together = latents_of(model, PROMPTS, (1, 2, 3), sampler, eta=0.5)
+    alone = latents_of(model, PROMPTS[1:2], (2,), sampler, eta=0.5)
+    other = latents_of(model, PROMPTS[1:2], (9,), sampler, eta=0.5)
+    assert torch.isfinite(together).all()
+    assert torch.allclose(together[1], alone[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together[1], other[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_scripts_sampler_list_is_the_projects():
+    assert set(txt2img.SAMPLERS) == set(SAMPLERS)
+
+
+def sample(*words):
+    assert txt2img.main([str(word) for word in words]) == 0
+
+
+def pixels(folder):
+    return {path.name: Image.open(path).tobytes() for path in sorted(folder.glob("samples/*.png"))}
+
+
+def test_batch_size_and_order_do_not_matter(run, tmp_path):
+    words = ["--ckpt", run, "--prompt", "a photo of [V] dog", "--steps", 4, "--precision", "full"]
+    sample(*words, "--n_samples", 4, "--outdir", tmp_path / "four")
+    sample(*words, "--n_samples", 2, "--n_iter", 2, "--outdir", tmp_path / "twice two")
+    sample(*words, "--n_samples", 1, "--seed", 44, "--outdir", tmp_path / "third alone")
+    four, two, third = (pixels(tmp_path / name) for name in ("four", "twice two", "third alone"))
+    assert len(set(four.values())) == 4
+    for name in four:
+        assert nearly(four[name], two[name])
+    assert nearly(four["00002.png"], third["00000.png"])
+
+
+def nearly(one: bytes, other: bytes) -> bool:
+    """Equal pixels but for the last bit: other batch shapes round differently."""
+    return len(one) == len(other) and max(abs(a - b) for a, b in zip(one, other, strict=True)) <= 1
+
+
+def test_metadata_names_all_that_it_takes(run, tmp_path):
+    sample(
+        "--ckpt", run, "--prompt", "a photo of [V] dog", "--negative_prompt", "a cat", "--sampler", "euler",
+        "--steps", 3, "--scale", 2.5, "--n_samples", 2, "--seed", 7, "--outdir", tmp_path,
+    )  # fmt: skip
+    info = Image.open(tmp_path / "samples" / "00001.png").text
+    assert info == {
+        "prompt": "a photo of sks dog", "negative_prompt": "a cat", "seed": "8", "sampler": "euler", "steps": "3",
+        "scale": "2.5", "model": str(run),
+    }  # fmt: skip
+
+
+def test_images_are_added_and_never_overwritten(run, tmp_path):
+    words = ["--ckpt", run, "--prompt", "a dog", "--steps", 2, "--n_samples", 2, "--outdir", tmp_path]
+    sample(*words)
+    before = pixels(tmp_path)
+    sample(*words, "--seed", 1)
+    after = pixels(tmp_path)
+    assert list(after) == ["00000.png", "00001.png", "00002.png", "00003.png"]
+    assert all(after[name] == before[name] for name in before)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"grid-0000.png", "grid-0001.png"}
+
+
+def test_from_file_rows_skip_and_fixed_code(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog\n\na cat on the beach\n")
+    words = ["--ckpt", run, "--from-file", prompts, "--steps", 2, "--n_samples", 2, "--plms", "--fixed_code"]
+    sample(*words, "--skip_grid", "--outdir", tmp_path / "no grid")
+    assert len(pixels(tmp_path / "no grid")) == 4
+    assert not list((tmp_path / "no grid").glob("*.png"))
+    images = list(pixels(tmp_path / "no grid").values())
+    assert nearly(images[0], images[1])  # one noise for all
+    sample(*words, "--skip_save", "--n_rows", 4, "--outdir", tmp_path / "grid")
+    assert not (tmp_path / "grid" / "samples").exists()
+    assert Image.open(tmp_path / "grid" / "grid-0000.png").size == (4 * 34 - 2, 32)
+
+
+def test_size_in_pixels(run, tmp_path):
+    words = ["--ckpt", run, "--prompt", "a dog", "--steps", 2, "--n_samples", 1, "--outdir", tmp_path]
+    sample(*words, "--H", 64, "--W", 48)
+    assert Image.open(tmp_path / "samples" / "00000.png").size == (48, 64)
+
+
+def test_a_run_and_its_export_draw_what_the_pipeline_draws(run, tmp_path):
+    words = ["--prompt", "a photo of [V] dog", "--steps", 4, "--scale", 3, "--n_samples", 2, "--precision", "full"]
+    sample("--ckpt", run, *words, "--outdir", tmp_path / "run")
+    sample("--ckpt", run / "model", *words, "--outdir", tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        ["a photo of sks dog"] * 2, num_inference_steps=4, guidance_scale=3.0, output_type="pt",
+        generator=[image_generator(42), image_generator(43)],
+    ).images  # fmt: skip
+    theirs = [to_image(image * 2 - 1).tobytes() for image in theirs]
+    ours, exported = (list(pixels(tmp_path / name).values()) for name in ("run", "model"))
+    for one, two, three in zip(ours, exported, theirs, strict=True):
+        assert nearly(one, two)
+        assert nearly(one, three)
+
+
+def test_what_a_long_prompt_loses_is_said(model, recwarn):
+    words = "a photo of a red dog on the beach with a cat and a blue teapot and a red car in the snow at night with an apple"
+    model.tokenize([words + " and a green boat"])
+    said = [str(w.message) for w in recwarn if "longer than" in str(w.message)]
+    assert len(said) == 1
+    assert "32 tokens" in said[0]
+    assert said[0].endswith("boat'")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ckpt", "nowhere"], r"nowhere.*not found"),
+        (["--prompt", " "], r"prompt is empty"),
+        (["--from-file", "nowhere.txt"], r"nowhere.txt: cannot be read"),
+        (["--steps", "0"], r"--steps is 0"),
+        (["--H", "33"], r"multiple of 4"),
+        (["--device", "cuda:77"], r"cuda:77: not available"),
+        (["--prompt", "[V] dog"], r"this model has none"),
+    ],
+)
+def test_mistakes_end_in_one_line(tiny, tmp_path, capsys, words, message):
+    code = txt2img.main(["--ckpt", str(tiny), "--outdir", str(tmp_path / "out"), *words])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert re.search(message, said[-1])
+    assert said[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists()
