@@ -67,7 +67,13 @@ PUBLISHED = {
 """Some keys of the published files, of every kind that the naming tells apart, and their shapes."""
 
 INERT = [
-    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+    *(
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+    ),
     *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
     *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
     *("model_ema.decay", "model_ema.num_updates", "scale_factor", "logvar"),
@@ -126,9 +132,15 @@ def test_every_key_goes_out_and_comes_back(version, networks, tensors):
     assert surplus(tensors, key_map, networks["text_encoder"].config.num_hidden_layers) == {}
 
 
-def test_diffusers_converts_the_written_names_to_the_same_keys_and_shapes(version, configs, networks, tensors):
-    assert shapes(convert_ldm_unet_checkpoint(dict(tensors), configs["unet"])) == shapes(networks["unet"].state_dict())
-    assert shapes(convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])) == shapes(networks["vae"].state_dict())
+def test_diffusers_converts_the_written_names_to_the_same_keys_and_shapes(
+    version, configs, networks, tensors
+):
+    assert shapes(convert_ldm_unet_checkpoint(dict(tensors), configs["unet"])) == shapes(
+        networks["unet"].state_dict()
+    )
+    assert shapes(convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])) == shapes(
+        networks["vae"].state_dict()
+    )
     text_encoder = networks["text_encoder"]
     if version == "v1":
         converted = convert_ldm_clip_checkpoint(dict(tensors))
@@ -141,7 +153,10 @@ def test_diffusers_converts_the_written_names_to_the_same_keys_and_shapes(versio
 def test_inert_keys_are_known_and_all_others_are_left_over(networks):
     key_map = compvis_key_map(networks)
     strange = {
-        "unet": ["model.diffusion_model.input_blocks.12.0.weight", "model_ema.diffusion_modelin_blocks00weight"],
+        "unet": [
+            "model.diffusion_model.input_blocks.12.0.weight",
+            "model_ema.diffusion_modelin_blocks00weight",
+        ],
         "vae": ["first_stage_model.encoder.extra.weight"],
         "text_encoder": ["cond_stage_model.transformer.text_model.extra"],
         "other": ["embedding_manager.weight"],
@@ -154,7 +169,9 @@ def test_inert_keys_are_known_and_all_others_are_left_over(networks):
 
 
 def test_no_two_kinds_of_key_share_a_name():
-    assert unet_name("up_blocks.1.upsamplers.0.conv.bias", 2, {"up_blocks.1"}) == "output_blocks.5.2.conv.bias"
+    assert (
+        unet_name("up_blocks.1.upsamplers.0.conv.bias", 2, {"up_blocks.1"}) == "output_blocks.5.2.conv.bias"
+    )
     assert unet_name("up_blocks.0.upsamplers.0.conv.bias", 2, set()) == "output_blocks.2.1.conv.bias"
     assert unet_name("mid_block.resnets.1.norm1.bias", 2, set()) == "middle_block.2.in_layers.0.bias"
     assert vae_name("decoder.up_blocks.0.resnets.2.conv1.bias", 4) == "decoder.up.3.block.2.conv1.bias"
@@ -169,7 +186,14 @@ def test_both_tokenizers_are_clips(version):
     assert sorted(vocabulary.values()) == list(range(49408))
     assert merges[0].startswith("#version") and len(merges) == 1 + 49408 - 512 - 2
     assert all(re.fullmatch(r"\S+ \S+", merge) for merge in merges[1:])
-    known = {"a</w>": 320, "photo</w>": 1125, "of</w>": 539, "dog</w>": 1929, "cat</w>": 2368, "sks</w>": 48136}
+    known = {
+        "a</w>": 320,
+        "photo</w>": 1125,
+        "of</w>": 539,
+        "dog</w>": 1929,
+        "cat</w>": 2368,
+        "sks</w>": 48136,
+    }
     assert {word: vocabulary[word] for word in known} == known
     assert vocabulary["<|startoftext|>"] == 49406 and vocabulary["<|endoftext|>"] == 49407
     for name in ("vocab.json", "merges.txt"):

@@ -92,7 +92,9 @@ def _as_float(components):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_diffusers_reads_the_written_file_to_the_same_weights(tmp_path, models, files, version):
     folder = save_diffusers_folder(models[version], tmp_path / "folder", torch.float32)
-    pipeline = StableDiffusionPipeline.from_single_file(str(files[version]), config=str(folder), local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(files[version]), config=str(folder), local_files_only=True
+    )
     equal(pipeline, models[version])
 
 
@@ -103,7 +105,9 @@ def test_networks_of_the_loaded_file_compute_what_the_originals_do(files, models
         states = original.text_encoder(ids)[0]
         assert torch.equal(loaded.text_encoder(ids)[0], states)
         latents, step = torch.randn(1, 4, 8, 8), torch.tensor([500])
-        assert torch.equal(loaded.unet(latents, step, states).sample, original.unet(latents, step, states).sample)
+        assert torch.equal(
+            loaded.unet(latents, step, states).sample, original.unet(latents, step, states).sample
+        )
         assert torch.equal(loaded.vae.decode(latents).sample, original.vae.decode(latents).sample)
 
 
@@ -125,9 +129,14 @@ def test_the_published_files_wrappings_are_all_read(tmp_path, v1, models, config
 
 def test_openclips_last_layer_and_projections_are_left_aside(tmp_path, v2, models, configs):
     last = "cond_stage_model.model.transformer.resblocks.23."
-    copied = {k.replace("resblocks.22.", "resblocks.23."): v.clone() for k, v in v2.items() if "resblocks.22." in k}
+    copied = {
+        k.replace("resblocks.22.", "resblocks.23."): v.clone() for k, v in v2.items() if "resblocks.22." in k
+    }
     assert len(copied) == 12 and all(key.startswith(last) for key in copied)
-    extra = {"cond_stage_model.model.text_projection": torch.eye(16), "cond_stage_model.model.logit_scale": torch.ones(())}
+    extra = {
+        "cond_stage_model.model.text_projection": torch.eye(16),
+        "cond_stage_model.model.logit_scale": torch.ones(()),
+    }
     path = tmp_path / "full.safetensors"
     save_file({**v2, **copied, **extra}, path)
     equal(load_base(path, configs=configs["v2"], prediction_type="v"), models["v2"])
@@ -160,7 +169,10 @@ def test_keys_that_do_not_fit_are_listed_by_component(tmp_path, v1, configs):
     message = str(caught.value)
     assert "\n" not in message
     assert "unet: 1 missing (conv_out.bias)" in message
-    assert "vae: 1 missing (quant_conv.weight); 1 of another shape (post_quant_conv.bias [5] instead of [4])" in message
+    assert (
+        "vae: 1 missing (quant_conv.weight); 1 of another shape (post_quant_conv.bias [5] instead of [4])"
+        in message
+    )
     assert "text_encoder: 1 left over (cond_stage_model.transformer.text_model.strange)" in message
     assert "other: 1 left over (something.else)" in message
 
@@ -231,7 +243,9 @@ def test_inpainting_models_are_refused_by_name(tmp_path, v1, configs):
         load_base(tmp_path / "inpainting.safetensors", configs=configs["v1"])
 
 
-def test_a_first_stage_of_the_users_choice_takes_the_place_of_the_bases(tmp_path, files, v1, models, configs, monkeypatch):
+def test_a_first_stage_of_the_users_choice_takes_the_place_of_the_bases(
+    tmp_path, files, v1, models, configs, monkeypatch
+):
     other = small_sd(configs["v1"], seed=2)
     folder = save_diffusers_folder(other, tmp_path / "folder", torch.float32)
     monkeypatch.setattr("ldm.formats.single_file.CONFIGS", configs["v1"].parent)  # of the small first stage
@@ -240,7 +254,13 @@ def test_a_first_stage_of_the_users_choice_takes_the_place_of_the_bases(tmp_path
     save_file(bare | {"loss.logvar": torch.zeros(1)}, tmp_path / "vae.safetensors")
     save_file(other.vae.state_dict(), tmp_path / "diffusers.safetensors")
     whole = save_single_file(other, tmp_path / "whole.ckpt", torch.float32)
-    for choice in (folder, folder / "vae", tmp_path / "vae.safetensors", tmp_path / "diffusers.safetensors", whole):
+    for choice in (
+        folder,
+        folder / "vae",
+        tmp_path / "vae.safetensors",
+        tmp_path / "diffusers.safetensors",
+        whole,
+    ):
         equal(SimpleNamespace(vae=load_vae(choice)), other, ["vae"])
     for base, options in ((files["v1"], {"configs": configs["v1"]}), (folder, {})):
         loaded = load_base(base, vae=whole, **options)
