@@ -46,7 +46,8 @@ def small_sd(configs: Path, seed: int = 0) -> Components:
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json")).eval()
         vae = AutoencoderKL.from_config(read_json(configs / "vae" / "config.json")).eval()
-        text = CLIPTextModel(CLIPTextConfig.from_dict(read_json(configs / "text_encoder" / "config.json"))).eval()
+        text_config = CLIPTextConfig.from_dict(read_json(configs / "text_encoder" / "config.json"))
+        text = CLIPTextModel(text_config).eval()
         for module in (unet, vae, text):
             for parameter in module.parameters():
                 parameter.data.add_(0.02 * torch.randn_like(parameter))

@@ -66,7 +66,7 @@ def test_what_is_written_loads_back_here_and_in_diffusers(base, saved):
 
 
 def test_written_files_are_those_that_transformers_4_reads(base, saved):
-    """Version 4 silently loads random weights where keys lack `text_model.`, and reads no tokenizer.json alone."""
+    """Version 4 silently loads random weights where keys lack `text_model.`, and wants a vocab.json."""
     keys = load_file(saved / "text_encoder" / "model.safetensors")
     assert all(key.startswith("text_model.") for key in keys)
     config = read_json(saved / "text_encoder" / "config.json")
@@ -143,7 +143,7 @@ def test_a_failed_write_leaves_the_earlier_model(base, saved, tmp_path, monkeypa
 
 
 def test_older_layouts_load_too(base, folder):
-    """Text-encoder keys without prefix and with position_ids; attention names before diffusers 0.15; .bin files."""
+    """Text-encoder keys without prefix and with position_ids; weights in .bin files."""
     text = load_file(folder / "text_encoder" / "model.safetensors")
     text = {key.removeprefix("text_model."): value for key, value in text.items()}
     save_file(

@@ -10,12 +10,12 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from tests.small_sd import CONFIGS
 
 from ldm.formats.compvis_layout import compvis_key_map, from_compvis, surplus, to_compvis
 from ldm.formats.compvis_names import openclip_name, unet_name, vae_name
 from ldm.formats.diffusers_folder import read_json
 from ldm.formats.modules import COMPONENTS, empty_module, misfit
+from tests.small_sd import CONFIGS
 
 PARAMETERS = {
     "v1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
@@ -184,7 +184,8 @@ def test_both_tokenizers_are_clips(version):
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert len(vocabulary) == 49408
     assert sorted(vocabulary.values()) == list(range(49408))
-    assert merges[0].startswith("#version") and len(merges) == 1 + 49408 - 512 - 2
+    assert merges[0].startswith("#version")
+    assert len(merges) == 1 + 49408 - 512 - 2
     assert all(re.fullmatch(r"\S+ \S+", merge) for merge in merges[1:])
     known = {
         "a</w>": 320,
@@ -195,6 +196,7 @@ def test_both_tokenizers_are_clips(version):
         "sks</w>": 48136,
     }
     assert {word: vocabulary[word] for word in known} == known
-    assert vocabulary["<|startoftext|>"] == 49406 and vocabulary["<|endoftext|>"] == 49407
+    assert vocabulary["<|startoftext|>"] == 49406
+    assert vocabulary["<|endoftext|>"] == 49407
     for name in ("vocab.json", "merges.txt"):
         assert (folder / name).read_bytes() == (CONFIGS / "v1" / "tokenizer" / name).read_bytes()

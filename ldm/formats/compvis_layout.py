@@ -1,7 +1,7 @@
-"""Tensors of CompVis' single files to and from the networks' own state dicts; pure functions, nothing is read.
+"""Tensors of CompVis' single files to and from the networks' own state dicts; pure, no file is read.
 
-Beside names (`compvis_names`) two layouts differ: the first stage's attention is four 1 x 1 convolutions there
-and four linear layers here, and OpenCLIP joins query, key and value into one matrix.
+Beside names (`compvis_names`) two layouts differ: the first stage's attention is four 1 x 1 convolutions
+there and four linear layers here, and OpenCLIP joins query, key and value into one matrix.
 """
 
 import re
@@ -28,14 +28,14 @@ INERT_KEYS = (
     r"cond_stage_model\.(transformer\.text_projection\.weight|logit_scale|text_projection)",
     r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",
 )
-"""Keys (as regular expressions) that carry nothing the model needs. OpenCLIP's last layer is added by number."""
+"""Keys (regular expressions) that carry nothing the model needs; `surplus` adds OpenCLIP's last layer."""
 
 VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def is_openclip(text_encoder: nn.Module) -> bool:
-    """Whether a text encoder is SD 2.x's: OpenCLIP's ViT-H uses the exact GELU, OpenAI's CLIP an approximation."""
+    """Whether a text encoder is SD 2.x's: OpenCLIP uses the exact GELU, OpenAI's CLIP an approximation."""
     return text_encoder.config.hidden_act == "gelu"
 
 
@@ -82,8 +82,8 @@ def surplus(
 ) -> dict[str, list[str]]:
     """The keys that no network takes and `INERT_KEYS` does not name, by component.
 
-    A component that `key_map` lacks is not looked at. text_layers: those that the text encoder has; SD 2.x uses
-    all of OpenCLIP's but the last, so the layer of this number is inert.
+    A component that `key_map` lacks is not looked at. text_layers: how many the text encoder has; SD 2.x
+    uses all of OpenCLIP's but the last, so the layer of this number is inert.
     """
     known = {theirs for names in key_map.values() for theirs in names.values()}
     known |= {ema_key(theirs) for theirs in key_map.get("unet", {}).values()}

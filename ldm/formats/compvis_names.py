@@ -1,7 +1,7 @@
 """What CompVis' single files call the parameters that diffusers and transformers call otherwise.
 
-Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so the
-same map serves reading and writing. Only the numbering of blocks depends on the network's size.
+Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so
+the same map serves reading and writing. Only the numbering of blocks depends on the network's size.
 
 Sources: module names of CompVis/stable-diffusion (`openaimodel.py`, `model.py`) and mlfoundations/open_clip
 (`transformer.py`); checked in the tests against diffusers' own conversion.
@@ -89,7 +89,7 @@ def unet_name(key: str, layers: int, attending: set[str]) -> str:
 
 
 def vae_names(keys: Iterable[str], blocks: int) -> dict[str, str]:
-    """The first stage; the decoder's blocks are numbered from fine to coarse in CompVis, coarse to fine here."""
+    """The first stage; the decoder's blocks count from fine to coarse in CompVis, the other way here."""
     return {key: VAE_PREFIX + vae_name(key, blocks) for key in keys}
 
 

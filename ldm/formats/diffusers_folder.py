@@ -164,8 +164,8 @@ def save_diffusers_folder(
     """Write a complete `StableDiffusionPipeline` to `folder` in `dtype`, whole or not at all.
 
     notes: texts to put beside it, by file name, such as a model card.
-    Text-encoder keys begin with `text_model.` and the tokenizer comes as vocab.json and merges.txt too: without
-    these, transformers 4 loads random weights or no tokenizer.
+    Text-encoder keys begin with `text_model.`, and the tokenizer comes as vocab.json and merges.txt too:
+    without these, transformers 4 loads random weights or no tokenizer.
     Replaces an earlier model; raises `UserError` when `folder` is anything else, or cannot be written.
     """
     folder = Path(folder)

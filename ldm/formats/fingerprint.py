@@ -14,13 +14,13 @@ HASH_BYTES = 16
 
 
 def cache_folder() -> Path:
-    """Where file hashes are remembered: `$XDG_CACHE_HOME/dreambooth/fingerprints`, by default in `~/.cache`."""
+    """Where file hashes are remembered: `dreambooth/fingerprints` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "dreambooth" / "fingerprints"
 
 
 def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
-    """One hash, 32 hex digits, over pairs of (what a file is, its path); where the files lie does not matter."""
+    """One hash, 32 hex digits, over pairs of (what a file is, its path); where files lie does not matter."""
     lines = sorted(f"{role} {file_hash(path)}" for role, path in files)
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=HASH_BYTES).hexdigest()
 

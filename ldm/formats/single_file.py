@@ -5,10 +5,10 @@ the tokenizer. Whether an SD 2.x network predicts noise or velocity cannot be to
 this is believed:
 
 1. the `prediction_type` that the caller asks for;
-2. what the file says of itself: `modelspec.prediction_type` in a safetensors file's metadata, `prediction_type`
-   at the top of a `.ckpt`, or a tensor named `v_pred`;
+2. what the file says of itself: `modelspec.prediction_type` in a safetensors file's metadata,
+   `prediction_type` at the top of a `.ckpt`, or a tensor named `v_pred`;
 3. `model.params.parameterization` in a `.yaml` of the same name beside the file;
-4. for SD 1.x, epsilon; for SD 2.x nothing: training on the wrong target fails late and quietly, so it is an error.
+4. for SD 1.x, epsilon; for SD 2.x it is an error, since training on the wrong target fails late and quietly.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,7 @@ def read_vae_file(
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, with or without the `state_dict` around them, under CompVis' usual names."""
+    """The tensors of a checkpoint, with or without `state_dict` around them, under CompVis' usual names."""
     inner = content.get("state_dict", content)
     inner = inner if isinstance(inner, Mapping) else content
     return {with_text_model(str(key)): value for key, value in inner.items() if isinstance(value, Tensor)}
@@ -196,9 +196,9 @@ def said_by_yaml(path: Path) -> str | None:
 def save_single_file(
     components: Components, path: str | Path, dtype: torch.dtype, facts: Mapping[str, str] | None = None
 ) -> Path:
-    """Write `components` to one `.safetensors` or `.ckpt` in CompVis' layout, in `dtype`, whole or not at all.
+    """Write `components` to one `.safetensors` or `.ckpt` in CompVis' layout, whole or not at all.
 
-    facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps the prediction type only.
+    facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps the prediction type.
     Raises `UserError` for another file ending, when `path` is taken, and when it cannot be written.
     """
     path = Path(path)
