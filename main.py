@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "out of memory" in str(error).lower():
             print(
-                "error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files", file=sys.stderr
+                "error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files",
+                file=sys.stderr,
             )
             return EXIT_USER_ERROR
         if options.debug:
@@ -38,22 +39,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Words that are no option are config overrides, `key.sub=value`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged left to right")
-    parser.add_argument(
-        "-t", "--train", type=_truth, nargs="?", const=True, default=True, help="false: check everything, and stop"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint in one, to go on with")
+    parser.add_argument(
+        "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged left to right"
+    )
+    parser.add_argument(
+        "-t",
+        "--train",
+        type=_truth,
+        nargs="?",
+        const=True,
+        default=True,
+        help="false: check everything, and stop",
+    )
+    parser.add_argument(
+        "-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint in one, to go on with"
+    )
     parser.add_argument("-n", "--name", help="name of the run (default: the first config's)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
     parser.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
     parser.add_argument("-s", "--seed", type=int, help="seed of every draw (default: the config's)")
     parser.add_argument("-d", "--debug", action="store_true", help="open the debugger on an error")
-    parser.add_argument("--no-test", action="store_true", help="skip validation and samples after the last step")
+    parser.add_argument(
+        "--no-test", action="store_true", help="skip validation and samples after the last step"
+    )
     parser.add_argument(
         "--scale_lr", action="store_true", help="multiply the learning rate by devices x batch x accumulation"
     )
-    parser.add_argument("--actual_resume", metavar="BASE", help="base model: diffusers folder, hub id or single file")
+    parser.add_argument(
+        "--actual_resume", metavar="BASE", help="base model: diffusers folder, hub id or single file"
+    )
     parser.add_argument("--data_root", help="folder with the subject's images")
     parser.add_argument("--reg_data_root", help="folder with class images, in place of sampling them")
     parser.add_argument("--class_word", help="the subject's class, such as dog")
@@ -84,7 +101,9 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         else:
             subject = config["data"].get("params", {}).get("data_root")
             name = options.name or Path(options.base[0]).stem
-            folder = run_folder.create_run_folder(options.logdir, run_folder.run_name(subject, name, options.postfix))
+            folder = run_folder.create_run_folder(
+                options.logdir, run_folder.run_name(subject, name, options.postfix)
+            )
         held = run_folder.lock(folder)
         checkpoint = run_folder.checkpoint_of(resumed) if resumed else None
         run_folder.write_record(folder, config, argv)
@@ -105,7 +124,9 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.resume:
         if options.base:
-            raise UserError("--resume takes the run's own config: leave --base out, and change keys with key.sub=value")
+            raise UserError(
+                "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
+            )
         config = configs.read_plain(folder_of(Path(options.resume)) / CONFIG)
         configs.check_trusted(config)
         return configs.override(config, overrides_of(options))
@@ -141,7 +162,9 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     words = [f"{key}={value}" for key, value in keys.items() if value is not None]
     if options.gpus is not None:
         if options.gpus == "0":
-            raise UserError("--gpus 0: write '0,' for the first GPU, '1' for one GPU; lightning.trainer.accelerator=cpu is for none")
+            raise UserError(
+                "--gpus 0: write '0,' for the first GPU, '1' for one GPU; lightning.trainer.accelerator=cpu is for none"
+            )
         devices = f"[{options.gpus.strip(',')}]" if "," in options.gpus else options.gpus
         words += ["lightning.trainer.accelerator=gpu", f"lightning.trainer.devices={devices}"]
     if options.no_test:
@@ -161,10 +184,16 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
     data = instantiate_from_config(config["data"], trusted_only)
     model = instantiate_from_config(config["model"], trusted_only)
     callbacks = [instantiate_from_config(c, trusted_only) for c in lightning["callbacks"].values() if c]
-    logger = instantiate_from_config(lightning["logger"], trusted_only, save_dir=str(folder)) if lightning["logger"] else False
+    logger = (
+        instantiate_from_config(lightning["logger"], trusted_only, save_dir=str(folder))
+        if lightning["logger"]
+        else False
+    )
     plugins: list[Any] = [AtomicCheckpointIO({"config": config})]
     if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # our own handler saves; requeueing is the job script's
+        plugins.append(
+            SLURMEnvironment(auto_requeue=False)
+        )  # our own handler saves; requeueing is the job script's
     try:
         trainer = pl.Trainer(
             **lightning["trainer"],
@@ -196,7 +225,10 @@ def train(config: dict[str, Any], folder: Path, checkpoint: Path | None) -> int:
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     checkpointing = next((c for c in trainer.callbacks if isinstance(c, Checkpointing)), None)
     if checkpointing and checkpointing.stopped:
-        print(f"stopped at step {trainer.global_step}, saved: python main.py --resume {folder} goes on", file=sys.stderr)
+        print(
+            f"stopped at step {trainer.global_step}, saved: python main.py --resume {folder} goes on",
+            file=sys.stderr,
+        )
         return EXIT_RESUME_ME
     if trainer.is_global_zero:
         print(model.export(folder))
@@ -228,7 +260,11 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
-    for pattern in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*module\\(s\\) in eval mode.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*module\\(s\\) in eval mode.*",
+    ):
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -73,7 +73,12 @@ def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path:
         old = config.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             merge(old, value, source, where)
-        elif key in config or path.endswith("params") or path == "lightning.callbacks" or path == "lightning.trainer":
+        elif (
+            key in config
+            or path.endswith("params")
+            or path == "lightning.callbacks"
+            or path == "lightning.trainer"
+        ):
             config[key] = value
         else:
             raise UserError(f"{source}: unknown key '{where}'{_suggest(key, config)}")

@@ -6,6 +6,7 @@ Image k of a prompt is drawn from seed + k alone, whatever the batch size, so an
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `--plms` and `--ddim_steps` are the ancestor's words for --sampler and --steps."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--ckpt", default="assets/base", help="run folder, .ckpt of a run, or base model")
     parser.add_argument("--prompt", default="a photo of a dog", help="[V] stands for the learned subject")
     parser.add_argument("--from-file", metavar="FILE", help="prompts, one a line, in place of --prompt")
     parser.add_argument("--negative_prompt", default="", help="what guidance leads away from")
-    parser.add_argument("--outdir", default="outputs/txt2img", help="images are added here, none is overwritten")
+    parser.add_argument(
+        "--outdir", default="outputs/txt2img", help="images are added here, none is overwritten"
+    )
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
-    parser.add_argument("--plms", action="store_const", const="plms", dest="sampler", help="same as --sampler plms")
+    parser.add_argument(
+        "--plms", action="store_const", const="plms", dest="sampler", help="same as --sampler plms"
+    )
     parser.add_argument("--steps", "--ddim_steps", type=int, default=50, help="sampler steps")
     parser.add_argument("--ddim_eta", type=float, default=0.0, help="stochasticity of ddim, 0 to 1")
     parser.add_argument("--scale", type=float, default=7.5, help="classifier-free guidance; 1 for none")
-    parser.add_argument("--seed", type=int, default=42, help="of a prompt's first image; the next has seed + 1")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of a prompt's first image; the next has seed + 1"
+    )
     parser.add_argument("--n_iter", type=int, default=1, help="batches a prompt")
     parser.add_argument("--n_samples", type=int, default=4, help="images a batch")
-    parser.add_argument("--n_rows", type=int, default=0, help="images in a row of the grid (default: n_samples)")
+    parser.add_argument(
+        "--n_rows", type=int, default=0, help="images in a row of the grid (default: n_samples)"
+    )
     parser.add_argument("--H", type=int, help="height, px (default: the model's)")
     parser.add_argument("--W", type=int, help="width, px (default: the model's)")
-    parser.add_argument("--fixed_code", action="store_true", help="start all images from the first one's noise")
+    parser.add_argument(
+        "--fixed_code", action="store_true", help="start all images from the first one's noise"
+    )
     parser.add_argument("--skip_grid", action="store_true", help="write no grid")
     parser.add_argument("--skip_save", action="store_true", help="write no single images")
     parser.add_argument(
@@ -79,7 +92,9 @@ def run(options: argparse.Namespace) -> None:
     texts = {prompt: loaded.with_identifier(prompt) for prompt in prompts}
     negative = loaded.with_identifier(options.negative_prompt)
 
-    wanted = [(prompt, options.seed + k) for prompt in prompts for k in range(options.n_iter * options.n_samples)]
+    wanted = [
+        (prompt, options.seed + k) for prompt in prompts for k in range(options.n_iter * options.n_samples)
+    ]
     images = []
     with tqdm(total=len(wanted), desc="sampling", unit="image", file=sys.stderr) as bar:
         for batch in batches(wanted, options.n_samples):
@@ -93,14 +108,16 @@ def run(options: argparse.Namespace) -> None:
                 negative,
                 options.ddim_eta,
                 noise=fixed_noise(options.seed, shape, len(batch)) if options.fixed_code else None,
-                on_step=lambda share=len(batch) / options.steps: bar.update(share),
+                on_step=partial(bar.update, len(batch) / options.steps),
             )
             pictures = to_images(model, latents)
             images += pictures
             if not options.skip_save:
                 for (prompt, seed), picture in zip(batch, pictures, strict=True):
                     metadata = describe(options, texts[prompt], negative, seed)
-                    save_image(picture, next_path(Path(options.outdir, "samples"), "{:05d}.png"), pnginfo=metadata)
+                    save_image(
+                        picture, next_path(Path(options.outdir, "samples"), "{:05d}.png"), pnginfo=metadata
+                    )
     if not options.skip_grid:
         sheet = grid(images, columns=options.n_rows or options.n_samples)
         path = next_path(Path(options.outdir), "grid-{:04d}.png")
@@ -121,7 +138,9 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             raise UserError(f"--from-file {options.from_file}: cannot be read ({error})") from error
     prompts = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
     if not prompts:
-        raise UserError("the prompt is empty: describe a picture with --prompt, or name a file with one prompt a line")
+        raise UserError(
+            "the prompt is empty: describe a picture with --prompt, or name a file with one prompt a line"
+        )
     return prompts
 
 
@@ -155,7 +174,12 @@ def fixed_noise(seed: int, shape: Sequence[int], count: int) -> Any:
     from ldm.diffusion.sampling import initial_noise
     from ldm.randomness import image_generator
 
-    return initial_noise([image_generator(seed)], shape).expand(count, *[-1] * len(shape)).clone().to(torch.float32)
+    return (
+        initial_noise([image_generator(seed)], shape)
+        .expand(count, *[-1] * len(shape))
+        .clone()
+        .to(torch.float32)
+    )
 
 
 def to_images(model: Any, latents: Any) -> list[Any]:

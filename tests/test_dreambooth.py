@@ -73,7 +73,9 @@ def test_the_run_folder_says_what_was_run(finished):
     assert "--base" in record["command"]
     assert record["packages"]["torch"] == torch.__version__
     assert record["git"]
-    assert {"step-000000.png", "step-000030.png", "prior.png"} <= {p.name for p in (finished / "images").iterdir()}
+    assert {"step-000000.png", "step-000030.png", "prior.png"} <= {
+        p.name for p in (finished / "images").iterdir()
+    }
     assert list((finished / "tensorboard").glob("events*"))
 
 
@@ -99,7 +101,9 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
     noisy = kept.sqrt() * torch.cat([x, batch["prior_latents"]]) + (1 - kept).sqrt() * eps
     errors = []
     for half, prompt in ((slice(0, 2), "a photo of sks dog"), (slice(2, 4), "a photo of a dog")):
-        ids = model.tokenizer([prompt] * 2, padding="max_length", max_length=model.text_window, return_tensors="pt")
+        ids = model.tokenizer(
+            [prompt] * 2, padding="max_length", max_length=model.text_window, return_tensors="pt"
+        )
         states = model.text_encoder(ids.input_ids).last_hidden_state
         prediction = model.unet(noisy[half], batch["timesteps"][half], encoder_hidden_states=states).sample
         errors.append(((prediction - eps[half]) ** 2).mean())
@@ -118,7 +122,9 @@ def test_a_perfect_prediction_has_no_error(prediction_type):
     x, eps = torch.randn(2, 3, 4, 5, 5).unbind()
     alphas_cumprod = torch.linspace(0.99, 0.01, 10)
     timesteps = torch.tensor([1, 5, 9])
-    alpha, sigma = (f(alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1) for f in (lambda a: a, lambda a: 1 - a))
+    alpha, sigma = (
+        f(alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1) for f in (lambda a: a, lambda a: 1 - a)
+    )
     perfect = eps if prediction_type == "epsilon" else alpha * eps - sigma * x
     error = denoising_error(lambda noisy, t: perfect, x, eps, timesteps, alphas_cumprod, prediction_type)
     assert torch.allclose(error, torch.zeros(3), atol=1e-12)
@@ -133,7 +139,11 @@ def test_min_snr_weights_the_error_of_the_clean_image_by_clipped_snr(prediction_
     timesteps = torch.arange(6)
     alpha, sigma = alphas_cumprod.sqrt().view(-1, 1, 1, 1), (1 - alphas_cumprod).sqrt().view(-1, 1, 1, 1)
     noisy = alpha * x + sigma * eps
-    clean = (noisy - sigma * prediction) / alpha if prediction_type == "epsilon" else alpha * noisy - sigma * prediction
+    clean = (
+        (noisy - sigma * prediction) / alpha
+        if prediction_type == "epsilon"
+        else alpha * noisy - sigma * prediction
+    )
     snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5)
     expected = snr * (clean - x).square().mean(dim=(1, 2, 3))
     error = denoising_error(lambda n, t: prediction, x, eps, timesteps, alphas_cumprod, prediction_type, 5.0)
@@ -143,14 +153,25 @@ def test_min_snr_weights_the_error_of_the_clean_image_by_clipped_snr(prediction_
 def test_accumulation_walks_the_same_curve(train):
     words = ["model.params.learning_rate=1e-3", "lightning.trainer.max_steps=20"]
     whole = train(*words, name="whole")
-    accumulated = train(*words, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=2", name="acc")
+    accumulated = train(
+        *words, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=2", name="acc"
+    )
     assert_same_curve(whole, accumulated)
 
 
 def test_two_processes_walk_the_same_curve(train, tiny_config, tmp_path):
     words = ["model.params.learning_rate=1e-3", "lightning.trainer.max_steps=20"]
     whole = train(*words, name="whole")
-    command = [sys.executable, "main.py", "--base", RECIPE, str(tiny_config), "-l", str(tmp_path / "two"), *words]
+    command = [
+        sys.executable,
+        "main.py",
+        "--base",
+        RECIPE,
+        str(tiny_config),
+        "-l",
+        str(tmp_path / "two"),
+        *words,
+    ]
     command += ["data.params.batch_size=1", "lightning.trainer.devices=2"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

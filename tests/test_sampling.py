@@ -34,7 +34,9 @@ def run(tiny_config, tmp_path_factory):
 
 
 def latents_of(model, prompts, seeds, sampler="ddim", steps=5, scale=4.0, **options):
-    return model.sample(prompts, [image_generator(s) for s in seeds], (4, 8, 8), sampler, steps, scale, **options)
+    return model.sample(
+        prompts, [image_generator(s) for s in seeds], (4, 8, 8), sampler, steps, scale, **options
+    )
 
 
 @torch.no_grad()
@@ -167,7 +169,18 @@ def test_size_in_pixels(run, tmp_path):
 
 
 def test_a_run_and_its_export_draw_what_the_pipeline_draws(run, tmp_path):
-    words = ["--prompt", "a photo of [V] dog", "--steps", 4, "--scale", 3, "--n_samples", 2, "--precision", "full"]
+    words = [
+        "--prompt",
+        "a photo of [V] dog",
+        "--steps",
+        4,
+        "--scale",
+        3,
+        "--n_samples",
+        2,
+        "--precision",
+        "full",
+    ]
     sample("--ckpt", run, *words, "--outdir", tmp_path / "run")
     sample("--ckpt", run / "model", *words, "--outdir", tmp_path / "model")
     pipeline = StableDiffusionPipeline.from_pretrained(run / "model")
@@ -184,7 +197,10 @@ def test_a_run_and_its_export_draw_what_the_pipeline_draws(run, tmp_path):
 
 
 def test_what_a_long_prompt_loses_is_said(model, recwarn):
-    words = "a photo of a red dog on the beach with a cat and a blue teapot and a red car in the snow at night with an apple"
+    words = (
+        "a photo of a red dog on the beach with a cat and a blue teapot and a red car in the snow at night"
+    )
+    words += " with an apple"
     model.tokenize([words + " and a green boat"])
     said = [str(w.message) for w in recwarn if "longer than" in str(w.message)]
     assert len(said) == 1

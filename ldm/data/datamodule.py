@@ -45,7 +45,9 @@ class DreamBoothData(LightningDataModule):
         """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word."""
         super().__init__()
         if not str(class_word or "").strip():
-            raise UserError("data.params.class_word is empty: name the subject's class, as in --class_word dog")
+            raise UserError(
+                "data.params.class_word is empty: name the subject's class, as in --class_word dog"
+            )
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
         self.class_word = class_word
@@ -60,10 +62,14 @@ class DreamBoothData(LightningDataModule):
 
         files = image_files(data_root)
         if hold_out and len(files) <= hold_out:
-            raise UserError(f"data.params.hold_out is {hold_out}, but {data_root} has only {len(files)} images")
+            raise UserError(
+                f"data.params.hold_out is {hold_out}, but {data_root} has only {len(files)} images"
+            )
         kept, held_out = files[: len(files) - hold_out], files[len(files) - hold_out :]
         options = {"prompt": self.prompt, "size": size, "seed": seed, "captions": captions}
-        self.subject = SubjectImages(kept, flip_probability=flip_probability, random_crop=random_crop, **options)
+        self.subject = SubjectImages(
+            kept, flip_probability=flip_probability, random_crop=random_crop, **options
+        )
         self.validation = SubjectImages(held_out or files, **options)
         self.prior_files = image_files(reg_data_root) if reg_data_root else []
         self.bank: PriorBank | None = None
@@ -89,7 +95,13 @@ class DreamBoothData(LightningDataModule):
         self.latent_shape = tuple(latent_shape)
         self.num_timesteps = num_timesteps
         self.with_prior = with_prior
-        settings = {"base": base, "prompt": self.prior_prompt, "size": self.size, "seed": self.seed, **self.prior}
+        settings = {
+            "base": base,
+            "prompt": self.prior_prompt,
+            "size": self.size,
+            "seed": self.seed,
+            **self.prior,
+        }
         draw = draw_prior
         if self.prior_files:
             settings = {"base": base, "folder": str(self.reg_data_root), "size": self.size, "seed": self.seed}
@@ -137,10 +149,15 @@ class DreamBoothData(LightningDataModule):
         first = numbers[0] // together * together
         return [self.prior_index(n) for n in range(first, first + together)]
 
-    def _encode_prior_files(self, indices: Sequence[int], encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _encode_prior_files(
+        self, indices: Sequence[int], encode: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         images = [load_image(self.prior_files[index]) for index in indices]
         pixels = torch.stack([to_tensor(resize_and_crop(image, self.size)) for image in images])
-        noise = [torch.randn(self.latent_shape, generator=generator(self.seed, "prior posterior", i)) for i in indices]
+        noise = [
+            torch.randn(self.latent_shape, generator=generator(self.seed, "prior posterior", i))
+            for i in indices
+        ]
         return encode(pixels, torch.stack(noise))
 
 
@@ -172,7 +189,8 @@ def collate(samples: Sequence[dict]) -> dict:
         "numbers": [s["number"] for s in samples],
         "pixels": torch.stack([s["pixels"] for s in samples]),
         "posterior_noise": torch.stack([s["draws"].posterior_noise for s in samples]),
-        "prompts": [s["prompt"] for s in samples] + ([s["prior_prompt"] for s in samples] if with_prior else []),
+        "prompts": [s["prompt"] for s in samples]
+        + ([s["prior_prompt"] for s in samples] if with_prior else []),
         "noise": torch.stack([d.noise for d in draws]),
         "timesteps": torch.tensor([d.timestep for d in draws]),
         "prior_indices": [s["prior_index"] for s in samples] if with_prior else [],

@@ -25,7 +25,9 @@ def image_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"image folder {folder}: no such folder")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
+    )
     if not files:
         raise UserError(f"image folder {folder}: no images in it (looked for {', '.join(EXTENSIONS)})")
     return files
@@ -51,7 +53,9 @@ def load_image(path: str | Path) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _FULL_SCALE or image.mode.startswith("I;16"):  # Pillow would clip these, not scale them
         values = np.asarray(image, dtype=np.float64)
-        full = next((f for f in _FULL_SCALE.get(image.mode, (65535,)) if values.max(initial=0) <= f), values.max())
+        full = next(
+            (f for f in _FULL_SCALE.get(image.mode, (65535,)) if values.max(initial=0) <= f), values.max()
+        )
         image = Image.fromarray((values / full * 255.0).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.models.frozen import FrozenBase
-from ldm.models.prompts import fill_in_identifier, resolve_identifier
 from ldm.models.latent_diffusion import LatentDiffusion, text_transformer
+from ldm.models.prompts import fill_in_identifier, resolve_identifier
 
 
 class DreamBooth(LightningModule):
@@ -100,7 +100,12 @@ class DreamBooth(LightningModule):
             return self.frozen.sample_prior(indices, data.prior_prompt, latent_shape, data.seed, data.prior)
 
         data.connect(
-            latent_shape, self.model.num_timesteps, with_prior, draw_prior, self.encode, self.model.fingerprint
+            latent_shape,
+            self.model.num_timesteps,
+            with_prior,
+            draw_prior,
+            self.encode,
+            self.model.fingerprint,
         )
         self.frozen.precision = data.prior["precision"]
         if with_prior and not data.prior_files:
@@ -113,12 +118,19 @@ class DreamBooth(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         groups = [
             {"name": "unet", "params": _trained(self.model.unet), "lr": self.learning_rate},
-            {"name": "text_encoder", "params": _trained(self.model.text_encoder), "lr": self.text_encoder_learning_rate},
+            {
+                "name": "text_encoder",
+                "params": _trained(self.model.text_encoder),
+                "lr": self.text_encoder_learning_rate,
+            },
         ]
         groups = [group for group in groups if group["params"]]
         optimizer = self.optimizer(groups)
         schedule = get_scheduler(
-            self.lr_schedule, optimizer, num_warmup_steps=self.lr_warmup_steps, num_training_steps=self.trainer.max_steps
+            self.lr_schedule,
+            optimizer,
+            num_warmup_steps=self.lr_warmup_steps,
+            num_training_steps=self.trainer.max_steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -131,7 +143,9 @@ class DreamBooth(LightningModule):
         """Strict on what trains: a key missing or left over is an error; the base's own weights stay."""
         differing = self.state_dict().keys() ^ state_dict.keys()
         if strict and differing:
-            raise UserError(f"checkpoint of another model: {len(differing)} keys differ, such as {min(differing)}")
+            raise UserError(
+                f"checkpoint of another model: {len(differing)} keys differ, such as {min(differing)}"
+            )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -149,7 +163,9 @@ class DreamBooth(LightningModule):
     def export(self, run: Path) -> str:
         """Write the model in diffusers' layout to `run/model`; returns what to tell the user."""
         data = self.trainer.datamodule
-        self.model.save(run / "model", self.export_dtype, {"identifier": self.identifier, "class_word": data.class_word})
+        self.model.save(
+            run / "model", self.export_dtype, {"identifier": self.identifier, "class_word": data.class_word}
+        )
         return (
             f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
             f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {data.class_word} on the moon"'
@@ -162,7 +178,9 @@ class DreamBooth(LightningModule):
         self.model.vae.eval()
         dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         if dropouts or self.model.text_encoder.config.attention_dropout > 0:
-            raise UserError(f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0")
+            raise UserError(
+                f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
+            )
 
         self.trainer.datamodule.bank.load_existing()
         self.frozen.done_with("setup")

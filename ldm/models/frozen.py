@@ -47,7 +47,12 @@ class FrozenBase:
         return self._model
 
     def sample_prior(
-        self, indices: Sequence[int], prompt: str, latent_shape: Sequence[int], seed: int, settings: Mapping[str, Any]
+        self,
+        indices: Sequence[int],
+        prompt: str,
+        latent_shape: Sequence[int],
+        seed: int,
+        settings: Mapping[str, Any],
     ) -> Tensor:
         """Class-prior latents [len(indices), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
         title = f"prior samples {indices[0] + 1}-{indices[-1] + 1} of {settings['count']}"

@@ -72,7 +72,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def prediction_type(self) -> str:
-        """"epsilon" or "v_prediction"."""
+        """ "epsilon" or "v_prediction"."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     @property
@@ -126,7 +126,11 @@ class LatentDiffusion(nn.Module):
         for prompt in prompts:
             self._warn_of_cut(prompt)
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.text_window, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_window,
+            return_tensors="pt",
         )
         return tokens.input_ids
 
@@ -198,4 +202,7 @@ class LatentDiffusion(nn.Module):
         room = self.text_window - 2  # start and end tokens
         if len(words) > room:
             cut = self.tokenizer.decode(words[room:]).strip()
-            warnings.warn(f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'", stacklevel=3)
+            warnings.warn(
+                f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'",
+                stacklevel=3,
+            )

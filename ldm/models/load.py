@@ -43,7 +43,9 @@ def load_for_sampling(path: str | Path) -> LoadedModel:
         if "base_fingerprint" in content:
             return _load_run(path, content)
     about = _read_subject(path)
-    return LoadedModel(LatentDiffusion.from_base(path).eval(), about.get("identifier"), about.get("class_word"))
+    return LoadedModel(
+        LatentDiffusion.from_base(path).eval(), about.get("identifier"), about.get("class_word")
+    )
 
 
 def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
@@ -52,11 +54,15 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
     options = {key: params[key] for key in BASE_OPTIONS if key in params}
     model = LatentDiffusion.from_base(content["base"], **options)
     if model.fingerprint != content["base_fingerprint"]:
-        raise UserError(f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place")
+        raise UserError(
+            f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place"
+        )
     trained = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     missing = model.load_state_dict(trained, strict=False)
     if missing.unexpected_keys:
-        raise UserError(f"checkpoint {path}: its base has no {missing.unexpected_keys[0]}; is it the right base?")
+        raise UserError(
+            f"checkpoint {path}: its base has no {missing.unexpected_keys[0]}; is it the right base?"
+        )
     class_word = content["config"]["data"]["params"].get("class_word")
     return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"])
 

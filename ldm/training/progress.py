@@ -36,7 +36,9 @@ class Progress(StepCallback):
         if trainer.global_step % self.log_every_steps:
             return
         if self._record is not None:
-            losses = {k.removesuffix("_loss"): f"{v:.4f}" for k, v in self._record.last_row.items() if k != "step"}
+            losses = {
+                k.removesuffix("_loss"): f"{v:.4f}" for k, v in self._record.last_row.items() if k != "step"
+            }
             self.bar.set_postfix(losses)
         step, then = self._since
         self._since = (trainer.global_step, time.monotonic())

@@ -74,7 +74,9 @@ class Validation(StepCallback):
         if trainer.is_global_zero:
             append_rows(self.path, [{"step": trainer.global_step, **row}])
             for logger in trainer.loggers:
-                logger.log_metrics({f"val/{key}": value for key, value in row.items()}, step=trainer.global_step)
+                logger.log_metrics(
+                    {f"val/{key}": value for key, value in row.items()}, step=trainer.global_step
+                )
         # Before the first step there is nothing to keep: the base has not learnt the subject.
         if self.monitor and trainer.global_step > 0 and row[self.monitor] < self.best:
             self.best = row[self.monitor]
@@ -93,7 +95,9 @@ class Validation(StepCallback):
         mine = slice(processes.rank(), None, processes.world_size())
         images = range(len(data.validation.images))
         shape, device = data.latent_shape, module.device
-        noise = torch.stack([torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images])
+        noise = torch.stack(
+            [torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images]
+        )
         pixels = torch.stack([data.validation.pixels(i) for i in images])
         latents = module.encode(pixels, noise)
         self._subject = self._grid(latents, data.validation.prompts, "validation subject", data)[mine]
@@ -120,7 +124,8 @@ class Validation(StepCallback):
         for k in range(self.num_timesteps):
             timestep = int((k + 0.5) * num_timesteps / self.num_timesteps)
             noise = [
-                torch.randn(latents.shape[1:], generator=generator(data.seed, purpose, k, i)) for i in range(len(latents))
+                torch.randn(latents.shape[1:], generator=generator(data.seed, purpose, k, i))
+                for i in range(len(latents))
             ]
             batches.append(
                 {
@@ -146,7 +151,9 @@ class Validation(StepCallback):
 def _mean_over_processes(errors: list[Tensor]) -> float:
     """Mean of all errors of all processes; 0 where there are none."""
     device = errors[0].device if errors else "cpu"
-    total = torch.tensor([sum(float(e.sum()) for e in errors), sum(len(e) for e in errors)], dtype=torch.float64)
+    total = torch.tensor(
+        [sum(float(e.sum()) for e in errors), sum(len(e) for e in errors)], dtype=torch.float64
+    )
     if processes.several():
         total = total.to(device)
         dist.all_reduce(total)

@@ -1,0 +1,135 @@
+"""Configs: merged left to right, complete, and closed to misspelt keys."""
+
+import pytest
+import yaml
+
+from ldm.config import check_trusted, instantiate_from_config, load_config, override, read_plain
+from ldm.errors import UserError
+from tests.conftest import PROJECT, RECIPE
+
+OVERLAYS = ["debug", "wandb"]
+
+
+@pytest.fixture
+def overlay(tmp_path):
+    def write(text, name="overlay.yaml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_later_files_and_words_win(overlay):
+    config = load_config([RECIPE, overlay("seed: 1\ndata:\n  params:\n    size: 128\n")], ["seed=2"])
+    assert config["seed"] == 2
+    assert config["data"]["params"]["seed"] == 2  # ${seed}
+    assert config["data"]["params"]["size"] == 128
+    assert config["data"]["params"]["class_word"] == "dog"
+
+
+def test_numbers_are_numbers():
+    config = load_config([RECIPE], ["model.params.learning_rate=1e-6", "lightning.trainer.max_steps=800"])
+    assert config["model"]["params"]["learning_rate"] == 1e-6
+    assert config["lightning"]["trainer"]["max_steps"] == 800
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.params.siez=64"], "data.params.siez'; did you mean 'size'"),
+        (["model.params.learning_rat=1"], "did you mean 'learning_rate'"),
+        (["lightning.trainer.max_step=1"], "did you mean 'max_steps'"),
+        (["sed=1"], "did you mean 'seed'"),
+        (["data.params.prior.cuont=1"], "did you mean 'count'"),
+        (["lightning.callbacks.samples.params.seeds=1"], "did you mean 'seed'"),
+        (["model.params.optimizer.params.beta=1"], "did you mean 'betas'"),
+        (["model.target=ldm.models.nowhere.Nothing"], "cannot import target"),
+        (["nonsense"], "key.sub=value"),
+        (["data.params.size=${nowhere}"], "nowhere"),
+    ],
+)
+def test_a_misspelt_key_is_an_error_that_suggests_the_right_one(words, message):
+    with pytest.raises(UserError) as error:
+        load_config([RECIPE], words)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_misspelt_in_an_overlay_names_the_file(overlay):
+    path = overlay("data:\n  params:\n    prior:\n      guidance_scal: 1\n")
+    with pytest.raises(UserError, match=r"overlay\.yaml: unknown key 'data\.params\.prior\.guidance_scal'"):
+        load_config([RECIPE, path])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "a: b: c\n"])
+def test_a_file_that_is_no_config(overlay, text):
+    with pytest.raises(UserError, match=r"overlay\.yaml"):
+        load_config([RECIPE, overlay(text)])
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
+        load_config(["nowhere.yaml"])
+
+
+def test_a_new_target_replaces_its_params():
+    config = load_config([RECIPE], ["model.params.optimizer.target=torch.optim.SGD"])
+    assert config["model"]["params"]["optimizer"] == {"target": "torch.optim.SGD"}
+
+
+def test_null_removes_a_callback():
+    config = load_config([RECIPE], ["lightning.callbacks.samples=null"])
+    assert config["lightning"]["callbacks"]["samples"] is None
+
+
+def test_nested_targets_arrive_as_partials():
+    config = load_config([RECIPE])
+    sgd = {"target": "torch.optim.SGD", "params": {"lr": 0.5}}
+    built = instantiate_from_config({"target": "builtins.dict", "params": {"optimizer": sgd, "size": 3}})
+    assert built["optimizer"].keywords == {"lr": 0.5}
+    assert built["size"] == 3
+    assert config["model"]["params"]["optimizer"]["target"] == "torch.optim.AdamW"
+
+
+def test_a_config_that_came_with_a_checkpoint_builds_only_what_is_trusted(overlay):
+    check_trusted(load_config([RECIPE]))
+    for target in ("os.system", "builtins.eval", "subprocess.Popen", "torch.load"):
+        with pytest.raises(UserError, match="not on the list of trusted targets"):
+            check_trusted({"model": {"params": {"optimizer": {"target": target}}}})
+
+
+def test_a_saved_config_is_read_as_it_stands(overlay):
+    path = overlay("model: {params: {base: '${oc.env:HOME}'}}\n")
+    assert read_plain(path)["model"]["params"]["base"] == "${oc.env:HOME}"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_fit_the_recipe(name):
+    override(load_config([RECIPE, PROJECT / "configs" / f"{name}.yaml"]), [])
+
+
+def test_every_key_of_the_recipe_is_a_parameter_and_every_parameter_a_key():
+    """Complete: nothing that can be set is missing from the first YAML."""
+    from inspect import signature
+
+    from ldm.config import get_class
+
+    config = load_config([RECIPE])
+    nodes = [config["model"], config["data"], *config["lightning"]["callbacks"].values()]
+    for node in nodes:
+        assert set(node["params"]) == set(signature(get_class(node["target"])).parameters), node["target"]
+
+
+def test_every_key_of_the_recipe_says_what_it_is():
+    lines = (PROJECT / "configs" / "dreambooth.yaml").read_text().splitlines()
+    known = {"seed", "target", "params", "model", "data", "lightning", "logger", "callbacks", "num_nodes"}
+    known |= {"sampler", "steps", "guidance_scale", "progress", "every_steps", "log_every_steps", "prompts"}
+    known |= {"every_minutes", "optimizer", "prior"}
+    for line in lines:
+        key = line.strip().split(":")[0]
+        if ":" in line and not line.strip().startswith(("#", "-")) and key not in known:
+            assert "#" in line, line
+
+
+def test_the_recipe_is_plain_yaml():
+    assert isinstance(yaml.safe_load((PROJECT / "configs" / "dreambooth.yaml").read_text()), dict)

@@ -1,0 +1,76 @@
+"""What is installed: one set of facts in setup.py, constraints.txt, environment.yaml, CI and the README."""
+
+import re
+import shlex
+from importlib import metadata
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.conftest import PROJECT
+
+
+def requirements_of_setup():
+    """The strings of setup.py's requirement lists, without running it."""
+    text = (PROJECT / "setup.py").read_text()
+    core, extras = text.split("extras_require")
+    found = [Requirement(m) for m in re.findall(r'"([\w-]+>=[\w.]+)"', core.split("install_requires")[1])]
+    return found, [Requirement(m) for m in re.findall(r'"([\w-]+>=[\w.]+)"', extras)]
+
+
+def constraints():
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_constraints_name_every_requirement_within_its_range():
+    pinned = {name.lower().replace("_", "-"): version for name, version in constraints().items()}
+    core, test = requirements_of_setup()
+    assert len(core) >= 10
+    for requirement in core + test:
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+    assert next(r for r in core if r.name == "torch").specifier.contains("2.11.0")
+
+
+def test_environment_agrees_with_constraints_and_setup():
+    environment = yaml.safe_load((PROJECT / "environment.yaml").read_text())
+    listed = dict(word.split("==") for word in environment["dependencies"][-1]["pip"] if "==" in word)
+    assert listed == {name: version for name, version in constraints().items() if name in listed}
+    assert set(listed) == {requirement.name for requirement in requirements_of_setup()[0]}
+
+
+@pytest.mark.parametrize("name", ["torch", "pytorch-lightning", "diffusers", "transformers", "omegaconf"])
+def test_what_runs_here_is_admitted(name):
+    requirement = next(r for r in requirements_of_setup()[0] if r.name == name)
+    assert requirement.specifier.contains(Version(metadata.version(name)).public)
+
+
+def test_ci_does_what_the_readme_says():
+    """The README's test command, word for word but for where the virtual environment lies."""
+    ci = (PROJECT / ".ci" / "run").read_text().replace('"$venv/bin/', ".venv/bin/").replace('" ', " ")
+    blocks = re.findall(r"```bash\n(.*?)```", (PROJECT / "README.md").read_text(), re.S)
+    command = next(block for block in blocks if "pytest" in block)
+    for part in command.split("&&"):
+        if "venv .venv" in part:
+            continue
+        words = [word for word in shlex.split(part.replace("\\\n", " ")) if word not in ("--quiet",)]
+        assert all(word in ci for word in words), part
+
+
+def test_the_repository_holds_what_it_should():
+    fixed = {
+        "README.md",
+        "LICENSE",
+        "assets",
+        "configs",
+        "constraints.txt",
+        "environment.yaml",
+        "ldm",
+        "main.py",
+    }
+    fixed |= {"pyproject.toml", "scripts", "setup.py", "tests"}
+    present = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")}
+    ignored = {"logs", "outputs", "build", "dist", "ldm.egg-info", "wandb"}
+    assert present - ignored == fixed

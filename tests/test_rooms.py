@@ -1,0 +1,78 @@
+"""Who may import whom: the code's rooms, held to their doors."""
+
+import ast
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import PROJECT
+
+GROUND = {"errors", "randomness", "processes"}
+MAY_IMPORT = {
+    "errors": set(),
+    "randomness": set(),
+    "processes": set(),
+    "config": {"errors"},
+    "diffusion": GROUND | {"diffusion"},
+    "data": GROUND | {"data"},
+    "formats": GROUND | {"formats"},
+    "models": GROUND | {"models", "diffusion", "formats"},
+    "evaluation": GROUND | {"evaluation", "data.images"},
+    "training": GROUND | {"training", "config", "models", "diffusion", "data", "evaluation", "formats"},
+}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "ldm").rglob("*.py")), ids=lambda p: str(p.relative_to(PROJECT))
+)
+def test_rooms_keep_to_their_doors(path):
+    room = path.relative_to(PROJECT / "ldm").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        assert package not in ("main", "scripts", "tests"), f"{path} imports {name}"
+        if package == "ldm":
+            allowed = MAY_IMPORT[room]
+            assert any(rest == door or rest.startswith(door + ".") for door in allowed), (
+                f"{room} imports {name}"
+            )
+
+
+@pytest.mark.parametrize("script", ["main.py", "scripts/txt2img.py"])
+def test_help_is_quick_because_heavy_imports_wait(script):
+    """Best of three: other work on the machine slows single starts."""
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True)
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0
+        assert "--seed" in done.stdout
+    assert min(seconds) < 1
+
+
+def test_wandb_is_imported_only_where_it_logs():
+    code = (
+        "import sys; from main import main;"
+        "assert main(['--base', 'configs/dreambooth.yaml', '-t', 'false', 'model.params.base=nowhere']) == 2;"
+        "import ldm.training.samples, ldm.models.dreambooth;"
+        "assert 'wandb' not in sys.modules and 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_main_has_no_classes():
+    tree = ast.parse((PROJECT / "main.py").read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
