@@ -1,0 +1,213 @@
+"""Feature networks: images and texts in, rows of features out. CLIP and a self-supervised ViT (DINO).
+
+Each comes from a local folder in transformers' layout or from the hub, with its own preprocessing; `facts`
+says which network it was, for the result.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.images import to_tensor
+from ldm.errors import UserError
+from ldm.evaluation.preprocessing import Preprocessing
+
+PROJECT = Path(__file__).resolve().parents[2]
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+class FeatureNetwork:
+    """What CLIP and DINO share: where they come from, and images in batches."""
+
+    def __init__(self, where: str, revision: str | None, device: Any, batch_size: int, files: Sequence[str]):
+        self.folder, commit, weights = find(where, revision, files)
+        self.preprocessing = Preprocessing.read(self.folder / "preprocessor_config.json")
+        self.device, self.batch_size = torch.device(device), batch_size
+        self.facts: dict[str, Any] = {
+            "network": where,
+            "revision": commit,
+            "weights": hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest(),
+            "preprocessing": self.preprocessing.facts(),
+        }
+
+    @torch.no_grad()
+    def images(self, images: Iterable[Image.Image]) -> Tensor:
+        """Features [N, D] of RGB pictures, fp32 on the CPU. They are read one batch at a time."""
+        parts = []
+        for batch in _batches(images, self.batch_size):
+            pixels = torch.stack([self.preprocessing(image) for image in batch]).to(self.device)
+            with torch.autocast(self.device.type, enabled=False):
+                parts.append(self._encode(pixels).float().cpu())
+        return torch.cat(parts)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Dino(FeatureNetwork):
+    """A self-supervised ViT (Caron et al., arXiv 2104.14294); the feature is the last layer's [CLS] token."""
+
+    def __init__(self, where: str, revision: str | None = None, device: Any = "cpu", batch_size: int = 32):
+        from transformers import ViTModel
+
+        super().__init__(where, revision, device, batch_size, ("config.json", "preprocessor_config.json"))
+        self.model = _load(ViTModel, self.folder, where, add_pooling_layer=False).to(self.device)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels).last_hidden_state[:, 0]
+
+
+class Clip(FeatureNetwork):
+    """CLIP (Radford et al., arXiv 2103.00020): images and texts in one space."""
+
+    def __init__(self, where: str, revision: str | None = None, device: Any = "cpu", batch_size: int = 32):
+        from transformers import CLIPModel, CLIPTokenizer
+
+        files = ("config.json", "preprocessor_config.json", *TOKENIZER)
+        super().__init__(where, revision, device, batch_size, files)
+        self.model = _load(CLIPModel, self.folder, where).to(self.device)
+        self.tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+        self.window = self.model.config.text_config.max_position_embeddings
+        if len(self.tokenizer) != self.model.config.text_config.vocab_size:
+            raise UserError(f"feature network {where}: the tokenizer there is not this network's own")
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return _rows(self.model.get_image_features(pixel_values=pixels))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features [N, D] of `texts`, fp32 on the CPU; what exceeds the text window is cut."""
+        unique = list(dict.fromkeys(texts))
+        options = {
+            "padding": "max_length",
+            "truncation": True,
+            "max_length": self.window,
+            "return_tensors": "pt",
+        }
+        parts = []
+        for batch in _batches(unique, self.batch_size):
+            tokens = self.tokenizer(batch, **options).to(self.device)
+            with torch.autocast(self.device.type, enabled=False):
+                features = self.model.get_text_features(
+                    input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+                )
+            parts.append(_rows(features).float().cpu())
+        place = {text: index for index, text in enumerate(unique)}
+        return torch.cat(parts)[[place[text] for text in texts]]
+
+
+class Lpips:
+    """LPIPS (Zhang et al., arXiv 1801.03924) from the package `lpips`, which brings or fetches the weights."""
+
+    def __init__(self, backbone: str, device: Any = "cpu"):
+        try:
+            import lpips
+
+            self.model = lpips.LPIPS(net=backbone, verbose=False).to(device).eval()
+        except (ImportError, OSError, NotImplementedError) as error:
+            raise UserError(
+                f"networks.lpips={backbone}: not to be had here ({error}); pip install lpips where there is a"
+                " network, or leave it null and DIV is a distance in networks.diversity's features"
+            ) from error
+        self.device = device
+        self.facts = {"network": f"lpips {backbone}", "preprocessing": "pixels in [-1, 1], as they are"}
+
+    @torch.no_grad()
+    def distances(self, images: Sequence[Image.Image]) -> Tensor:
+        """LPIPS of every image with every other, [N, N]."""
+        pixels = torch.stack([to_tensor(image) for image in images]).to(self.device)
+        rows = [
+            self.model(pixels[i : i + 1].expand_as(pixels), pixels).flatten().cpu()
+            for i in range(len(pixels))
+        ]
+        return torch.stack(rows)
+
+
+def load_networks(settings: Mapping[str, Any], device: Any = "cpu") -> tuple[Dino, Clip, Lpips | None]:
+    """The networks that the config section `networks` names."""
+    batch_size = settings["batch_size"]
+    dino = Dino(settings["dino"], settings["dino_revision"], device, batch_size)
+    clip = Clip(settings["clip"], settings["clip_revision"], device, batch_size)
+    return dino, clip, Lpips(settings["lpips"], device) if settings["lpips"] else None
+
+
+def find(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None, Path]:
+    """The folder of a network, its commit on the hub (None for a local one), and its weight file.
+
+    A relative path is looked for here first, then in the project's folder, and a hub id last.
+    """
+    for folder in (Path(where), PROJECT / where):
+        if folder.is_dir():
+            weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+            if weights is None:
+                raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in that folder")
+            return folder, None, weights
+    if where.count("/") != 1 or where.startswith((".", "/", "assets/")):
+        raise UserError(f"feature network {where}: no such folder")
+    return _fetch(where, revision, files)
+
+
+def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(file: str, required: bool) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision, etag_timeout=10))
+        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means: no connection
+            raise
+        except EntryNotFoundError:
+            if required:
+                raise
+            return None
+
+    try:
+        found = [fetch(file, required=file not in TOKENIZER) for file in files]
+        weights = fetch(WEIGHTS[0], required=False) or fetch(WEIGHTS[1], required=True)
+    except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"feature network {name}: no local folder, and not to be had from the hub ({reason});"
+            " give a folder, or fetch it where there is a network"
+        ) from error
+    return found[0].parent, found[0].parent.name, weights
+
+
+def _load(kind: Any, folder: Path, where: str, **options) -> Any:
+    """The network in eval mode, fp32; an error where the folder holds other or too few weights."""
+    from transformers.utils import logging
+
+    progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, about = kind.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"feature network {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        if progress:
+            logging.enable_progress_bar()
+    if about["missing_keys"]:
+        raise UserError(
+            f"feature network {where}: no {kind.__name__}, {min(about['missing_keys'])} is missing"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _rows(features: Any) -> Tensor:
+    """transformers 5 wraps what version 4 returned as a tensor."""
+    return getattr(features, "pooler_output", features)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,86 @@
+"""Images made elsewhere: what each of them was drawn from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.data.images import EXTENSIONS, image_files
+from ldm.errors import UserError
+from ldm.evaluation.protocol import PLACEHOLDER, Item, without_identifier
+
+LIST = "metadata.jsonl"
+"""One {"file_name", "prompt"} a line, as in Hugging Face's image folders; "text" stands for "prompt" too."""
+
+
+def read_folder(folder: Path, identifier: str | None, class_folder: Path | None, bare: str) -> list[Item]:
+    """The images in `folder` and below it, sorted by path, with their prompts; then those of `class_folder`.
+
+    A prompt is found in metadata.jsonl, in the PNG itself (as txt2img and this project's evaluation write
+    it), in a text file beside the image, or else in the name of its folder, with underscores for spaces.
+    identifier: the word that stands for the subject in these prompts. bare: the prompt of class images.
+    """
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder}: no such folder")
+    listed = _read_list(folder)
+    paths = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
+    )
+    items = [_item(path, folder, listed, identifier) for path in paths]
+    if class_folder is not None:
+        items = [item for item in items if item.kind == "subject"]
+        items += [Item("class", bare, bare, None, path) for path in image_files(class_folder)]
+    if not any(item.kind == "subject" for item in items):
+        raise UserError(f"image folder {folder}: no images of a subject in it")
+    return items
+
+
+def png_text(path: Path) -> dict[str, str]:
+    """The texts that were written into a picture; nothing where there are none."""
+    try:
+        with Image.open(path) as image:
+            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error
+
+
+def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | None) -> Item:
+    own = png_text(path)
+    beside = path.with_suffix(".txt")
+    name = str(path.relative_to(folder))
+    if name in listed:
+        prompt = listed[name]
+    elif "prompt" in own:
+        prompt = own["prompt"]
+    elif beside.is_file():
+        prompt = beside.read_text().strip()
+    elif path.parent != folder:
+        prompt = path.parent.name.replace("_", " ")
+    else:
+        raise UserError(
+            f"image {path}: no prompt for it; write {LIST} with file_name and prompt, or put the images of each"
+            " prompt into a folder of the prompt's name"
+        )
+    seed = int(own["seed"]) if own.get("seed", "").isdigit() else None
+    text = own.get("text") or without_identifier(_with_placeholder(prompt, identifier))
+    return Item("class" if own.get("kind") == "class" else "subject", prompt, text, seed, path)
+
+
+def _with_placeholder(prompt: str, identifier: str | None) -> str:
+    if not identifier:
+        return prompt
+    return " ".join(PLACEHOLDER if word == identifier else word for word in prompt.split())
+
+
+def _read_list(folder: Path) -> dict[str, str]:
+    path = folder / LIST
+    if not path.is_file():
+        return {}
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return {row["file_name"]: row.get("prompt") or row["text"] for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: every line must be {{'file_name': ..., 'prompt': ...}} ({error!r})"
+        ) from error

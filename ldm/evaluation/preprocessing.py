@@ -1,0 +1,77 @@
+"""A feature network's own preprocessing, as its `preprocessor_config.json` describes it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.images import to_tensor
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop, normalize; the settings stand in every result.
+
+    resize: shorter side, px, or (height, width) where the picture is squashed. crop: (height, width), or
+    None. resample: Pillow's number of the filter. mean, std: of the channels, for pixels in [0, 1].
+    """
+
+    resize: int | tuple[int, int]
+    crop: tuple[int, int] | None
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Preprocessing":
+        """From the file that transformers' image processors write, of its version 4 or 5."""
+        try:
+            config = json.loads(path.read_text())
+            return cls.of(config.get("image_processor", config))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"feature network: {path} cannot be read ({error!r}); copy the network's own there"
+            ) from error
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Preprocessing":
+        """From the content of such a file."""
+        size = config["size"]
+        if isinstance(size, int):
+            # Old files hold one number: the shorter side where a crop follows (CLIP), else both (ViT).
+            size = (
+                {"shortest_edge": size} if config.get("do_center_crop") else {"height": size, "width": size}
+            )
+        resize = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+        crop = None
+        if config.get("do_center_crop"):
+            side = config["crop_size"]
+            crop = (side, side) if isinstance(side, int) else (side["height"], side["width"])
+        mean, std = config["image_mean"], config["image_std"]
+        return cls(resize, crop, config.get("resample", Image.Resampling.BILINEAR), tuple(mean), tuple(std))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """[3, H, W] fp32, normalized, of an RGB picture."""
+        width, height = image.size
+        if isinstance(self.resize, int):
+            shorter = min(width, height)
+            # Integer division, as the library cuts; rounding would move the crop by half a pixel.
+            new = (width * self.resize // shorter, height * self.resize // shorter)
+        else:
+            new = (self.resize[1], self.resize[0])
+        image = image.resize(new, self.resample)
+        if self.crop:
+            top, left = (new[1] - self.crop[0]) // 2, (new[0] - self.crop[1]) // 2
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        pixels = (to_tensor(image) + 1) / 2
+        mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
+        return (pixels - mean) / std
+
+    def facts(self) -> dict[str, Any]:
+        """The settings as plain values, the filter by its name."""
+        return {**asdict(self), "resample": Image.Resampling(self.resample).name.lower()}

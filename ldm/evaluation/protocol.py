@@ -1,0 +1,94 @@
+"""Which images are drawn and scored: the paper's prompts, filled in for one subject (section 4, "dataset")."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ldm.errors import UserError
+
+PLACEHOLDER = "[V]"
+"""The identifier in a prompt, as in ldm/models/prompts.py; a test compares."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the protocol. `kind`: of the subject, or of the bare class (for PRES).
+
+    prompt: what the image is drawn from, perhaps with [V]. text: what CLIP-T compares it with: the same
+    without the identifier.
+    """
+
+    kind: Literal["subject", "class"]
+    prompt: str
+    text: str
+    seed: int | None
+    path: Path
+
+
+def prompt_set(config: Mapping[str, Any], class_word: str) -> str:
+    """The name of the prompt set for this class: the setting `prompts`, or by the class where it is "auto"."""
+    name = config["prompts"]
+    if name == "auto":
+        return "live" if class_word.split()[-1] in config["live_classes"] else "object"
+    if name not in config["prompt_sets"]:
+        raise UserError(f"config prompts: no set '{name}'; take auto, {', '.join(config['prompt_sets'])}")
+    return name
+
+
+def fill_in(template: str, noun: str) -> str:
+    """`template` with `noun` for {class}. Without a noun (the class-noun ablation) the word is left out."""
+    article = "an {class}" if noun[:1].lower() in tuple("aeiou") else "a {class}"
+    return " ".join(re.sub(r"\ban? \{class\}", article, template).replace("{class}", noun).split())
+
+
+def without_identifier(prompt: str) -> str:
+    """`prompt` as CLIP knows it: "a [V] owl" is "an owl", "a photo of [V] dog" is "a photo of a dog"."""
+    prompt = re.sub(r"\bof \[V\] ", "of a [V] ", prompt)
+    prompt = re.sub(r"\ban? \[V\] (\w)", _with_article, prompt)
+    return " ".join(prompt.replace(PLACEHOLDER, "").split())
+
+
+def _with_article(match: re.Match) -> str:
+    letter = match.group(1)
+    return f"{'an' if letter.lower() in 'aeiou' else 'a'} {letter}"
+
+
+def plan(
+    config: Mapping[str, Any], class_word: str, folder: Path, noun: str | None = None, learned: bool = True
+) -> list[Item]:
+    """Every image of the protocol for one subject, and where in `folder` it belongs.
+
+    noun: what stands for {class} in the prompts drawn from, where that is not the class word itself.
+    learned: whether the model knows [V]; a base does not, and gets the prompts without it.
+    """
+    sampling = config["sampling"]
+    templates = config["prompt_sets"][prompt_set(config, class_word)]
+    items = []
+    for number, template in enumerate(templates):
+        prompt = fill_in(template, class_word if noun is None else noun)
+        text = without_identifier(fill_in(template, class_word))
+        for k in range(sampling["images_per_prompt"]):
+            path = folder / "subject" / f"{number:02d}-{k}.png"
+            drawn_from = prompt if learned else text
+            items.append(Item("subject", drawn_from, text, sampling["seed"] + k, path))
+    bare = without_identifier(fill_in(config["class_prompt"], class_word))
+    for k in range(sampling["class_images"]):
+        items.append(Item("class", bare, bare, sampling["seed"] + k, folder / "class" / f"{k:03d}.png"))
+    return items
+
+
+def groups(items: Sequence[Item], class_group: int) -> list[list[int]]:
+    """Indices of the images that DIV compares: those of one prompt, and class images `class_group` at a time.
+
+    Class images all have one prompt; in groups as large as the prompts' they cost no more.
+    """
+    found: dict[tuple, list[int]] = {}
+    number = 0
+    for index, item in enumerate(items):
+        part = 0
+        if item.kind == "class":
+            part, number = number // max(class_group, 2), number + 1
+        found.setdefault((item.kind, item.prompt, part), []).append(index)
+    return list(found.values())
