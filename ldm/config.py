@@ -41,22 +41,33 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked."""
     if not paths:
         raise UserError("no config given: name at least one, as in --base configs/dreambooth.yaml")
+    config = load_settings(paths, overrides)
+    check(config)
+    return config
+
+
+def load_settings(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same for YAML files that describe no run, whatever their sections; the first has every key."""
     config: dict[str, Any] = _read_yaml(paths[0])
     for path in paths[1:]:
         merge(config, _read_yaml(path), source=str(path))
-    return override(config, overrides)
+    return _with_words(config, overrides)
 
 
 def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`config` with `key.sub=value` words merged in, interpolations resolved, and every key checked."""
+    config = _with_words(config, overrides)
+    check(config)
+    return config
+
+
+def _with_words(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for word in overrides:
         merge(config, _parse_override(word), source=word)
     try:
-        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config: {_first_line(error)}") from error
-    check(config)
-    return config
 
 
 def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path: str = "") -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.data.prior import Draw, PriorBank
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.subject import Draws, SubjectImages, shuffled_index
+from ldm.data.subject import Draws, SubjectImages, shuffled_index, split_held_out
 from ldm.errors import UserError
 from ldm.randomness import generator
 
@@ -65,7 +65,7 @@ class DreamBoothData(LightningDataModule):
             raise UserError(
                 f"data.params.hold_out is {hold_out}, but {data_root} has only {len(files)} images"
             )
-        kept, held_out = files[: len(files) - hold_out], files[len(files) - hold_out :]
+        kept, held_out = split_held_out(files, hold_out)
         options = {"prompt": self.prompt, "size": size, "seed": seed, "captions": captions}
         self.subject = SubjectImages(
             kept, flip_probability=flip_probability, random_crop=random_crop, **options

@@ -78,6 +78,11 @@ class SubjectImages(Dataset):
         return to_tensor(resize_and_crop(self.images[index], self.size, place))
 
 
+def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
+    """The images to train on, and the last `hold_out` ones, which training never sees."""
+    return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
+
+
 def _caption(path: Path, prompt: str) -> str:
     text = path.with_suffix(".txt")
     return text.read_text().strip() if text.is_file() else prompt
