@@ -163,7 +163,9 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 def make_tokenizer(out: Path, window: int = 32) -> None:
     """A CLIP tokenizer in which each word of the world is one token. window: longest prompt, in tokens."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    from ldm.formats.diffusers_folder import write_tokenizer
 
     spoken = " ".join([*DRAWINGS, *SCENES, *COLOURS]).split()
     words = sorted({*spoken, *TEMPLATE_WORDS, *RARE})
@@ -173,11 +175,7 @@ def make_tokenizer(out: Path, window: int = 32) -> None:
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=window)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(out)
-    (out / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (out / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_tokenizer(tokenizer, out, CLIPTextConfig(max_position_embeddings=window))
     read_back = CLIPTokenizer.from_pretrained(out)
     assert len(read_back) == len(tokens), "the tokenizer lost its vocabulary"
     split = [word for word in words if len(read_back(word).input_ids) != 3]

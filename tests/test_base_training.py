@@ -8,11 +8,21 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+from ldm.data.world import World
 from ldm.diffusion.loss import denoising_error
 from ldm.models.autoencoder import psnr, start_deterministic
 from ldm.models.from_scratch import warm_stable_decay
 from ldm.models.text_to_image import TextToImage
 from main import main
+from scripts.judge_base import (
+    area_under_curve,
+    exam,
+    features,
+    members_told_apart,
+    spread,
+    trained_judge,
+    verdicts,
+)
 from tests.tiny import tiny_base, tiny_unet, tiny_vae
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,3 +141,20 @@ def test_the_learning_rate_warms_holds_and_decays():
     course = [warm_stable_decay(step, 10, 100, 20) for step in range(101)]
     assert course[0] == 0.1 and course[9:81] == [1.0] * 72
     assert course[90] == 0.5 and course[100] == 0.0
+
+
+def test_the_judges_measures():
+    same, different = torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.6])
+    assert area_under_curve(same, different) == 0.75
+    assert spread(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5.0
+    look = torch.eye(4)[[0, 0, 1, 1]]
+    assert members_told_apart(look, ["dog"] * 4, ["a", "a", "b", "b"]) == 1.0
+
+
+def test_the_judge_learns_and_is_kept(tmp_path):
+    world = World(ROOT / "assets" / "world")
+    judge = trained_judge(world, tmp_path, count=128, passes=1)
+    pixels, answers = exam(world, "judge", range(4))
+    assert answers.shape == (4, 3) and verdicts(judge, pixels).shape == (4, 3)
+    again = trained_judge(world, tmp_path, count=128, passes=1)
+    assert torch.equal(features(judge, pixels), features(again, pixels))

@@ -1,6 +1,5 @@
 """The embedded world: pictures by number, members kept apart, and a tokenizer that knows its words."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,6 @@ def test_rare_tokens_occur_in_no_caption(world):
 
 def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path):
     make_tokenizer(tmp_path)
-    for name in ("vocab.json", "merges.txt"):
-        assert (tmp_path / name).read_text() == (ASSETS / "base" / "tokenizer" / name).read_text()
-    shipped = json.loads((ASSETS / "base" / "tokenizer" / "tokenizer.json").read_text())
-    assert shipped["model"]["vocab"] == json.loads((tmp_path / "vocab.json").read_text())
+    for made in tmp_path.iterdir():
+        assert made.read_text() == (ASSETS / "base" / "tokenizer" / made.name).read_text()
+    assert {"vocab.json", "merges.txt", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
