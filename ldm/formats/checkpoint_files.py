@@ -1,29 +1,72 @@
-"""The checkpoint files of a run folder: their names, and which of them is the newest whole one."""
+"""The checkpoint files of a run folder: their names, and which of them is the newest that loads."""
 
 import warnings
 import zipfile
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.formats.safe_loading import load_checkpoint
 
 LAST = "last.ckpt"
+"""The newest full state."""
 BEST = "best.ckpt"
+"""The weights alone of the best validation."""
+
+
+def state_name(step: int) -> str:
+    """Name of an older full state, where more than one is kept."""
+    return f"state-{step:06d}.ckpt"
+
+
+def older_states(folder: Path) -> list[Path]:
+    """Full states other than `last.ckpt`, the newest first. Steps order them: a copy changes a file's time."""
+    return sorted(folder.glob("state-*.ckpt"), key=step_in_name, reverse=True)
+
+
+def step_in_name(path: Path) -> int:
+    """The step in a name that `state_name` made; -1 for any other."""
+    digits = path.stem.removeprefix("state-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def newest_state(run: Path) -> Path | None:
+    """The newest full state of a run folder that loads, passing over damaged ones with a warning.
+
+    None where no state was saved yet; a UserError where there are some and none loads.
+    """
+    folder = run / "checkpoints"
+    candidates = [path for path in (folder / LAST, *older_states(folder)) if path.is_file()]
+    for path in candidates:
+        problem = problem_with(path)
+        if problem is None:
+            return path
+        warnings.warn(f"{problem}; taking the checkpoint before it", stacklevel=2)
+    if candidates:
+        raise UserError(
+            f"run {run}: none of its {len(candidates)} checkpoints loads; restore one, or start a new run"
+        )
+    return None
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest full state in a run folder that is whole; damaged ones are passed over with a warning.
+    """As `newest_state`, but a UserError where there is none."""
+    path = newest_state(run)
+    if path is None:
+        raise UserError(f"run {run}: no checkpoint in {run / 'checkpoints'} yet; --resume {run} goes on")
+    return path
 
-    Raises UserError where there is none.
-    """
-    folder = run / "checkpoints"
-    candidates = sorted([*folder.glob("state-*.ckpt"), *folder.glob(LAST)], key=age, reverse=True)
-    for path in candidates:
-        if is_whole(path):
-            return path
-        warnings.warn(f"checkpoint {path} is damaged; falling back to the one before", stacklevel=2)
-    if candidates:
-        raise UserError(f"run {run}: none of its {len(candidates)} checkpoints loads; start a new run")
-    raise UserError(f"run {run}: no checkpoint in {folder} yet; start a new run")
+
+def problem_with(path: Path) -> str | None:
+    """Why a run cannot go on from the checkpoint file `path`; None where it can."""
+    if not is_whole(path):
+        return f"checkpoint {path} is damaged"
+    try:
+        content = load_checkpoint(path)
+    except UserError as error:
+        return f"checkpoint {error}"
+    if "optimizer_states" not in content:
+        return f"checkpoint {path} holds weights alone, not a state to go on from"
+    return None
 
 
 def is_whole(path: Path) -> bool:
@@ -31,10 +74,5 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):
         return False
-
-
-def age(path: Path) -> int:
-    """When a file was last written, ns."""
-    return path.stat().st_mtime_ns

@@ -121,15 +121,21 @@ def new_vae_name(key: str) -> str:
     return key
 
 
-def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
-    """The tokenizer of `folder`, which must have at most `vocab_size` tokens."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing: the folder is not a complete diffusers model")
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in `folder`, or in its `tokenizer` folder; `UserError` where there is none."""
+    own = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    if not (own / "vocab.json").is_file() and not (own / "tokenizer.json").is_file():
+        raise UserError(f"{own} holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no readable CLIP tokenizer: {error}".splitlines()[0]) from None
-    if not 2 < len(tokenizer) <= vocab_size:
+        return CLIPTokenizer.from_pretrained(str(own), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise UserError(f"{own} holds no readable CLIP tokenizer: {error}".splitlines()[0]) from None
+
+
+def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
+    """The tokenizer in `folder`, which must have at most `vocab_size` tokens."""
+    tokenizer = load_tokenizer(folder)
+    if not 2 < len(tokenizer) <= vocab_size:  # transformers makes two tokens of files that it cannot use
         raise UserError(f"{folder} has {len(tokenizer)} tokens, but the text encoder has {vocab_size} rows")
     return tokenizer
 

@@ -1,0 +1,124 @@
+"""The search for a rare-token identifier, as the paper describes it (Ruiz et al., section 3.2).
+
+An identifier should mean nothing yet, to the text encoder or to the UNet, and should stay one unit when the
+tokenizer reads it. So: draw tokens at random from the rarely used end of the vocabulary, turn them into text,
+and keep what reads back as the same tokens. A byte-pair vocabulary lists its merges from the most to the
+least frequent, so the rare end is the last ids: 40000 to 49405 for CLIP. (The paper's 5000 to 10000 belong to
+T5; in CLIP those are `bee`, `nba`, `amy`.)
+
+A word in a dictionary is refused by list. Abbreviations are not on it: look at the candidates before a long
+run. `sks`, much used elsewhere, is a rifle's name, and gun-shaped drift is on record.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+from ldm.errors import UserError
+from ldm.randomness import permutation
+
+SHORT_WORDS = Path(__file__).resolve().parents[2] / "assets" / "short-words.txt"
+BYTE_TOKENS = 512
+"""The ids before the first merge: each byte, within a word and at its end."""
+
+RARE_MERGES = 9406
+"""How many of the last merges count as rare: CLIP's ids 40000 to 49405. A smaller vocabulary counts whole."""
+
+MAX_LENGTH = 3
+"""Most tokens in an identifier (the paper's k = 1, 2, 3)."""
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """Text that stands for a subject, and the token ids that it is read as."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def search_rare_tokens(
+    tokenizer: CLIPTokenizer,
+    count: int,
+    seed: int,
+    id_range: tuple[int, int] | None = None,
+    max_chars: int = 3,
+    length: int = 1,
+) -> list[Identifier]:
+    """The first `count` candidates in an order that `seed` shuffles; fewer where there are no more.
+
+    id_range: first and last id to draw from, both included; by default `default_id_range`.
+    max_chars: most letters of each token. length: tokens in an identifier, 1 to 3, written as one word.
+    Raises `UserError` for settings outside these bounds and where no candidate is found.
+    """
+    first, last = id_range or default_id_range(tokenizer)
+    if not 0 <= first <= last < len(tokenizer):
+        raise UserError(f"id range {first} to {last}: the vocabulary has the ids 0 to {len(tokenizer) - 1}")
+    if not 1 <= length <= MAX_LENGTH or max_chars < 1 or count < 1:
+        raise UserError(
+            f"length {length}, {max_chars} letters, {count} candidates: take 1 to 3 tokens, and 1 or more"
+        )
+    parts = tokens_by_place(tokenizer, range(first, last + 1), max_chars)
+    found: dict[str, Identifier] = {}
+    for ids in drawn(parts, length, seed):
+        text = tokenizer.decode(list(ids)).strip()
+        if text not in found and reads_back(tokenizer, text, ids):
+            found[text] = Identifier(text, ids)
+        if len(found) == count:
+            break
+    if not found:
+        raise UserError(
+            f"no rare tokens of at most {max_chars} letters among the ids {first} to {last}: widen the range"
+        )
+    return list(found.values())
+
+
+def default_id_range(tokenizer: CLIPTokenizer) -> tuple[int, int]:
+    """First and last id of the vocabulary's rare end; the start and end tokens, which come last, are no part."""
+    last = len(tokenizer) - 3
+    return max(BYTE_TOKENS, last + 1 - RARE_MERGES), last
+
+
+def tokens_by_place(tokenizer: CLIPTokenizer, ids: range, max_chars: int) -> dict[bool, list[int]]:
+    """Ids of tokens of at most `max_chars` letters that are no word themselves; True: those that end a word.
+
+    Letters beyond a to z are left out: hard to type, and in CLIP mostly words of other languages or emoji.
+    """
+    parts: dict[bool, list[int]] = {True: [], False: []}
+    refused = dictionary_words()
+    for id, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        letters = token.removesuffix("</w>")
+        plain = letters.isascii() and letters.isalpha() and len(letters) <= max_chars
+        if plain and letters not in refused:
+            parts[token.endswith("</w>")].append(id)
+    return parts
+
+
+def drawn(parts: dict[bool, list[int]], length: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Token ids in a shuffled order: one that ends a word, after `length` - 1 that do not.
+
+    Each token that ends a word comes once for length 1, and in up to 50 combinations for more, since most
+    combinations read back as other tokens.
+    """
+    ends, starts = parts[True], parts[False]
+    for round_ in range(1 if length == 1 else 50):
+        for end in permutation(len(ends), seed, "identifier", round_).tolist():
+            order = permutation(len(starts), seed, "identifier start", round_, ends[end]).tolist()
+            before = tuple(starts[place] for place in order[: length - 1])
+            if len(before) == length - 1:
+                yield (*before, ends[end])
+
+
+def reads_back(tokenizer: CLIPTokenizer, text: str, ids: tuple[int, ...]) -> bool:
+    """Whether `text` is read as exactly `ids`, alone and within a prompt."""
+    within = tokenizer(f"a photo of a {text} dog", add_special_tokens=False).input_ids
+    around = tokenizer("a photo of a dog", add_special_tokens=False).input_ids
+    alone = tokenizer(text, add_special_tokens=False).input_ids
+    return tuple(alone) == ids and within == [*around[:-1], *ids, around[-1]]
+
+
+def dictionary_words() -> frozenset[str]:
+    """English words of at most three letters."""
+    lines = SHORT_WORDS.read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())

@@ -1,0 +1,70 @@
+"""List rare tokens that can stand for a subject: `python scripts/rare_tokens.py --base assets/base`.
+
+The identifier of a run is set with `model.params.identifier=<text>`; `auto` takes the first of this list for
+the run's seed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from ldm.errors import EXIT_USER_ERROR, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    options = parse(argv)
+    try:
+        search(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    clip = PROJECT / "configs" / "stable-diffusion" / "v1"
+    parser.add_argument(
+        "--base", type=Path, default=clip, help="a diffusers folder, or its tokenizer's folder"
+    )
+    parser.add_argument("--count", type=int, default=20, help="candidates to list")
+    parser.add_argument("--seed", type=int, default=23, help="of the order they are drawn in")
+    parser.add_argument("--length", type=int, default=1, help="tokens in an identifier, 1 to 3")
+    parser.add_argument("--max_chars", type=int, default=3, help="most letters of a token")
+    parser.add_argument(
+        "--ids",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="range to draw from (default: the rarest 9406)",
+    )
+    return parser.parse_args(argv)
+
+
+def search(options: argparse.Namespace) -> None:
+    """Print one candidate a line: its text and its token ids."""
+    from ldm.formats.diffusers_folder import load_tokenizer
+    from ldm.models.identifier import search_rare_tokens
+
+    candidates = search_rare_tokens(
+        load_tokenizer(options.base),
+        options.count,
+        options.seed,
+        tuple(options.ids) if options.ids else None,
+        options.max_chars,
+        options.length,
+    )
+    for candidate in candidates:
+        print(f"{candidate.text}\t{' '.join(map(str, candidate.ids))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
