@@ -259,3 +259,16 @@ def test_wandb_offline_gets_scalars_images_and_config(train, tmp_path):
     run = train("lightning.logger.target=pytorch_lightning.loggers.WandbLogger")
     files = list((run / "wandb").glob("offline-run-*/files/media/images/*.png"))
     assert any("samples" in file.name for file in files)
+
+
+def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_gauge_is_set(tiny_config, tmp_path):
+    from ldm.config import load_config
+    from main import build
+
+    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
+    held = []
+    module.on_train_batch_end = lambda *_: held.append(module.frozen.users.copy())
+    trainer.fit(module, data)
+    assert held[0] == {"prior"}  # the gauge has its predictions, the bank only its first chunk
+    assert held[-1] == set()
+    assert module.frozen._model is None

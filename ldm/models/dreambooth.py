@@ -41,12 +41,19 @@ class DreamBooth(LightningModule):
         variant: str | None = None,
         use_ema: bool = True,
         vae: str | None = None,
+        prediction_type: str | None = None,
         export_dtype: str = "fp32",
     ):
         """`configs/dreambooth.yaml` says what each setting means."""
         super().__init__()
         self.model = LatentDiffusion.from_base(
-            base, clip_skip, revision=revision, variant=variant, use_ema=use_ema, vae=vae
+            base,
+            clip_skip,
+            revision=revision,
+            variant=variant,
+            use_ema=use_ema,
+            vae=vae,
+            prediction_type=prediction_type,
         )
         self.identifier = resolve_identifier(identifier, self.model.tokenizer, seed)
         self.base = base

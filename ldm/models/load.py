@@ -26,7 +26,7 @@ class LoadedModel:
         return fill_in_identifier(prompt, self.identifier)
 
 
-BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "clip_skip")
+BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "prediction_type", "clip_skip")
 """Settings of a run's model that say how its base is loaded."""
 
 

@@ -69,7 +69,10 @@ class Validation(StepCallback):
                 (self._predict(pl_module, batch) - frozen).square().mean(dim=(1, 2, 3))
                 for batch, frozen in zip(self._prior, self._frozen, strict=True)
             ]
-        row = {"subject_loss": _mean_over_processes(subject), "drift": _mean_over_processes(drift)}
+        row = {
+            "subject_loss": _mean_over_processes(subject, pl_module.device),
+            "drift": _mean_over_processes(drift, pl_module.device),
+        }
         row["score"] = row["subject_loss"] + row["drift"]
         if trainer.is_global_zero:
             append_rows(self.path, [{"step": trainer.global_step, **row}])
@@ -148,9 +151,8 @@ class Validation(StepCallback):
         return module.model.predict(batch["noisy"], batch["timesteps"], states)
 
 
-def _mean_over_processes(errors: list[Tensor]) -> float:
+def _mean_over_processes(errors: list[Tensor], device: torch.device) -> float:
     """Mean of all errors of all processes; 0 where there are none."""
-    device = errors[0].device if errors else "cpu"
     total = torch.tensor(
         [sum(float(e.sum()) for e in errors), sum(len(e) for e in errors)], dtype=torch.float64
     )
