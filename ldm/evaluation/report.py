@@ -1,0 +1,229 @@
+"""The evaluation as one HTML page: the paper's rows beside ours, bars with intervals, every image with its scores."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ldm.evaluation.charts import Bar, bar_chart
+from ldm.evaluation.page import page, picture
+from ldm.evaluation.scores import LOWER_IS_BETTER, METRICS, Row
+
+PAPER_METRICS = ("dino", "clip_i", "clip_t", "pres", "div")
+SHOWN = 8
+"""Images in each of the strips of best and worst."""
+
+
+def report(
+    result: Mapping[str, Any],
+    rows: Sequence[Row],
+    root: Path,
+    real: Sequence[Path],
+    published: Sequence[Mapping[str, Any]],
+) -> str:
+    """The page. result: what metrics.json holds; rows: one an image, files relative to `root`; real: the
+    photographs that the scores are against; published: rows of the paper's tables."""
+    about = result["about"]
+    subject = [row for row in rows if row.kind == "subject"]
+    bare = [row for row in rows if row.kind == "class"]
+    body = [
+        f"<h1>DreamBooth evaluation: {escape(about['class_word'])}</h1>",
+        f'<p class="lead">{escape(_lead(about, subject, bare))}</p>',
+        f'<p class="note">{escape(_sentence(about["note"]))}</p>',
+        _real_images(about, result, real),
+        "<h2>Scores</h2>",
+        f'<p class="soft">{escape(_explanation(result))}</p>',
+        score_table(result, published),
+        _charts(result, published),
+        _extremes(subject, root),
+        _prompts(result, subject, root),
+        _class_images(result, bare, root),
+        _details(result),
+    ]
+    return page(f"Evaluation: {about['class_word']}", "".join(body), result)
+
+
+def score_table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+    """Ours with 95 % intervals, the real images', the paper's."""
+    head = "".join(
+        f"<th>{METRICS[key]} {'↓' if key in LOWER_IS_BETTER else '↑'}</th>" for key in PAPER_METRICS
+    )
+    lines = [f"<tr><th></th>{head}</tr>"]
+    lines.append(_line("This evaluation", result["metrics"], "ours"))
+    lines.append(_line("Real images of the subject", result["real"], ""))
+    for other in published:
+        values = {key: {"value": other.get(key)} for key in PAPER_METRICS}
+        lines.append(_line(f"Paper, table {other['table']}: {other['name']}", values, ""))
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash for what was not measured."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _line(name: str, values: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    cells = []
+    for key in PAPER_METRICS:
+        of = values.get(key, {})
+        interval = (
+            f"<small>{number(of['low'])} to {number(of['high'])}</small>" if of.get("low") is not None else ""
+        )
+        cells.append(f"<td>{number(of.get('value'))}{interval}</td>")
+    return f'<tr class="{kind}"><td>{escape(name)}</td>{"".join(cells)}</tr>'
+
+
+def _lead(about: Mapping[str, Any], subject: Sequence[Row], bare: Sequence[Row]) -> str:
+    what = about.get("model") or about.get("images")
+    step = f", step {about['step']:,}" if about.get("step") else ""
+    word = f", identifier “{about['identifier']}”" if about.get("identifier") else ""
+    prompts = len({row.prompt for row in subject})
+    return f"{what}{step}{word}. {len(subject)} images of {prompts} prompts, {len(bare)} of the bare class."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _explanation(result: Mapping[str, Any]) -> str:
+    networks = result["networks"]
+    return (
+        f"DINO and CLIP-I: mean cosine with the real images ({networks['dino']['network']}, "
+        f"{networks['clip']['network']}). CLIP-T: cosine of image and prompt without the identifier. PRES: DINO of "
+        f"bare-class images against the real ones; lower means the class survived. DIV: {networks['div']}, among the "
+        "images of one prompt; the paper's is LPIPS. Intervals: 95 %, bootstrap over images. The paper's figures come "
+        "from its own networks and subjects: compare differences rather than values."
+    )
+
+
+def _real_images(about: Mapping[str, Any], result: Mapping[str, Any], real: Sequence[Path]) -> str:
+    name = next(iter(about["real_images"])).replace("_", " ")
+    figures = "".join(picture(path, path.name, escape(path.name)) for path in real)
+    against = "".join(
+        f"<tr><td>{escape(key.replace('_', ' '))} ({value['images']})</td><td>{number(value['dino'])}</td>"
+        f"<td>{number(value['clip_i'])}</td></tr>"
+        for key, value in result["against"].items()
+    )
+    both = ""
+    if len(result["against"]) > 1:
+        both = (
+            f"<table><tr><th>Fidelity against images</th><th>DINO</th><th>CLIP-I</th></tr>{against}</table>"
+        )
+    return f'<h2>Real images ({escape(name)})</h2><div class="row">{figures}</div>{both}'
+
+
+def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+    cards = []
+    for key in PAPER_METRICS:
+        bars = []
+        for label, values, kind in (
+            ("this evaluation", result["metrics"], "ours"),
+            ("real images", result["real"], "real"),
+        ):
+            of = values.get(key, {})
+            if of.get("value") is not None:
+                bars.append(Bar(label, of["value"], of["low"], of["high"], kind))
+        bars += [
+            Bar(f"paper: {row['name'].replace('Stable Diffusion', 'SD')}", row[key], kind="paper")
+            for row in published
+            if row.get(key) is not None and (row["table"] == 1 or key in ("pres", "div"))
+        ]
+        if bars:
+            hint = "lower is better" if key in LOWER_IS_BETTER else "higher is better"
+            cards.append(
+                f'<div class="card"><h3>{METRICS[key]} <span class="soft">{hint}</span></h3>'
+                f"{bar_chart(METRICS[key], bars)}</div>"
+            )
+    return f'<div class="charts">{"".join(cards)}</div>'
+
+
+def _extremes(subject: Sequence[Row], root: Path) -> str:
+    """The images that do best and worst at both tasks at once: the subject (DINO) and the prompt (CLIP-T)."""
+    ordered = sorted(
+        zip(_mean_ranks(subject), subject, strict=True), key=lambda pair: (pair[0], pair[1].file)
+    )
+    strips = []
+    for title, chosen in (("Best", ordered[:SHOWN]), ("Worst", ordered[::-1][:SHOWN])):
+        figures = "".join(_figure(row, root, prompt=True) for _, row in chosen)
+        strips.append(f'<h3>{title}</h3><div class="row">{figures}</div>')
+    explain = "By the mean of an image's ranks in DINO (is it the subject?) and CLIP-T (is it the prompt?)."
+    return f'<h2>Best and worst</h2><p class="soft">{explain}</p>{"".join(strips)}'
+
+
+def _mean_ranks(rows: Sequence[Row]) -> list[float]:
+    ranks = [0.0] * len(rows)
+    for key in ("dino", "clip_t"):
+        order = sorted(range(len(rows)), key=lambda index: -getattr(rows[index], key))
+        for rank, index in enumerate(order):
+            ranks[index] += rank / 2
+    return ranks
+
+
+def _prompts(result: Mapping[str, Any], subject: Sequence[Row], root: Path) -> str:
+    sections = []
+    of_subject = [prompt for prompt in result["prompts"] if prompt["kind"] == "subject"]
+    for place, prompt in enumerate(of_subject):
+        figures = "".join(_figure(row, root) for row in subject if row.prompt == prompt["prompt"])
+        scores = "".join(
+            f"<dt>{METRICS[key]}</dt><dd>{number(prompt[key])}</dd>"
+            for key in ("dino", "clip_i", "clip_t", "div")
+        )
+        sections.append(
+            f'<section class="prompt" data-place="{place}" data-dino="{prompt["dino"]}"'
+            f' data-clipt="{prompt["clip_t"]}">'
+            f"<div><h3>{escape(prompt['prompt'])}</h3><dl>{scores}</dl></div>"
+            f'<div class="row">{figures}</div></section>'
+        )
+    orders = {
+        "place 1": "in the protocol's order",
+        "dino -1": "best DINO first",
+        "dino 1": "worst DINO first",
+        "clipt -1": "best CLIP-T first",
+        "clipt 1": "worst CLIP-T first",
+    }
+    options = "".join(f'<option value="{value}">{text}</option>' for value, text in orders.items())
+    return (
+        f'<div class="bar"><h2>All images, by prompt</h2><select id="order" aria-label="order">{options}</select></div>'
+        f'<div id="prompts">{"".join(sections)}</div>'
+    )
+
+
+def _class_images(result: Mapping[str, Any], bare: Sequence[Row], root: Path) -> str:
+    if not bare:
+        return (
+            '<h2>Images of the bare class</h2><p class="soft">None were given, so PRES was not measured.</p>'
+        )
+    metrics = result["metrics"]
+    figures = "".join(
+        picture(root / row.file, row.file, f"PRES <b>{number(row.pres)}</b>")
+        for row in sorted(bare, key=lambda row: -row.pres)
+    )
+    scores = (
+        f"PRES {number(metrics['pres']['value'])}, CLIP-T {number(metrics['class_clip_t']['value'])}, "
+        f"DIV {number(metrics['class_div']['value'])}"
+    )
+    return (
+        f"<h2>Images of the bare class</h2><p>“{escape(bare[0].prompt)}”: {scores}. Those most like the subject come "
+        f'first.</p><div class="row">{figures}</div>'
+    )
+
+
+def _figure(row: Row, root: Path, prompt: bool = False) -> str:
+    words = f"<br>{escape(row.text)}" if prompt else ""
+    scores = "<br>".join(
+        f"{METRICS[key]} <b>{number(getattr(row, key))}</b>" for key in ("dino", "clip_i", "clip_t")
+    )
+    caption = scores + words
+    return picture(root / row.file, f"{row.prompt} (seed {row.seed})", caption)
+
+
+def _details(result: Mapping[str, Any]) -> str:
+    shown = {"about": result["about"], "networks": result["networks"]}
+    return (
+        "<h2>How it was measured</h2><details><summary>Networks, preprocessing, sampling, files</summary>"
+        f"<pre>{escape(json.dumps(shown, indent=1))}</pre></details>"
+        "<footer>Metrics and protocol: Ruiz et al., arXiv 2208.12242, section 4. This page's numbers are those of "
+        "metrics.json; each image's are in images.csv.</footer>"
+    )

@@ -1,0 +1,162 @@
+"""The metrics, against values by hand and against libraries that have the same ones."""
+
+import math
+import types
+
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.functional import pairwise_cosine_similarity
+from torchmetrics.functional.classification import binary_auroc
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTImageProcessor
+
+from ldm.errors import UserError
+from ldm.evaluation import metrics
+from ldm.evaluation.features import Clip, Dino, Lpips, load_networks
+from ldm.evaluation.preprocessing import Preprocessing
+from ldm.randomness import generator
+from tests.tiny_features import tiny_features
+
+ALONG_X = torch.tensor([[2.0, 0.0]])
+REAL = torch.tensor([[3.0, 0.0], [0.0, 5.0], [1.0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    return tiny_features(tmp_path_factory.mktemp("features"))
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = torch.randint(
+        256, (height, width, 3), generator=generator(seed, "test image"), dtype=torch.uint8
+    )
+    return Image.fromarray(values.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_fidelity_is_the_mean_cosine_with_the_real_images():
+    assert metrics.subject_fidelity(ALONG_X, REAL).tolist() == pytest.approx([(1 + 0 + math.sqrt(0.5)) / 3])
+
+
+def test_real_images_are_not_compared_with_themselves():
+    half = math.sqrt(0.5)
+    assert metrics.real_fidelity(REAL).tolist() == pytest.approx([half / 2, half / 2, half])
+    assert metrics.real_fidelity(REAL[:1]).isnan().all()
+
+
+def test_prompt_fidelity_pairs_image_i_with_text_i():
+    images, texts = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[-2.0, 0.0], [1.0, 0.0]])
+    assert metrics.prompt_fidelity(images, texts).tolist() == pytest.approx([-1.0, 0.6])
+
+
+def test_diversity_is_the_mean_over_pairs():
+    half = math.sqrt(0.5)
+    pairs = [1 - 0, 1 - half, 1 - half]
+    spread = metrics.diversity(metrics.feature_distances(REAL))
+    assert spread.tolist() == pytest.approx([(2 - half) / 2, (2 - half) / 2, 1 - half])
+    assert float(spread.mean()) == pytest.approx(sum(pairs) / 3)
+
+
+def test_cosine_agrees_with_torchmetrics():
+    draws = generator(0, "test")
+    a, b = torch.randn(7, 5, generator=draws), torch.randn(4, 5, generator=draws)
+    torch.testing.assert_close(metrics.cosine(a, b).float(), pairwise_cosine_similarity(a, b))
+
+
+def test_auc_by_hand_and_against_torchmetrics():
+    assert metrics.auc(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0])) == pytest.approx(
+        (1 + 1 + 0 + 0.5) / 4
+    )
+    scores = torch.rand(60, generator=generator(1, "test")).mul(10).round().div(10)
+    labels = (torch.arange(60) % 3 == 0).long()
+    ours = metrics.auc(scores[labels == 1], scores[labels == 0])
+    assert ours == pytest.approx(float(binary_auroc(scores, labels)), abs=1e-6)
+
+
+def test_bootstrap_interval_holds_the_mean_shrinks_and_repeats():
+    values = torch.randn(400, generator=generator(2, "test"))
+    low, high = metrics.bootstrap_interval(values)
+    error = float(values.std()) / math.sqrt(len(values))
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert low < float(values.mean()) < high
+    assert (low, high) == metrics.bootstrap_interval(values)
+    assert metrics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_summary_leaves_out_what_was_not_measured():
+    assert metrics.summary([1.0, math.nan])["count"] == 1
+    assert metrics.summary([math.nan]) == {"value": None, "low": None, "high": None, "count": 0}
+
+
+@pytest.mark.parametrize("size", [(50, 80), (97, 41), (32, 32)])
+def test_preprocessing_is_the_librarys_own(size):
+    clip = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    vit = ViTImageProcessor(size={"height": 24, "width": 24}, resample=2)
+    image = noise_image(*size)
+    for processor in (clip, vit):
+        ours = Preprocessing.of(processor.to_dict())(image)
+        theirs = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_one_number_for_a_size_means_what_it_meant_in_old_files():
+    shared = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224}
+    assert Preprocessing.of(shared).resize == (224, 224)
+    old_clip = Preprocessing.of({**shared, "do_center_crop": True, "crop_size": 224})
+    assert (old_clip.resize, old_clip.crop) == (224, (224, 224))
+
+
+def test_clip_scores_are_the_librarys_logits(networks):
+    clip = Clip(str(networks[0]), batch_size=2)
+    images, texts = [noise_image(40, 32, seed) for seed in range(3)], ["a dog", "a cat in the snow", "a dog"]
+    ours = metrics.prompt_fidelity(clip.images(images), clip.texts(texts))
+
+    model = CLIPModel.from_pretrained(networks[0]).eval()
+    tokens = CLIPTokenizer.from_pretrained(networks[0])(texts, padding=True, return_tensors="pt")
+    pixels = torch.stack([clip.preprocessing(image) for image in images])
+    with torch.no_grad():
+        logits = model(**tokens, pixel_values=pixels).logits_per_image / model.logit_scale.exp()
+    torch.testing.assert_close(ours.float(), logits.diagonal(), atol=1e-5, rtol=1e-4)
+
+
+def test_features_do_not_depend_on_the_batch_size(networks):
+    images = [noise_image(32, 32, seed) for seed in range(5)]
+    one, all_at_once = Dino(str(networks[1]), batch_size=1), Dino(str(networks[1]), batch_size=8)
+    torch.testing.assert_close(one.images(images), all_at_once.images(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("assets/nowhere", "no such folder"),
+        ("tests", "no model.safetensors"),
+        ("nobody/nothing", "give a folder"),
+    ],
+)
+def test_a_network_that_is_not_there_is_one_line(where, says):
+    with pytest.raises(UserError, match=says) as error:
+        Dino(where)
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_folder_is_no_dino(networks):
+    with pytest.raises(UserError, match="no ViTModel"):
+        Dino(str(networks[0]))
+
+
+def test_lpips_absent_or_present(networks, monkeypatch):
+    settings = {"dino": str(networks[1]), "clip": str(networks[0]), "batch_size": 2}
+    settings |= {"dino_revision": None, "clip_revision": None, "lpips": "alex"}
+    monkeypatch.setitem(__import__("sys").modules, "lpips", None)
+    with pytest.raises(UserError, match="leave it null"):
+        load_networks(settings)
+
+    class Fake(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+
+        def forward(self, a, b):
+            return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(__import__("sys").modules, "lpips", types.SimpleNamespace(LPIPS=Fake))
+    white, black = Image.new("RGB", (4, 4), "white"), Image.new("RGB", (4, 4))
+    assert Lpips("alex").distances([white, black]).tolist() == [[0.0, 2.0], [2.0, 0.0]]
