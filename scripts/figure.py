@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.errors import EXIT_USER_ERROR, UserError
 
-SCENES = ("on the beach", "in the snow", "on the moon", "in the jungle", "on a red background")
+SCENES = ("in the snow", "on the moon", "in the jungle", "under water", "on a red background")
 COLUMNS = 10
 
 

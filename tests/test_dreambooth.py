@@ -91,10 +91,12 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
     module.setup("fit")
     batch = data.on_before_batch_transfer([data_item(data, n) for n in (0, 1)], 0)
     batch = data.on_after_batch_transfer(batch, 0)
+    module.encode_views(data.subject)
     loss = module.training_step(batch, 0)["loss"]
 
     model = module.model
-    posterior = model.vae.encode(batch["pixels"]).latent_dist
+    pixels = torch.stack([data.subject.pixels(view) for view in batch["views"]])
+    posterior = model.vae.encode(pixels).latent_dist
     x = (posterior.mean + posterior.std * batch["posterior_noise"]) * model.vae.config.scaling_factor
     kept = model.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
     eps = batch["noise"]
@@ -201,6 +203,14 @@ def test_without_prior_loss_nothing_is_drawn_for_training(train):
     run = train("model.params.prior_loss_weight=0", "lightning.callbacks.validation=null")
     assert not (run / "prior").exists()
     assert all(row["prior_loss"] == 0 for row in read_rows(run / "metrics.jsonl"))
+
+
+def test_encoding_once_gives_the_losses_of_encoding_every_step(train):
+    """Random crops of square images are the images themselves, but encoded anew in every step."""
+    words = ["data.params.flip_probability=0.5", "lightning.trainer.max_steps=20"]
+    once = train(*words, name="once")
+    each = train(*words, "data.params.random_crop=true", name="each")
+    assert_same_curve(once, each)
 
 
 def test_a_folder_of_class_images_replaces_sampling(train, tmp_path):

@@ -20,9 +20,9 @@ from ldm.randomness import generator
 class DreamBoothData(LightningDataModule):
     """Batches of subject images and class-prior latents, in equal number.
 
-    A batch is {"pixels": [B, 3, S, S] in [-1, 1], "posterior_noise": [B, C, h, w], "prompts": subject's then
-    prior's, "noise": [2B, C, h, w], "timesteps": [2B], "prior_latents": [B, C, h, w]}; without prior loss the
-    prior's half is left out.
+    A batch is {"views": numbers of subject images (or "pixels": [B, 3, S, S] in [-1, 1] where crops are random),
+    "posterior_noise": [B, C, h, w], "prompts": subject's then prior's, "noise": [2B, C, h, w],
+    "timesteps": [2B], "prior_latents": [B, C, h, w]}; without prior loss the prior's half is left out.
     """
 
     def __init__(
@@ -185,9 +185,13 @@ def collate(samples: Sequence[dict]) -> dict:
     """Samples -> one batch, the subject's half first (see DreamBoothData). Numbers stay on the host."""
     with_prior = "prior_draws" in samples[0]
     draws = [s["draws"] for s in samples] + ([s["prior_draws"] for s in samples] if with_prior else [])
+    if "pixels" in samples[0]:
+        images = {"pixels": torch.stack([s["pixels"] for s in samples])}
+    else:
+        images = {"views": [s["view"] for s in samples]}
     return {
         "numbers": [s["number"] for s in samples],
-        "pixels": torch.stack([s["pixels"] for s in samples]),
+        **images,
         "posterior_noise": torch.stack([s["draws"].posterior_noise for s in samples]),
         "prompts": [s["prompt"] for s in samples]
         + ([s["prior_prompt"] for s in samples] if with_prior else []),

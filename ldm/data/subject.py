@@ -38,7 +38,8 @@ def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
 class SubjectImages(Dataset):
     """Photographs of one subject, decoded once and kept in memory.
 
-    Item n is {"pixels": [3, size, size] in [-1, 1], "prompt": str}, a pure function of `seed` and n.
+    Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image, or its mirror
+    image; with `random_crop` no two samples need be alike, and "pixels" [3, size, size] stand in its place.
     """
 
     def __init__(
@@ -68,14 +69,21 @@ class SubjectImages(Dataset):
     def __getitem__(self, n: int) -> dict:
         index = shuffled_index(self.seed, "subject order", n, len(self.images))
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
-        pixels = self.pixels(index, place=(x, y) if self.random_crop else (0.5, 0.5))
-        if flip < self.flip_probability:
-            pixels = pixels.flip(-1)
-        return {"pixels": pixels, "prompt": self.prompts[index]}
+        view = 2 * index + (flip < self.flip_probability)
+        if self.random_crop:
+            return {"pixels": self.pixels(view, place=(x, y)), "prompt": self.prompts[index]}
+        return {"view": view, "prompt": self.prompts[index]}
 
-    def pixels(self, index: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-        """Image number `index` cropped at `place`, [3, size, size] in [-1, 1]."""
-        return to_tensor(resize_and_crop(self.images[index], self.size, place))
+    @property
+    def views(self) -> range:
+        """Every view that training can meet: even numbers are images, odd ones their mirror images."""
+        return range(0, 2 * len(self.images), 1 if self.flip_probability > 0 else 2)
+
+    def pixels(self, view: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+        """One view cropped at `place`, [3, size, size] in [-1, 1]."""
+        index, mirrored = divmod(view, 2)
+        pixels = to_tensor(resize_and_crop(self.images[index], self.size, place))
+        return pixels.flip(-1) if mirrored else pixels
 
 
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:

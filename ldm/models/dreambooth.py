@@ -72,7 +72,7 @@ class DreamBooth(LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""
-        subject = self.model.encode(batch["pixels"], batch["posterior_noise"])  # [B, C, h, w]
+        subject = self.subject_latents(batch)  # [B, C, h, w]
         prior = batch.get("prior_latents", subject[:0])  # [B, C, h, w], drawn by the frozen base
         error = self.denoising_error(torch.cat([subject, prior]), batch)  # [2B]
         subject_error, prior_error = error.split([len(subject), len(prior)])
@@ -93,6 +93,14 @@ class DreamBooth(LightningModule):
             self.model.prediction_type,
             self.min_snr_gamma,
         )
+
+    def subject_latents(self, batch: Mapping[str, Any]) -> Tensor:
+        """Latents [B, C, h, w] of the batch's subject images, drawn from the first stage's posterior."""
+        if "pixels" in batch:
+            return self.model.encode(batch["pixels"], batch["posterior_noise"])
+        mean, std = self.posteriors
+        rows = [self.posterior_rows[view] for view in batch["views"]]
+        return mean[rows] + std[rows] * batch["posterior_noise"]
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the run's identifier in place of [V]."""
@@ -189,8 +197,17 @@ class DreamBooth(LightningModule):
                 f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
             )
 
+        self.encode_views(self.trainer.datamodule.subject)
         self.trainer.datamodule.bank.load_existing()
         self.frozen.done_with("setup")
+
+    def encode_views(self, subject: Any) -> None:
+        """The first stage is frozen, so every view of the subject is encoded once; alone, to be the same in any run."""
+        if subject.random_crop:
+            return
+        moments = [self.model.posterior(subject.pixels(view)[None].to(self.device)) for view in subject.views]
+        self.posteriors = tuple(torch.cat(parts) for parts in zip(*moments, strict=True))
+        self.posterior_rows = {view: row for row, view in enumerate(subject.views)}
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         if self.trainer.datamodule.bank.full:

@@ -107,13 +107,19 @@ class LatentDiffusion(nn.Module):
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Latents [B, C, h, w] drawn from the posterior of `pixels` [B, 3, H, W] in [-1, 1] with `noise`.
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W] in [-1, 1].
 
-        noise: standard normal, [B, C, h, w]. Latents have about unit variance.
+        Scaled as latents are, to about unit variance.
         """
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        return (posterior.mean.float() + posterior.std.float() * noise) * self.vae.config.scaling_factor
+        scale = self.vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Latents [B, C, h, w] drawn from the posterior of `pixels` with standard normal `noise` of that shape."""
+        mean, std = self.posterior(pixels)
+        return mean + std * noise
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Validation(StepCallback):
         noise = torch.stack(
             [torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images]
         )
-        pixels = torch.stack([data.validation.pixels(i) for i in images])
+        pixels = torch.stack([data.validation.pixels(view) for view in data.validation.views])
         latents = module.encode(pixels, noise)
         self._subject = self._grid(latents, data.validation.prompts, "validation subject", data)[mine]
 
