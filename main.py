@@ -1,6 +1,8 @@
 """Train: `python main.py --base configs/dreambooth.yaml`; go on after an interruption: `--resume logs/<run>`."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 import warnings
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return EXIT_USER_ERROR
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            print(f"error: {error}: free some space and --resume, what is saved is kept", file=sys.stderr)
+            return EXIT_USER_ERROR
         if options.debug:
             import pdb
 
@@ -56,6 +61,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint in one, to go on with"
+    )
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="resume although what makes the loss record was changed"
     )
     parser.add_argument("-n", "--name", help="name of the run (default: the first config's)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
@@ -88,33 +96,58 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Everything after parsing: config, run folder, objects, fit, export."""
-    from ldm.training import run_folder
+    """Everything after parsing: config, objects, run folder, fit, export. What can be refused is, before any file."""
+    from ldm.training import resume, run_folder, signals
 
-    resumed = Path(options.resume) if options.resume else None
+    quiet()
+    if signals.is_started_process():
+        signals.end_with_parent()
     config = read_config(options)
     if not options.train:
         return check(config, options)
-    if run_folder.is_first_process():
-        if resumed:
+    first, resumed = run_folder.is_first_process(), Path(options.resume) if options.resume else None
+    with contextlib.ExitStack() as held:
+        folder, state = None, {}
+        if first and resumed:
             folder = run_folder.folder_of(resumed)
-        else:
+            held.enter_context(run_folder.lock(folder))
+            checkpoint, state = resume.state_of(resumed)
+        elif first:
             subject = config["data"].get("params", {}).get("data_root")
-            name = options.name or Path(options.base[0]).stem
-            folder = run_folder.create_run_folder(
-                options.logdir, run_folder.run_name(subject, name, options.postfix)
-            )
-        held = run_folder.lock(folder)
-        checkpoint = run_folder.checkpoint_of(resumed) if resumed else None
-        run_folder.write_record(folder, config, argv)
-    else:
-        held, folder, checkpoint = None, None, None
-    folder, checkpoint = run_folder.share(folder, checkpoint)
-    try:
-        return train(config, folder, checkpoint)
-    finally:
-        if held:
-            held.close()
+            name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
+            folder = run_folder.new_folder(options.logdir, name)
+        folder, step = run_folder.share(folder, state.get("global_step"))
+        data, model, trainer = build(config, folder, trusted_only=bool(resumed))
+        if first and resumed:
+            changes = resume.changes_since(state, identity(model, trainer))
+            resume.refuse(changes, folder, options.accept_changes)
+        if is_finished(step, folder, model, trainer):
+            return 0
+        if first and resumed:
+            resume.go_on_from(checkpoint, folder / "checkpoints")
+            run_folder.remove_temporaries(folder)
+            run_folder.write_record(folder, config, argv, resumed_from=step, accepted_changes=changes)
+        elif first:
+            run_folder.make(folder)
+            held.enter_context(run_folder.lock(folder))
+            run_folder.write_record(folder, config, argv)
+        with signals.Signals() as handlers:
+            trainer.callbacks.insert(0, handlers)
+            return train(config, folder, step, data, model, trainer)
+
+
+def is_finished(step: int | None, folder: Path, model: Any, trainer: Any) -> bool:
+    """Whether nothing is left to do for a run whose newest checkpoint is of `step`; says so where it is trained."""
+    if step is None or step < trainer.max_steps:
+        return False
+    exported = hasattr(model, "exported_step") and model.exported_step(folder) == step
+    if trainer.is_global_zero:
+        print(
+            f"run {folder} is finished at step {step} of {trainer.max_steps}"
+            + (": " if exported else "; its model is written once more: ")
+            + f"--resume {folder} lightning.trainer.max_steps={2 * step} would train it further"
+        )
+    return exported
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
@@ -176,6 +209,7 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
     """The data module, model and trainer of `config`; the trainer writes into `folder`."""
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import SLURMEnvironment
+    from pytorch_lightning.plugins.precision import MixedPrecision
 
     from ldm.config import instantiate_from_config
     from ldm.training.checkpoint import AtomicCheckpointIO
@@ -184,22 +218,24 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
     data = instantiate_from_config(config["data"], trusted_only)
     model = instantiate_from_config(config["model"], trusted_only)
     callbacks = [instantiate_from_config(c, trusted_only) for c in lightning["callbacks"].values() if c]
-    logger = (
-        instantiate_from_config(lightning["logger"], trusted_only, save_dir=str(folder))
-        if lightning["logger"]
-        else False
-    )
-    plugins: list[Any] = [AtomicCheckpointIO({"config": config})]
+    settings, io = dict(lightning["trainer"]), AtomicCheckpointIO({"config": config})
+    for key in ("max_steps", "accumulate_grad_batches"):
+        if settings.get(key, 1) < 1:
+            raise UserError(f"config lightning.trainer.{key} is {settings[key]}: it must be at least 1")
+    plugins: list[Any] = [io]
     if SLURMEnvironment.detect():
-        plugins.append(
-            SLURMEnvironment(auto_requeue=False)
-        )  # our own handler saves; requeueing is the job script's
+        # Our own handler saves; requeueing is the job script's.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if (settings.get("accelerator"), settings.get("precision")) == ("cpu", "16-mixed"):
+        # Lightning would train in bf16 instead, with a warning and without a gradient scaler.
+        plugins.append(MixedPrecision("16-mixed", "cpu"))
+        settings["precision"] = None
     try:
         trainer = pl.Trainer(
-            **lightning["trainer"],
+            **settings,
             default_root_dir=folder,
             callbacks=callbacks,
-            logger=logger,
+            logger=False,  # made by `train`, once there is a folder to write to
             plugins=plugins,
             max_epochs=-1,
             enable_checkpointing=False,
@@ -210,29 +246,48 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"config lightning.trainer: {error}") from error
+    if hasattr(model, "check"):
+        model.check(data)
+    io.stamp["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    io.stamp["data_fingerprint"] = getattr(data, "fingerprint", None)
     return data, model, trainer
 
 
-def train(config: dict[str, Any], folder: Path, checkpoint: Path | None) -> int:
-    """Fit, then export the model and say how to sample it."""
-    from ldm.training.checkpoint import Checkpointing
-    from ldm.training.samples import log_config
+def identity(model: Any, trainer: Any) -> dict[str, Any]:
+    """What every checkpoint of this run carries beside its state: config, fingerprints."""
+    stamp = dict(trainer.strategy.checkpoint_io.stamp)
+    model.on_save_checkpoint(stamp)
+    return stamp
 
-    quiet()
-    data, model, trainer = build(config, folder, trusted_only=checkpoint is not None)
+
+def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, model: Any, trainer: Any) -> int:
+    """Fit, from the checkpoint of `step` where there is one; export the model and say how to sample it."""
+    from ldm.config import instantiate_from_config
+    from ldm.formats.checkpoint_files import LAST
+    from ldm.training.checkpoint import Checkpointing
+    from ldm.training.loggers import log_config, logger_options
+
+    if config["lightning"]["logger"]:
+        options = logger_options(config["lightning"]["logger"]["target"], folder, step)
+        trainer.loggers = [instantiate_from_config(config["lightning"]["logger"], **options)]
     if trainer.is_global_zero:
         log_config(trainer.loggers, config)
-    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    checkpointing = next((c for c in trainer.callbacks if isinstance(c, Checkpointing)), None)
-    if checkpointing and checkpointing.stopped:
-        print(
-            f"stopped at step {trainer.global_step}, saved: python main.py --resume {folder} goes on",
-            file=sys.stderr,
-        )
-        return EXIT_RESUME_ME
-    if trainer.is_global_zero:
-        print(model.export(folder))
-    return 0
+    checkpoint = None if step is None else folder / "checkpoints" / LAST
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        if not any(
+            isinstance(callback, Checkpointing) and callback.stopped for callback in trainer.callbacks
+        ):
+            if trainer.is_global_zero:
+                print(model.export(folder))
+            return 0
+    except SystemExit as stop:  # a signal, before the first step or while the model was written
+        if stop.code != EXIT_RESUME_ME:
+            raise
+    if not trainer.is_global_zero:
+        return 0  # Lightning would kill the first process for any other code
+    print(f"stopped; all is saved: python main.py --resume {folder} goes on", file=sys.stderr)
+    return EXIT_RESUME_ME
 
 
 def check(config: dict[str, Any], options: argparse.Namespace) -> int:

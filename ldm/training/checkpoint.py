@@ -1,65 +1,90 @@
-"""Checkpoints that are whole or absent: when they are written, and which one a resume takes."""
+"""Checkpoints that are whole or absent: how they are written, and when."""
 
-import os
 import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from ldm import processes
 from ldm.errors import UserError
-from ldm.formats.checkpoint_files import LAST, age
+from ldm.formats.atomic import replacing
+from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.training.resume import link_or_copy
+from ldm.training.signals import Signals
 from ldm.training.step_callback import StepCallback, is_due
-
-TEMPORARY = ".tmp"
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the final name, syncs, renames: a death at any moment leaves the old file or the new one.
 
-    A write that fails (a full disk) is kept in `error` rather than raised: the other processes already wait
-    at Lightning's barrier behind the save.
+    What keeps a file from being written (a full disk, numbers that are not finite) is kept in `problem`
+    rather than raised: the other processes already wait at Lightning's barrier behind the save.
     """
 
     def __init__(self, stamp: Mapping[str, Any]):
         """stamp: plain values put into every file, such as the run's config."""
         self.stamp = dict(stamp)
-        self.error: Exception | None = None
+        self.problem: str | None = None
+        self.fatal = False
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         path = Path(path)
-        temporary = path.with_name(f".{path.name}{TEMPORARY}")
-        self.error = None
+        self.fatal = not is_finite(checkpoint)
+        if self.fatal:
+            self.problem = (
+                f"checkpoint {path}: the weights or the optimizer's state are not finite, so it is not saved"
+            )
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save({**checkpoint, **self.stamp}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
-            self.error = error
-            temporary.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                torch.save({**checkpoint, **self.stamp}, temporary)
+            self.problem = None
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            self.problem = (
+                f"checkpoint {path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?"
+            )
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict:
         return load_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def save(trainer: Trainer, path: Path, weights_only: bool = False, required: bool = False) -> bool:
+    """Save on all processes; whether it worked. Raises UserError, on all of them, where going on makes no sense.
+
+    required: what cannot be written is such an error too, and not only a warning.
+    """
+    io = trainer.strategy.checkpoint_io
+    trainer.save_checkpoint(path, weights_only=weights_only)
+    problem, fatal = processes.gather((io.problem, io.fatal))[0]  # the first process is the one that writes
+    if problem and fatal:
+        raise UserError(f"{problem}; lower the learning rate and --resume from the last good one")
+    if problem and required:
+        raise UserError(f"{problem} Free some space and --resume: the last good checkpoint is kept")
+    if problem and trainer.is_global_zero:
+        warnings.warn(f"{problem} The last good checkpoint is kept, and training goes on", stacklevel=2)
+    return problem is None
+
+
 class Checkpointing(StepCallback):
     """Saves the full state as `last.ckpt` on a schedule, at the end, and when a signal asks for it.
 
-    SIGTERM and the first Ctrl-C save and stop; a second Ctrl-C quits at once; SIGUSR1 saves and goes on.
+    SIGTERM and the first Ctrl-C save and stop; SIGUSR1 saves and goes on. Always at an optimizer step's end.
     """
 
     def __init__(
@@ -82,48 +107,44 @@ class Checkpointing(StepCallback):
         self.milestone_every_steps = milestone_every_steps
         self.check_signals_every_steps = check_signals_every_steps
         self.stopped = False
-        self._signal = 0
         self._saved_at = time.monotonic()
+        self._step_of_last: int | None = None
+        """Step of last.ckpt, where it is known to be whole."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
-        if trainer.is_global_zero:
-            remove_temporaries(self.folder)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note_signal)
+        self._signals = next((c for c in trainer.callbacks if isinstance(c, Signals)), None)
+        self._step_of_last = trainer.global_step if trainer.ckpt_path else None
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         asked = self._signal_of_any_process(step)
-        last = step == trainer.max_steps
+        last, stop = step == trainer.max_steps, asked == signal.SIGTERM
         if last or asked or is_due(step, self.every_steps, trainer.max_steps) or self._minutes_passed():
-            self._save(trainer, required=last or asked == signal.SIGTERM)
+            self._save(trainer, required=last or stop)
         if is_due(step, self.milestone_every_steps, trainer.max_steps):
-            trainer.save_checkpoint(self.folder / f"weights-{step:06d}.ckpt", weights_only=True)
-        if asked == signal.SIGTERM and not last:
+            save(trainer, self.folder / f"weights-{step:06d}.ckpt", weights_only=True)
+        if stop and not last:
             self.stopped = True
             trainer.should_stop = True
 
     def _save(self, trainer: Trainer, required: bool) -> None:
-        io = trainer.strategy.checkpoint_io
         last = self.folder / LAST
-        if trainer.is_global_zero and self.keep > 1 and last.is_file():
-            self._keep_old(last)
-        trainer.save_checkpoint(last)
+        if trainer.is_global_zero and self.keep > 1 and self._step_of_last is not None:
+            link_or_copy(last, self.folder / state_name(self._step_of_last))
+        if save(trainer, last, required=required):
+            self._step_of_last = trainer.global_step
         self._saved_at = time.monotonic()
-        if io.error is not None:
-            problem = f"checkpoint {last}: cannot be written ({io.error})"
-            if required:
-                raise UserError(f"{problem}; free some space and resume, the last good checkpoint is kept")
-            warnings.warn(f"{problem}; the last good checkpoint is kept, and training goes on", stacklevel=2)
+        if trainer.is_global_zero:
+            self._drop_old(trainer.global_step)
 
-    def _keep_old(self, last: Path) -> None:
-        """Give the present last.ckpt a second name, and drop what is older than `keep` states."""
-        names = sorted(self.folder.glob("state-*.ckpt"), key=age)
-        os.replace(_link(last, last.with_name(".link" + TEMPORARY)), self.folder / f"state-{time.time_ns()}.ckpt")
-        for old in names[: max(len(names) + 1 - (self.keep - 1), 0)]:
-            old.unlink(missing_ok=True)
+    def _drop_old(self, step: int) -> None:
+        """Keep `keep` full states, `last.ckpt` among them, and none of a course that was given up."""
+        states = older_states(self.folder)
+        kept = [path for path in states if step_in_name(path) < step][: self.keep - 1]
+        for path in set(states) - set(kept):
+            path.unlink()
 
     def _minutes_passed(self) -> bool:
         if not self.every_minutes:
@@ -131,36 +152,28 @@ class Checkpointing(StepCallback):
         passed = time.monotonic() - self._saved_at >= 60 * self.every_minutes
         return processes.gather(passed)[0]  # clocks differ: the first process decides
 
-    def _note_signal(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT:
-            # The second Ctrl-C finds Python's own handler, and quits at once.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            number = signal.SIGTERM
-        self._signal = max(self._signal, number)  # SIGTERM is above SIGUSR1
-
     def _signal_of_any_process(self, step: int) -> int:
-        if processes.several() and step % self.check_signals_every_steps:
+        if self._signals is None or (processes.several() and step % self.check_signals_every_steps):
             return 0
-        number, self._signal = max(processes.gather(self._signal)), 0
-        return number
+        return max(processes.gather(self._signals.take()))
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a death in mid-save left behind."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def is_finite(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether every number of the weights and the optimizer's state is finite."""
+    parts = (checkpoint.get("state_dict"), checkpoint.get("optimizer_states"))
+    tensors = [t for part in parts for t in tensors_in(part) if t.is_floating_point() and t.numel()]
+    if not tensors:
+        return True
+    return bool(torch.isfinite(get_total_norm(tensors, norm_type=float("inf"))))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link(path: Path, name: Path) -> Path:
-    name.unlink(missing_ok=True)
-    os.link(path, name)
-    return name
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)

@@ -12,15 +12,22 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm import processes
+from ldm.formats.atomic import replacing
 from ldm.training.step_callback import StepCallback, is_due
 
 
 def append_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
-    """Add `rows` to a file of JSON lines, floats at full precision."""
-    with open(path, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
+    """Add `rows` to a file of JSON lines, floats at full precision: all of them, or none and an OSError."""
+    with open(path, "ab", buffering=0) as file:
+        size, text = file.tell(), "".join(json.dumps(row) + "\n" for row in rows).encode()
+        try:
+            written = file.write(text)
+            if written < len(text):  # the disk took a part of it
+                file.write(text[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -36,10 +43,8 @@ def truncate_rows(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = [row for row in read_rows(path) if row["step"] <= last_step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    append_rows(temporary, kept)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        append_rows(temporary, kept)
 
 
 class LossRecord(StepCallback):
@@ -98,7 +103,9 @@ class LossRecord(StepCallback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=row["step"])
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         # A checkpoint promises that the rows up to its step are on disk.
         self.flush(trainer)
 

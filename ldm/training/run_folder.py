@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,13 +20,22 @@ import torch.distributed as dist
 
 from ldm.config import save_config
 from ldm.errors import UserError
-from ldm.formats.checkpoint_files import is_whole, newest_checkpoint
+from ldm.formats.atomic import replacing
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
-"""How the first process tells the processes it starts where the run is, and which checkpoint it resumes."""
+"""How the first process tells the processes it starts where the run is, and from which step it goes on."""
 
 CONFIG = Path("configs", "config.yaml")
-PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "omegaconf", "safetensors", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "diffusers",
+    "transformers",
+    "omegaconf",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 def is_first_process() -> bool:
@@ -42,16 +52,33 @@ def run_name(data_root: str | Path | None, name: str, postfix: str) -> str:
     return re.sub(r"[^\w.+-]", "-", f"{subject}{stamp}_{name}{postfix}")
 
 
-def create_run_folder(logdir: str | Path, name: str) -> Path:
-    """Make `logdir/name`; a folder of that name is never reused."""
+def new_folder(logdir: str | Path, name: str) -> Path:
+    """The place of a new run, not made yet; raises UserError where one of that name exists."""
     folder = Path(logdir) / name
+    if folder.exists():
+        raise UserError(f"run folder {folder} exists: give another --name, or go on with --resume {folder}")
+    return folder
+
+
+def make(folder: Path) -> None:
+    """Make a new run's folder; one that exists is never reused."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
-        raise UserError(f"run folder {folder} exists: give another --name, or go on with --resume {folder}") from error
+        raise UserError(f"run folder {folder} exists: give another --name") from error
     except OSError as error:
-        raise UserError(f"run folder {folder} cannot be made ({error.strerror}): give another --logdir") from error
-    return folder
+        raise UserError(
+            f"run folder {folder} cannot be made ({error.strerror}): give another --logdir"
+        ) from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a death in the middle of a write left behind, anywhere in a run folder."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def lock(folder: Path) -> IO[str]:
@@ -59,12 +86,19 @@ def lock(folder: Path) -> IO[str]:
 
     Raises UserError, naming the owner, where another process holds it.
     """
-    file = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+    try:
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+    except OSError as error:
+        raise UserError(
+            f"run folder {folder} cannot be written ({error.strerror}): mend its permissions"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise UserError(f"run folder {folder} is in use by {file.read().strip() or 'another process'}") from error
+        raise UserError(
+            f"run folder {folder} is in use by {file.read().strip() or 'another process'}"
+        ) from error
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -72,10 +106,11 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
-def write_record(folder: Path, config: Mapping[str, Any], argv: list[str]) -> None:
+def write_record(folder: Path, config: Mapping[str, Any], argv: list[str], **resumed: Any) -> None:
     """Keep with the run what it takes to repeat it: config, command line, versions, git revision.
 
-    Each start of the run (the first, and every resume) adds a numbered record.
+    Each start of the run (the first, and every resume) adds a numbered record. resumed: what a resume went on
+    from, and the changes that were accepted for it.
     """
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     save_config(config, folder / CONFIG)
@@ -88,53 +123,47 @@ def write_record(folder: Path, config: Mapping[str, Any], argv: list[str]) -> No
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "git": _git_revision(),
         "config": dict(config),
+        **resumed,
     }
-    path = (folder / CONFIG).parent / f"start-{number:03d}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    os.replace(temporary, path)
+    with replacing((folder / CONFIG).parent / f"start-{number:03d}.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, default=str))
 
 
 def folder_of(resumed: Path) -> Path:
     """The run folder that `--resume` names: itself, or the one around a checkpoint."""
-    folder = resumed if resumed.is_dir() else resumed.parent.parent
     if not resumed.exists():
         raise UserError(f"--resume {resumed}: no such run folder or checkpoint")
+    folder = resumed if resumed.is_dir() else resumed.absolute().parent.parent
     if not (folder / CONFIG).is_file():
-        raise UserError(f"--resume {resumed}: {folder} is no run folder ({CONFIG} is missing)")
+        raise UserError(
+            f"--resume {resumed}: {folder} is no run folder ({CONFIG} is missing); start a new run"
+        )
     return folder
 
 
-def checkpoint_of(resumed: Path) -> Path:
-    """The full state that `--resume` names, or the newest whole one of a run folder."""
-    if resumed.is_dir():
-        return newest_checkpoint(resumed)
-    if not is_whole(resumed):
-        raise UserError(f"--resume {resumed}: the file is damaged; name the run folder to take the newest whole one")
-    return resumed
-
-
-def share(folder: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
-    """Tell all processes of the run what the first one chose.
+def share(folder: Path | None, step: int | None) -> tuple[Path, int | None]:
+    """Tell all processes of the run what the first one chose: its folder, and the step it goes on from.
 
     Processes that Lightning starts inherit the environment; those of torchrun meet here first.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        choice = [(folder, checkpoint)]
+        choice = [(folder, step)]
         # Lightning takes up a process group that exists.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         dist.broadcast_object_list(choice)
         return choice[0]
     if folder is not None:
-        os.environ[FOLDER_VARIABLE] = json.dumps([str(folder), checkpoint and str(checkpoint)])
-    known_folder, known_checkpoint = json.loads(os.environ[FOLDER_VARIABLE])
-    return Path(known_folder), known_checkpoint and Path(known_checkpoint)
+        os.environ[FOLDER_VARIABLE] = json.dumps([str(folder), step])
+    known_folder, known_step = json.loads(os.environ[FOLDER_VARIABLE])
+    return Path(known_folder), known_step
 
 
 def _git_revision() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
         here = Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

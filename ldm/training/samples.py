@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.data.images import grid, save_image, to_image
 from ldm.randomness import image_generator
+from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
 
 
@@ -86,19 +85,3 @@ class SampleImages(StepCallback):
         sheet = grid(images, columns=8)
         save_image(sheet, path)
         log_image(trainer, "prior", sheet)
-
-
-def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
-    """Hand `image` to every logger that takes images: TensorBoard and W&B."""
-    for logger in trainer.loggers:
-        kind = type(logger).__name__
-        if kind == "TensorBoardLogger":
-            logger.experiment.add_image(name, np.asarray(image), trainer.global_step, dataformats="HWC")
-        elif kind == "WandbLogger":
-            logger.log_image(name, [image], step=trainer.global_step)
-
-
-def log_config(loggers: Sequence[Any], config: dict[str, Any]) -> None:
-    """The run's configuration, to every logger."""
-    for logger in loggers:
-        logger.log_hyperparams(config)

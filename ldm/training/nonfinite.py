@@ -1,0 +1,92 @@
+"""Losses and gradients that are not finite: the update is skipped, in every precision."""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from ldm import processes
+from ldm.errors import UserError
+from ldm.training.step_callback import StepCallback, is_due
+
+
+class SkipNonFinite(StepCallback):
+    """Leaves weights and optimizer state as they are where a loss or a gradient is infinite or no number.
+
+    A skipped step counts as a step: sample numbers, intervals and the learning-rate schedule go on, so that
+    they stay functions of the step alone. With several processes one bad share skips the step on all.
+    """
+
+    def __init__(self, stop_after: int = 20, read_every_steps: int = 10):
+        """stop_after: skipped steps in a row that end the run; fp16 skips some at its start, finding its scale.
+
+        read_every_steps: how often a count that stays on the device, as a fused optimizer's does, is read.
+        """
+        if stop_after < 1:
+            raise UserError(f"SkipNonFinite's stop_after is {stop_after}: it must be at least 1")
+        self.stop_after = stop_after
+        self.read_every_steps = read_every_steps
+        self.counts = torch.zeros(2)
+        """Steps skipped, and those of them that were the last in a row, on the training device."""
+        self.skipped = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.counts = self.counts.to(pl_module.device)
+        self._bad = torch.zeros((), dtype=torch.bool, device=pl_module.device)
+        self._on_device = all(group.get("fused") for o in trainer.optimizers for group in o.param_groups)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._bad = self._bad | ~torch.isfinite(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """After the last micro-batch's gradients were summed over processes and unscaled, before they are clipped."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = get_total_norm([p.grad for p in parameters], norm_type=float("inf"))
+        bad = (self._bad | ~torch.isfinite(largest)).float()
+        if processes.several():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        self._bad = torch.zeros_like(self._bad)
+        self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + 1) * bad])
+        if self._on_device:
+            optimizer.found_inf = bad  # fused kernels read it, and change nothing where it is 1
+        elif bad:
+            for parameter in parameters:
+                parameter.grad = None  # an optimizer passes over what has no gradient
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._on_device or is_due(trainer.global_step, self.read_every_steps, trainer.max_steps):
+            self._read(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.counts = state_dict["counts"]
+        self.skipped = int(self.counts[0])
+
+    def _read(self, trainer: Trainer) -> None:
+        skipped, in_a_row = (int(count) for count in self.counts.tolist())
+        new, self.skipped = skipped - self.skipped, skipped
+        if not new:
+            return
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"step {step}: loss or gradient not finite; updates skipped: {new} now, {skipped} in all",
+                stacklevel=2,
+            )
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/skipped_updates": skipped}, step=step)
+        if in_a_row >= self.stop_after:
+            raise UserError(
+                f"step {step}: loss or gradient not finite for {in_a_row} steps in a row, so the run stops: lower"
+                " model.params.learning_rate, or train in bf16-mixed or 32-true; the last good checkpoint is kept"
+            )

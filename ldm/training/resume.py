@@ -1,0 +1,156 @@
+"""Going on with a run: from which checkpoint, and only as the run that it was."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.formats.atomic import replacing, sync
+from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
+from ldm.formats.safe_loading import load_checkpoint
+
+UNAFFECTING = (
+    "lightning.callbacks",
+    "lightning.logger",
+    "lightning.trainer.deterministic",
+    "data.params.num_workers",
+    "model.params.gradient_checkpointing",
+    "model.params.export_dtype",
+    # How an optimizer step's samples are shared out; their number is compared.
+    "data.params.batch_size",
+    "lightning.trainer.accelerator",
+    "lightning.trainer.accumulate_grad_batches",
+    "lightning.trainer.devices",
+    "lightning.trainer.num_nodes",
+    "lightning.trainer.strategy",
+    # Where things lie, and how they are read; their contents are compared.
+    "model.params.base",
+    "model.params.revision",
+    "model.params.use_ema",
+    "model.params.vae",
+    "model.params.variant",
+    "model.params.latent_cache",
+    "data.params.cache",
+    "data.params.captions",
+    "data.params.data_root",
+    "data.params.reg_data_root",
+)
+"""Settings that leave the loss record as it is, beyond rounding. All others change it."""
+
+MAX_STEPS = "lightning.trainer.max_steps"
+SCHEDULES_WITHOUT_END = (None, "constant", "constant_with_warmup", "piecewise_constant")
+"""Learning-rate schedules that `max_steps` does not bend."""
+
+Changes = dict[str, list[Any]]
+"""What differs from the run so far: name -> [then, now]."""
+
+
+def state_of(resumed: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The full state that `--resume` names, or a run folder's newest that loads, and its content.
+
+    None and nothing where none was saved yet: the run starts at step 0 again, with a warning.
+    """
+    if resumed.is_dir():
+        path = newest_state(resumed)
+        if path is None:
+            warnings.warn(
+                f"run {resumed} was cut off before its first checkpoint: it starts at step 0 again,"
+                " with the prior samples it has drawn",
+                stacklevel=2,
+            )
+            return None, {}
+        return path, load_checkpoint(path)
+    problem = problem_with(resumed)
+    if problem:
+        raise UserError(f"--resume {resumed}: {problem}; name the run folder to take the newest that loads")
+    return resumed, load_checkpoint(resumed)
+
+
+def changes_since(checkpoint: Mapping[str, Any], stamp: Mapping[str, Any]) -> Changes:
+    """What would change the loss record, between what `checkpoint` carries and what this start would stamp on it.
+
+    checkpoint: its content; where it is empty, nothing was trained that a change could bend.
+    """
+    if not checkpoint:
+        return {}
+    then, now = flat(checkpoint.get("config", {})), flat(stamp["config"])
+    constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
+    changes = {
+        key: [then.get(key), now.get(key)]
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+        and not any(key == name or key.startswith(name + ".") for name in UNAFFECTING)
+        and not (key == MAX_STEPS and constant)
+    }
+    facts = {
+        "base_fingerprint": "the base model",
+        "data_fingerprint": "the images",
+        "samples_per_step": "samples an optimizer step (devices x batch_size x accumulate_grad_batches)",
+    }
+    for key, name in facts.items():
+        if key in checkpoint and checkpoint[key] != stamp.get(key):
+            changes[name] = [checkpoint[key], stamp.get(key)]
+    return changes
+
+
+def refuse(changes: Changes, run: Path, accept: bool) -> None:
+    """Raise UserError for `changes`, unless they are accepted now or were at an earlier start of the run."""
+    for path in (run / "configs").glob("start-*.json"):
+        accepted = json.loads(path.read_text()).get("accepted_changes", {})
+        changes = {
+            key: pair for key, pair in changes.items() if accepted.get(key, [None, None])[1] != pair[1]
+        }
+    if not changes:
+        return
+    told = "; ".join(f"{key} was {then}, now {now}" for key, (then, now) in changes.items())
+    if not accept:
+        raise UserError(
+            f"--resume {run}: the loss record would change course: {told}."
+            " Put it back, start a new run, or add --accept-changes"
+        )
+    warnings.warn(f"going on with changes: {told}", stacklevel=2)
+
+
+def go_on_from(checkpoint: Path | None, folder: Path) -> None:
+    """Make `checkpoint` the `last.ckpt` of `folder`, and drop the states of later steps.
+
+    Those steps are about to be taken again: a state of the other course must not be resumed from later.
+    """
+    last = folder / LAST
+    if checkpoint is None or checkpoint.absolute() == last.absolute():
+        return
+    if last.is_file() and problem_with(last) is None:
+        warnings.warn(
+            f"going on from {checkpoint}; what {last} holds of later steps is replaced", stacklevel=2
+        )
+    step = load_checkpoint(checkpoint)["global_step"]
+    with replacing(last) as temporary:
+        link_or_copy(checkpoint, temporary)
+    for path in older_states(folder):
+        if step_in_name(path) > step:
+            path.unlink()
+    sync(folder)
+
+
+def link_or_copy(path: Path, name: Path) -> None:
+    """Give the file `path` a second name, in no time and space where the file system has hard links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; lists stay whole."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
