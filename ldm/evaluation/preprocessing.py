@@ -73,5 +73,6 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def facts(self) -> dict[str, Any]:
-        """The settings as plain values, the filter by its name."""
-        return {**asdict(self), "resample": Image.Resampling(self.resample).name.lower()}
+        """The settings as plain values, as JSON knows them; the filter by its name."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**plain, "resample": Image.Resampling(self.resample).name.lower()}

@@ -31,7 +31,7 @@ def prompt_set(config: Mapping[str, Any], class_word: str) -> str:
     """The name of the prompt set for this class: the setting `prompts`, or by the class where it is "auto"."""
     name = config["prompts"]
     if name == "auto":
-        return "live" if class_word.split()[-1] in config["live_classes"] else "object"
+        return "live" if class_word in config["live_classes"] else "object"
     if name not in config["prompt_sets"]:
         raise UserError(f"config prompts: no set '{name}'; take auto, {', '.join(config['prompt_sets'])}")
     return name

@@ -1,5 +1,6 @@
 """Scores of the protocol's images: one row an image, and the paper's metrics over them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.images import load_image
+from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Clip, Dino, Lpips
 from ldm.evaluation.protocol import Item, groups
@@ -54,6 +56,10 @@ class Networks:
     clip: Clip
     lpips: Lpips | None = None
     diversity: str = "dino"
+
+    def __post_init__(self):
+        if self.diversity not in ("dino", "clip"):
+            raise UserError(f"config networks.diversity is '{self.diversity}': dino or clip")
 
     def facts(self) -> dict[str, Any]:
         """Which networks, revisions and preprocessing were used, and what DIV is."""
@@ -101,7 +107,7 @@ def score(
     values = {name: column.tolist() for name, column in columns.items()}
     rows = [
         Row(
-            file=str(item.path.relative_to(root) if root else item.path),
+            file=os.path.relpath(item.path, root) if root else str(item.path),
             kind=item.kind,
             prompt=item.prompt,
             text=item.text,

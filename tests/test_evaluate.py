@@ -1,0 +1,177 @@
+"""scripts/evaluate.py from the command line, on tiny models: honest, repeatable, resumable, one-line errors."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ldm.config import load_settings
+from ldm.data.images import image_files
+from ldm.evaluation.protocol import fill_in, plan, prompt_set, without_identifier
+from ldm.models.prompts import PLACEHOLDER
+from scripts.evaluate import CONFIG, main
+from tests.tiny_features import tiny_features
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOG = PROJECT / "assets" / "subject" / "dog"
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> list[str]:
+    """Overrides that make an evaluation tiny."""
+    clip, dino = tiny_features(tmp_path_factory.mktemp("features"))
+    return [
+        f"networks.clip={clip}",
+        f"networks.dino={dino}",
+        "sampling.steps=2",
+        "sampling.images_per_prompt=2",
+        "sampling.class_images=6",
+    ]
+
+
+@pytest.fixture
+def evaluate(networks, tmp_path):
+    """`evaluate("--ckpt", ..., out="a")` runs the script in this process; returns the result and its folder."""
+
+    def run(*words, out: str = "out", expect: int = 0):
+        folder = tmp_path / out
+        assert main([*map(str, words), "--device", "cpu", "--outdir", str(folder), *networks]) == expect
+        return json.loads((folder / "metrics.json").read_text()) if expect == 0 else None, folder
+
+    return run
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "images.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate):
+    run = train("data.params.hold_out=2", "lightning.trainer.max_steps=2", name="measured")
+    result, folder = evaluate("--ckpt", run)
+    again, elsewhere = evaluate("--ckpt", run, out="again")
+    assert result == again
+    assert (folder / "images.csv").read_text() == (elsewhere / "images.csv").read_text()
+
+    rows = rows_of(folder)
+    subject = [row for row in rows if row["kind"] == "subject"]
+    assert (len(subject), len(rows)) == (50, 56)
+    for key in ("dino", "clip_i", "clip_t", "div"):
+        mean = sum(float(row[key]) for row in subject) / len(subject)
+        assert result["metrics"][key]["value"] == pytest.approx(mean)
+        assert result["metrics"][key]["low"] <= mean <= result["metrics"][key]["high"]
+    assert result["metrics"]["pres"]["count"] == 6
+    assert all("[V]" not in row["text"] and "sks" not in row["text"] for row in rows)
+
+    # Training images are not their own test: the scores are against the two that were kept apart.
+    names = [path.name for path in image_files(DOG)]
+    assert result["about"]["real_images"] == {"held_out": names[-2:], "training": names[:-2]}
+    assert result["metrics"]["dino"]["value"] == result["against"]["held_out"]["dino"]
+    assert "never saw" in result["about"]["note"]
+
+    # What was interrupted goes on: an image that is there is kept, a missing one is drawn again as it was.
+    kept, lost = folder / "subject" / "00-0.png", folder / "subject" / "00-1.png"
+    before, age = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    evaluate("--ckpt", run)
+    assert (lost.read_bytes(), kept.stat().st_mtime_ns) == (before, age)
+
+    # The written images score the same as images made elsewhere.
+    words = ("--images", folder, "--real", DOG, "--class_word", "dog")
+    given, _ = evaluate(*words, out="given")
+    for key in ("clip_t", "div", "class_clip_t"):
+        assert given["metrics"][key] == result["metrics"][key]
+    assert given["about"]["real_images"] == {"given": names}
+
+
+def test_without_hold_out_the_result_warns(train, evaluate):
+    run = train("lightning.trainer.max_steps=1", "model.params.prior_loss_weight=0", name="memorized")
+    result, _ = evaluate("--ckpt", run / "checkpoints" / "last.ckpt")
+    assert list(result["about"]["real_images"]) == ["training"]
+    assert "memorized" in result["about"]["note"]
+
+
+def test_a_base_gets_the_prompts_without_the_identifier(tiny, evaluate):
+    result, folder = evaluate("--ckpt", tiny, "--real", DOG, "--class_word", "dog")
+    assert all(row["prompt"] == row["text"] for row in rows_of(folder))
+    assert result["about"]["identifier"] is None
+
+
+def test_images_made_elsewhere_in_folders_named_by_prompt(evaluate, tmp_path):
+    for name in ("a_sks_dog_in_the_snow", "sks_dog"):
+        shutil.copytree(DOG, tmp_path / "made" / name)
+    words = ("--images", tmp_path / "made", "--real", DOG, "--class_word", "dog", "--identifier", "sks")
+    result, folder = evaluate(*words)
+    assert {row["text"] for row in rows_of(folder)} == {"a dog in the snow", "dog"}
+    assert result["metrics"]["pres"]["value"] is None
+    result, _ = evaluate(*words, "--class_images", DOG)
+    assert result["metrics"]["pres"]["value"] > 0
+
+
+def test_images_made_elsewhere_with_a_list(evaluate, tmp_path):
+    shutil.copytree(DOG, tmp_path / "made")
+    lines = [{"file_name": path.name, "text": "a dog"} for path in image_files(DOG)]
+    (tmp_path / "made" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    _, folder = evaluate("--images", tmp_path / "made", "--real", DOG, "--class_word", "dog")
+    assert {row["prompt"] for row in rows_of(folder)} == {"a dog"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--images", DOG, "--real", DOG, "--class_word", "dog"], "no prompt for it"),
+        (["--images", "nowhere", "--real", DOG, "--class_word", "dog"], "no such folder"),
+        (["--images", DOG, "--class_word", "dog"], "--real"),
+        (["--images", DOG, "--real", DOG], "--class_word"),
+        (["--images", DOG, "sampling.step=3"], "steps"),
+        (["--images", DOG, "--real", DOG, "--class_word", "dog", "networks.diversity=lpip"], "dino or clip"),
+    ],
+)
+def test_mistakes_end_with_one_line(evaluate, capsys, words, says):
+    evaluate(*words, expect=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert says in error
+
+
+def test_the_papers_prompts():
+    config = load_settings([CONFIG, PROJECT / "configs" / "stable-diffusion" / "evaluation.yaml"])
+    assert {name: len(prompts) for name, prompts in config["prompt_sets"].items()} == dict.fromkeys(
+        ("embedded", "object", "live"), 25
+    )
+    assert prompt_set(config, "cat") == "live"
+    assert prompt_set(config, "stuffed animal") == "object"
+    items = plan(config, "teapot", Path("out"))
+    assert len([item for item in items if item.kind == "subject"]) == 100
+    assert len({item.path for item in items}) == len(items)
+    assert items[0].prompt == "a [V] teapot in the jungle"
+    assert items[0].text == "a teapot in the jungle"
+    assert [item.seed for item in items[:5]] == [0, 1, 2, 3, 0]
+
+
+def test_the_class_noun_ablation_changes_what_is_drawn_from_alone():
+    config = load_settings([CONFIG])
+    item = plan(config, "dog", Path("out"), noun="")[0]
+    assert (item.prompt, item.text) == ("a photo of [V] in the snow", "a photo of a dog in the snow")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a [V] owl", "an owl"),
+        ("an [V] dog", "a dog"),
+        ("a red [V] owl", "a red owl"),
+        ("a photo of [V] owl at night", "a photo of an owl at night"),
+        ("a painting of a [V] dog", "a painting of a dog"),
+        ("[V] dog", "dog"),
+    ],
+)
+def test_the_identifier_is_dropped_with_its_article_mended(prompt, text):
+    assert without_identifier(prompt) == text
+
+
+def test_articles_of_nouns():
+    assert fill_in("a photo of a {class}", "owl") == "a photo of an owl"
+    assert fill_in("a [V] {class}", "teddy bear") == f"a {PLACEHOLDER} teddy bear"
