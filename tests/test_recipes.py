@@ -1,0 +1,151 @@
+"""The recipes for Stable Diffusion: full-size models on the meta device, one real step on scaled-down ones."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+from diffusers.optimization import get_scheduler  # noqa: F401 - imported before the network is cut
+
+from ldm.config import instantiate_from_config, load_config
+from ldm.formats.components import Components
+from ldm.formats.diffusers_folder import (
+    load_tokenizer,
+    read_json,
+    read_scheduler_config,
+    save_diffusers_folder,
+)
+from ldm.formats.modules import COMPONENTS, empty_module
+from tests.conftest import PROJECT, RECIPE
+from tests.small_sd import CONFIGS, small_configs, small_sd
+
+RECIPES = {
+    "v1": ("v1", []),
+    "v2": ("v2", []),
+    "multi-gpu-fp16": ("v1", ["multi-gpu-fp16"]),
+    "bf16": ("v1", ["bf16"]),
+    "low-memory": ("v1", ["low-memory"]),
+    "v2, low-memory, bf16": ("v2", ["low-memory", "bf16"]),
+    "frozen-text-encoder": ("v1", ["frozen-text-encoder"]),
+    "ancestor": ("v1", ["ancestor"]),
+}
+"""Each recipe's Stable Diffusion version and its overlays."""
+
+UNET = {"v1": 859_520_964, "v2": 865_910_724}
+TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840}
+
+
+@pytest.fixture(autouse=True)
+def bitsandbytes(monkeypatch):
+    """Stands for the package, which needs a GPU: its 8-bit AdamW takes AdamW's arguments."""
+    package, optim = types.ModuleType("bitsandbytes"), types.ModuleType("bitsandbytes.optim")
+    optim.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})
+    package.optim = optim
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+
+
+def files(name):
+    """The config files of recipe `name`, as a user types them."""
+    version, overlays = RECIPES[name]
+    paths = [CONFIGS / f"{version}.yaml", *(PROJECT / "configs" / f"{overlay}.yaml" for overlay in overlays)]
+    return [RECIPE, *map(str, paths)]
+
+
+def test_every_overlay_for_stable_diffusion_is_tested_here():
+    tested = {path for name in RECIPES for path in files(name)[1:]}
+    elsewhere = {"dreambooth", "evaluation", "debug", "wandb"}
+    there = [*(PROJECT / "configs").glob("*.yaml"), *CONFIGS.glob("*.yaml")]
+    assert {str(path) for path in there if path.stem not in elsewhere} == tested
+
+
+@pytest.fixture
+def full_size(monkeypatch):
+    """`load_base` returns a full-size model of the version asked for, on the meta device."""
+
+    def arrange(version):
+        networks = {
+            name: empty_module(name, read_json(CONFIGS / version / name / "config.json"))
+            for name in COMPONENTS
+        }
+        tokenizer, schedule = load_tokenizer(CONFIGS / version), read_scheduler_config(CONFIGS / version)
+
+        def load_base(base, **options):
+            return Components(
+                **networks,
+                tokenizer=tokenizer,
+                scheduler_config=schedule,
+                source=str(base),
+                fingerprint="0" * 32,
+            )
+
+        monkeypatch.setattr("ldm.models.latent_diffusion.load_base", load_base)
+
+    return arrange
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_a_full_size_model(name, full_size):
+    version, overlays = RECIPES[name]
+    full_size(version)
+    config = load_config(files(name))
+    module = instantiate_from_config(config["model"])
+    frozen = "frozen-text-encoder" in overlays
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert trained == UNET[version] + (0 if frozen else TEXT_ENCODER[version])
+    assert module.model.prediction_type == {"v1": "epsilon", "v2": "v_prediction"}[version]
+    size = config["data"]["params"]["size"]
+    assert size == {"v1": 512, "v2": 768}[version] == module.model.native_size
+    assert module.model.unet.is_gradient_checkpointing == ("low-memory" in overlays)
+    learning_rate = 1e-6 if name == "ancestor" else 5e-6
+    assert module.learning_rate == learning_rate
+    assert module.text_encoder_learning_rate == (0 if frozen else learning_rate)
+    assert module.prior_loss_weight == 1
+    assert config["lightning"]["trainer"]["max_steps"] == (800 if name == "ancestor" else 1000)
+    optimizer = module.optimizer([torch.zeros(1, requires_grad=True)])
+    assert type(optimizer).__name__ == ("AdamW8bit" if "low-memory" in overlays else "AdamW")
+
+
+@pytest.fixture(scope="module")
+def small_bases(tmp_path_factory):
+    """Scaled-down Stable Diffusion 1.x and 2.x in diffusers folders."""
+    root = tmp_path_factory.mktemp("small")
+    configs = {version: small_configs(root / f"{version}-configs", version) for version in ("v1", "v2")}
+    return {
+        version: save_diffusers_folder(small_sd(folder), root / version, torch.float32)
+        for version, folder in configs.items()
+    }
+
+
+SHORT = [
+    "data.params.size=64",
+    "data.params.num_workers=0",
+    "data.params.prior.count=1",
+    "data.params.prior.chunk_size=1",
+    "data.params.prior.steps=2",
+    "lightning.trainer.max_steps=1",
+    "lightning.trainer.accelerator=cpu",
+    "lightning.trainer.devices=1",
+    "lightning.trainer.strategy=auto",
+    "lightning.callbacks.samples=null",
+    "lightning.callbacks.validation=null",
+]
+"""A step of any recipe in seconds, on the CPU, on 64 px."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tmp_path, monkeypatch):
+    from main import main
+
+    monkeypatch.chdir(PROJECT)
+    base = f"model.params.base={small_bases[RECIPES[name][0]]}"
+    words = [base, *SHORT]
+    if load_config(files(name))["lightning"]["trainer"]["precision"] == "16-mixed":
+        words.append("lightning.trainer.precision=32-true")  # a CPU has no fp16 autocast with a scaler
+    assert main(["--base", *files(name), "-l", str(tmp_path), *words]) == 0
+    run = next(tmp_path.iterdir())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 1
+    assert 0.01 < rows[0]["loss"] < 100
+    assert (run / "model" / "model_index.json").is_file()
