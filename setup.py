@@ -5,7 +5,7 @@ setup(
     version="0.1.0",
     description="DreamBooth fine-tuning of latent diffusion models on PyTorch Lightning",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
         "pytorch-lightning>=2.6",
