@@ -1,5 +1,7 @@
 """Interleaves subject photographs with class-prior samples, everything keyed by the sample number."""
 
+import hashlib
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,9 @@ class DreamBoothData(LightningDataModule):
         self.num_workers = num_workers
         self.reg_data_root = reg_data_root
         self.prior = dict(prior or {})
+        for key in ("count", "chunk_size", "steps"):
+            if self.prior.get(key, 1) < 1:
+                raise UserError(f"data.params.prior.{key} is {self.prior[key]}: it must be at least 1")
 
         files = image_files(data_root)
         if hold_out and len(files) <= hold_out:
@@ -78,6 +83,14 @@ class DreamBoothData(LightningDataModule):
     def prior_count(self) -> int:
         """How many different prior samples there are."""
         return len(self.prior_files) or self.prior["count"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the images that are trained on, and their captions; where they lie does not matter."""
+        digest = hashlib.blake2b("\n".join(self.subject.prompts).encode(), digest_size=16)
+        for path in (*self.subject.files, *self.prior_files):
+            digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def connect(
         self,
@@ -104,7 +117,7 @@ class DreamBoothData(LightningDataModule):
         }
         draw = draw_prior
         if self.prior_files:
-            settings = {"base": base, "folder": str(self.reg_data_root), "size": self.size, "seed": self.seed}
+            settings = {"base": base, "images": self.fingerprint, "size": self.size, "seed": self.seed}
 
             def draw(indices: Sequence[int]) -> Tensor:
                 return self._encode_prior_files(indices, encode)
@@ -125,6 +138,7 @@ class DreamBoothData(LightningDataModule):
             batch_sampler=sampler,
             collate_fn=list,
             num_workers=self.num_workers,
+            worker_init_fn=ignore_stop_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -179,6 +193,12 @@ class TrainingSamples(Dataset):
             sample["prior_prompt"] = self.prior_prompt
             sample["prior_draws"] = Draws.of(self.seed, "prior", n, *self.shapes)
         return sample
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Ctrl-C reaches loader processes too, but they are to serve the step in progress; they end with their parent."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(samples: Sequence[dict]) -> dict:

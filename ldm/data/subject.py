@@ -1,10 +1,12 @@
 """The subject's photographs, and what sample number n draws from them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -55,6 +57,7 @@ class SubjectImages(Dataset):
         """captions: where a text file of the image's name lies beside it, its text is the prompt."""
         self.files = list(files)
         self.images = [load_image(path) for path in self.files]
+        _warn_of_small(self.files, self.images, size)
         self.prompts = [_caption(path, prompt) if captions else prompt for path in self.files]
         self.size = size
         self.seed = seed
@@ -89,6 +92,17 @@ class SubjectImages(Dataset):
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
     """The images to train on, and the last `hold_out` ones, which training never sees."""
     return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
+
+
+def _warn_of_small(files: Sequence[Path], images: Sequence[Image.Image], size: int) -> None:
+    small = [
+        f"{p.name} ({i.width} x {i.height})" for p, i in zip(files, images, strict=True) if min(i.size) < size
+    ]
+    if small:
+        warnings.warn(
+            f"images smaller than the training size of {size} px are enlarged and train blurred: {', '.join(small)}",
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
 
 
 def _caption(path: Path, prompt: str) -> str:

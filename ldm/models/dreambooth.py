@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.models.frozen import FrozenBase
-from ldm.models.latent_diffusion import LatentDiffusion, text_transformer
-from ldm.models.prompts import fill_in_identifier, resolve_identifier
+from ldm.models.latent_diffusion import LatentDiffusion, read_subject, text_transformer
+from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
 
 class DreamBooth(LightningModule):
@@ -106,6 +106,19 @@ class DreamBooth(LightningModule):
         """`prompt` with the run's identifier in place of [V]."""
         return fill_in_identifier(prompt, self.identifier)
 
+    def check(self, data: Any) -> None:
+        """Raise UserError for data that this model cannot be trained on, before anything is written."""
+        self.model.latent_shape(data.size, data.size)
+        for prompt in data.subject.prompts:
+            if PLACEHOLDER not in prompt and self.identifier not in prompt.split():
+                raise UserError(
+                    f"prompt '{prompt}' of the subject's images: write [V] where its identifier goes"
+                )
+        if PLACEHOLDER in data.prior_prompt:
+            raise UserError(
+                f"data.params.prior_prompt '{data.prior_prompt}' is the class's: leave [V] out of it"
+            )
+
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         with_prior = self.prior_loss_weight > 0
@@ -168,23 +181,19 @@ class DreamBooth(LightningModule):
         checkpoint["base"] = str(self.base)
         checkpoint["base_fingerprint"] = self.model.fingerprint
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get("base_fingerprint") != self.model.fingerprint:
-            raise UserError(
-                f"checkpoint of another base: it was trained on {checkpoint.get('base')}"
-                f" ({checkpoint.get('base_fingerprint')}), and {self.base} is {self.model.fingerprint}"
-            )
-
     def export(self, run: Path) -> str:
         """Write the model in diffusers' layout to `run/model`; returns what to tell the user."""
-        data = self.trainer.datamodule
-        self.model.save(
-            run / "model", self.export_dtype, {"identifier": self.identifier, "class_word": data.class_word}
-        )
+        data, step = self.trainer.datamodule, self.trainer.global_step
+        subject = {"identifier": self.identifier, "class_word": data.class_word, "step": step}
+        self.model.save(run / "model", self.export_dtype, subject)
         return (
             f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
             f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {data.class_word} on the moon"'
         )
+
+    def exported_step(self, run: Path) -> int | None:
+        """Step of the model that `export` has written to `run`; None where there is none."""
+        return read_subject(run / "model").get("step")
 
     def on_train_start(self) -> None:
         """The text encoder and UNet in training mode, the first stage not; no dropout, which nothing could key."""

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,23 @@ from ldm.formats.diffusers_folder import save_diffusers_folder
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by the names configs use."""
 
+SUBJECT_FILE = "dreambooth.json"
+"""Lies in an exported folder and says what [V] and the class are there, and at which step it was written."""
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def text_transformer(text_encoder: nn.Module) -> nn.Module:
     """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
     return getattr(text_encoder, "text_model", text_encoder)
+
+
+def read_subject(folder: Path) -> dict[str, Any]:
+    """What an exported folder says of its subject; nothing for a plain base."""
+    try:
+        return json.loads((folder / SUBJECT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 class LatentDiffusion(nn.Module):
@@ -191,10 +203,10 @@ class LatentDiffusion(nn.Module):
             on_step,
         )
 
-    def save(self, folder: Path, dtype: str, subject: Mapping[str, str]) -> None:
+    def save(self, folder: Path, dtype: str, subject: Mapping[str, Any]) -> None:
         """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`; `dtype`: fp32 or fp16."""
-        save_diffusers_folder(self.components(), folder, DTYPES[dtype])
-        (folder / "dreambooth.json").write_text(json.dumps(dict(subject), indent=1) + "\n")
+        notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"}
+        save_diffusers_folder(self.components(), folder, DTYPES[dtype], notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""

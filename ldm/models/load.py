@@ -1,6 +1,5 @@
 """Any model this project can sample from: a run, a checkpoint, an exported folder, a base."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.formats.checkpoint_files import newest_checkpoint
 from ldm.formats.safe_loading import load_checkpoint
-from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.latent_diffusion import LatentDiffusion, read_subject
 from ldm.models.prompts import fill_in_identifier
 
 
@@ -42,7 +41,7 @@ def load_for_sampling(path: str | Path) -> LoadedModel:
         content = load_checkpoint(path)
         if "base_fingerprint" in content:
             return _load_run(path, content)
-    about = _read_subject(path)
+    about = read_subject(path)
     return LoadedModel(
         LatentDiffusion.from_base(path).eval(), about.get("identifier"), about.get("class_word")
     )
@@ -65,11 +64,3 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
         )
     class_word = content["config"]["data"]["params"].get("class_word")
     return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"])
-
-
-def _read_subject(folder: Path) -> dict[str, str]:
-    """What an exported folder says of its subject; nothing for a plain base."""
-    try:
-        return json.loads((folder / "dreambooth.json").read_text())
-    except (OSError, ValueError):
-        return {}
