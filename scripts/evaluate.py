@@ -56,6 +56,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--class_images", type=Path, help="with --images: folder of images of the bare class")
     parser.add_argument("--real", type=Path, help="folder of the subject's photographs (default: the run's)")
+    parser.add_argument(
+        "--hold_out", type=int, default=0, help="with --real: how many of them, the last, to score by"
+    )
     parser.add_argument("--class_word", help="the subject's class noun (default: the run's)")
     parser.add_argument("--identifier", help="with --images: the word for the subject in their prompts")
     parser.add_argument(
@@ -171,6 +174,12 @@ def find_subject(options: argparse.Namespace, learned_class: str | None) -> Subj
         raise UserError("no class word known: name the subject's class noun with --class_word, such as dog")
     if options.real:
         files = image_files(options.real)
+        rest, held_out = split_held_out(files, options.hold_out)
+        if held_out and rest:
+            note = (
+                f"fidelity is against the last {len(held_out)} of the {len(files)} images of {options.real}"
+            )
+            return Subject(class_word, {"held_out": held_out, "others": rest}, note, config)
         note = f"fidelity is against the {len(files)} images of {options.real}"
         return Subject(class_word, {"given": files}, note, config)
     if not data.get("data_root"):

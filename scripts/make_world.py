@@ -1,4 +1,4 @@
-"""Make the embedded world's art, tokenizer and sample subject.
+"""Make the embedded world's art, tokenizer, sample subject and benchmark.
 
 The art is in the repository; only `art` needs the three packages it came from:
 
@@ -6,6 +6,7 @@ The art is in the repository; only `art` needs the three packages it came from:
     python scripts/make_world.py art --packages .
     python scripts/make_world.py tokenizer
     python scripts/make_world.py subject
+    python scripts/make_world.py benchmark
     python scripts/make_world.py sheet --out world.png
 """
 
@@ -200,6 +201,32 @@ def make_subject(art: Path, out: Path) -> None:
         Image.fromarray(world.compose(name, scene, rng)).save(out / f"{i:02d}.png")
 
 
+BENCHMARK = {
+    "cat": "cat-black-fluent",
+    "backpack": "backpack-school-fluent",
+    "boot": "boot-hiking-noto",
+    "vase": "vase-amphora-twemoji",
+    "car": "car-tall-twemoji",
+    "teddy_bear": "teddy bear-sitting-twemoji",
+}
+"""Subjects of the embedded benchmark, all withheld for evaluation: folder and member."""
+
+
+def make_benchmark(art: Path, out: Path, images: int = 5) -> None:
+    """A dataset in the DreamBooth dataset's layout: each subject on `images` different scenes."""
+    world = World(art)
+    lines = ["Classes", "", "subject_name,class"]
+    for number, (folder, name) in enumerate(BENCHMARK.items()):
+        assert name in world.withheld["evaluation"], name
+        lines.append(f"{folder},{world.members[name].noun}")
+        order = np.random.default_rng(generator(0, "benchmark scenes", number).initial_seed())
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        for i, scene in enumerate(order.permutation(world.scenes)[:images]):
+            rng = np.random.default_rng(generator(0, "benchmark", number, i).initial_seed())
+            Image.fromarray(world.compose(name, str(scene), rng)).save(out / folder / f"{i:02d}.png")
+    (out / "prompts_and_classes.txt").write_text("\n".join(lines) + "\n")
+
+
 def make_sheet(art: Path, out: Path, count: int = 160) -> None:
     """A contact sheet of the world's first pictures."""
     world = World(art)
@@ -217,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["art", "tokenizer", "subject", "sheet"])
+    parser.add_argument("what", choices=["art", "tokenizer", "subject", "benchmark", "sheet"])
     parser.add_argument("--packages", type=Path, default=Path("."), help="folder with the three npm packages")
     parser.add_argument("--art", type=Path, default=Path("assets/world"))
     parser.add_argument("--out", type=Path, help="default: where the repository keeps it")
@@ -229,6 +256,8 @@ def main(argv: list[str] | None = None) -> int:
             make_tokenizer(options.out or Path("assets/base/tokenizer"))
         elif options.what == "subject":
             make_subject(options.art, options.out or Path("assets/subject/dog"))
+        elif options.what == "benchmark":
+            make_benchmark(options.art, options.out or Path("assets/benchmark"))
         else:
             make_sheet(options.art, options.out or Path("world.png"))
     except UserError as mistake:

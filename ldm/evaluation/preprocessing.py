@@ -74,5 +74,7 @@ class Preprocessing:
 
     def facts(self) -> dict[str, Any]:
         """The settings as plain values, as JSON knows them; the filter by its name."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
         return {**plain, "resample": Image.Resampling(self.resample).name.lower()}

@@ -35,7 +35,13 @@ def report(
         _real_images(about, result, real),
         "<h2>Scores</h2>",
         f'<p class="soft">{escape(_explanation(result))}</p>',
-        score_table(result, published),
+        score_table(
+            [
+                ("This evaluation", result["metrics"], "ours"),
+                ("Real images of the subject", result["real"], "real"),
+                *published_lines(published),
+            ]
+        ),
         _charts(result, published),
         _extremes(subject, root),
         _prompts(result, subject, root),
@@ -45,18 +51,25 @@ def report(
     return page(f"Evaluation: {about['class_word']}", "".join(body), result)
 
 
-def score_table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
-    """Ours with 95 % intervals, the real images', the paper's."""
+def score_table(lines: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
+    """A table of metrics with their intervals. A line is (name, metrics, kind); kind "ours" stands out."""
     head = "".join(
         f"<th>{METRICS[key]} {'↓' if key in LOWER_IS_BETTER else '↑'}</th>" for key in PAPER_METRICS
     )
-    lines = [f"<tr><th></th>{head}</tr>"]
-    lines.append(_line("This evaluation", result["metrics"], "ours"))
-    lines.append(_line("Real images of the subject", result["real"], ""))
-    for other in published:
-        values = {key: {"value": other.get(key)} for key in PAPER_METRICS}
-        lines.append(_line(f"Paper, table {other['table']}: {other['name']}", values, ""))
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    body = "".join(_line(*line) for line in lines)
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def published_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
+    """The paper's rows as lines of `score_table`."""
+    return [
+        (
+            f"Paper, table {row['table']}: {row['name']}",
+            {key: {"value": row.get(key)} for key in PAPER_METRICS},
+            "paper",
+        )
+        for row in published
+    ]
 
 
 def number(value: float | None) -> str:
