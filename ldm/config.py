@@ -111,16 +111,24 @@ def check(config: Mapping[str, Any]) -> None:
 def get_class(target: str, trusted_only: bool = False) -> Any:
     """The class or function that `target` ("package.module.Name") names.
 
-    trusted_only: refuse, before any import, what is neither this project's nor in TRUSTED_TARGETS; for
-    configs that came with a checkpoint.
+    trusted_only: refuse, before any import, what is neither this project's nor in TRUSTED_TARGETS, and of the
+    project's what is no class of its own; for configs that came with a checkpoint.
     """
+    untrusted = UserError(
+        f"config: target '{target}' is not on the list of trusted targets in ldm/config.py;"
+        " if you trust it, add it there"
+    )
     if trusted_only and not target.startswith("ldm.") and target not in TRUSTED_TARGETS:
-        raise UserError(f"config: target '{target}' is not on the list of trusted targets in ldm/config.py")
+        raise untrusted
     module_name, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), name)
+        found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"config: cannot import target '{target}': {error}") from error
+    own_class = isinstance(found, type) and found.__module__.startswith("ldm.")
+    if trusted_only and target not in TRUSTED_TARGETS and not own_class:
+        raise untrusted  # ldm.x.subprocess is a module that ldm.x imports, and a function might delete files
+    return found
 
 
 def instantiate_from_config(config: Mapping[str, Any], trusted_only: bool = False, **extra: Any) -> Any:
@@ -149,15 +157,42 @@ def check_trusted(config: Any) -> None:
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:
-    """A saved config, without resolving anything in it: `${...}` stays text."""
-    return _read_yaml(path)
+    """A config that a run has saved, which may come from a stranger.
+
+    `save_config` resolves every reference, so one that is there (`${oc.env:SECRET}`, or YAML aliases that
+    unfold to more than the memory holds) is a UserError.
+    """
+    path = Path(path)
+    try:
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config {path}: {_first_line(error)}") from error
+    if aliases:
+        raise UserError(
+            f"config {path}: YAML aliases are refused in a run's own config; write their values out"
+        )
+    config = _read_yaml(path)
+    _refuse_references(config, path)
+    return config
+
+
+def _refuse_references(node: Any, path: Path) -> None:
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"config {path}: '{node}' is refused in a run's own config; write its value out")
+    for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        _refuse_references(item, path)
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def save_config(config: Mapping[str, Any], path: str | Path) -> None:
     """Write `config` as YAML, under its final name only when complete."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.dump(dict(config), Dumper=_NoAliases, sort_keys=False, allow_unicode=True))
     os.replace(temporary, path)
 
 

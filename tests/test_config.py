@@ -98,9 +98,10 @@ def test_a_config_that_came_with_a_checkpoint_builds_only_what_is_trusted(overla
             check_trusted({"model": {"params": {"optimizer": {"target": target}}}})
 
 
-def test_a_saved_config_is_read_as_it_stands(overlay):
+def test_a_saved_config_holds_no_references(overlay):
     path = overlay("model: {params: {base: '${oc.env:HOME}'}}\n")
-    assert read_plain(path)["model"]["params"]["base"] == "${oc.env:HOME}"
+    with pytest.raises(UserError, match=r"'\$\{oc.env:HOME\}' is refused"):
+        read_plain(path)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
