@@ -13,6 +13,9 @@ from ldm.errors import UserError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""Told by a file's content. Pillow knows others, and runs Ghostscript for one that calls itself a .png."""
+
 MAX_PIXELS = 200_000_000
 """A larger picture is refused unread: a small file can unpack to more memory than the machine has."""
 
@@ -39,14 +42,16 @@ def load_image(path: str | Path) -> Image.Image:
     Raises UserError, naming the file, for what is unreadable, cut short, or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"image {path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink it"
                 )
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged files bring out anything in Pillow's decoders
         raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error
 
 
