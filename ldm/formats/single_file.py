@@ -35,7 +35,7 @@ from ldm.formats.compvis_layout import (
 )
 from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
 from ldm.formats.diffusers_folder import new_vae_name, read_json, read_scheduler_config, read_tokenizer
-from ldm.formats.modules import COMPONENTS, assemble, empty_module
+from ldm.formats.modules import COMPONENTS, assemble, empty_module, misfit
 from ldm.formats.safe_loading import is_safetensors, load_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
@@ -222,6 +222,18 @@ def save_single_file(
             f"{path} cannot be written ({error}): free some space, or choose another place"
         ) from None
     return path
+
+
+def published_version(components: Components) -> str | None:
+    """ "v1" or "v2" where the networks have Stable Diffusion 1.x's or 2.x's keys and shapes; else None."""
+    for version in ("v1", "v2"):
+        networks = {name: getattr(components, name) for name in COMPONENTS}
+        meant = {
+            name: empty_module(name, read_json(CONFIGS / version / name / "config.json")) for name in networks
+        }
+        if not any(misfit(meant[name], network.state_dict()) for name, network in networks.items()):
+            return version
+    return None
 
 
 def metadata_of(components: Components) -> dict[str, str]:

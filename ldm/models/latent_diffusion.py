@@ -203,9 +203,14 @@ class LatentDiffusion(nn.Module):
             on_step,
         )
 
-    def save(self, folder: Path, dtype: str, subject: Mapping[str, Any]) -> None:
-        """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`; `dtype`: fp32 or fp16."""
-        notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"}
+    def save(self, folder: Path, dtype: str, subject: Mapping[str, Any], card: str | None = None) -> None:
+        """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`.
+
+        dtype: fp32 or fp16. card: the text of its README.md.
+        """
+        notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"} if subject else {}
+        if card:
+            notes["README.md"] = card
         save_diffusers_folder(self.components(), folder, DTYPES[dtype], notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":

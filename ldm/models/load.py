@@ -1,5 +1,6 @@
 """Any model this project can sample from: a run, a checkpoint, an exported folder, a base."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ class LoadedModel:
     identifier: str | None = None
     class_word: str | None = None
     step: int | None = None
+    config: Mapping[str, Any] | None = None
+    """The run's config, where this is one."""
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
@@ -42,9 +45,8 @@ def load_for_sampling(path: str | Path) -> LoadedModel:
         if "base_fingerprint" in content:
             return _load_run(path, content)
     about = read_subject(path)
-    return LoadedModel(
-        LatentDiffusion.from_base(path).eval(), about.get("identifier"), about.get("class_word")
-    )
+    model = LatentDiffusion.from_base(path).eval()
+    return LoadedModel(model, about.get("identifier"), about.get("class_word"), about.get("step"))
 
 
 def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
@@ -62,5 +64,6 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
         raise UserError(
             f"checkpoint {path}: its base has no {missing.unexpected_keys[0]}; is it the right base?"
         )
-    class_word = content["config"]["data"]["params"].get("class_word")
-    return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"])
+    config = content["config"]
+    class_word = config["data"]["params"].get("class_word")
+    return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"], config)

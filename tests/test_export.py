@@ -1,0 +1,202 @@
+"""scripts/export.py on a trained run: folders and single files that other tools read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+from ldm.formats.base import load_base
+from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.formats.modules import COMPONENTS
+from ldm.models.load import load_for_sampling
+from ldm.models.model_card import model_card
+from scripts import export, txt2img
+from tests.conftest import PROJECT, RECIPE
+from tests.small_sd import small_configs, small_sd
+
+STEP = [
+    "data.params.size=64",
+    "data.params.prior.count=1",
+    "data.params.prior.chunk_size=1",
+    "data.params.prior.steps=1",
+    "lightning.trainer.max_steps=1",
+    "lightning.trainer.accelerator=cpu",
+    "lightning.callbacks.samples=null",
+    "lightning.callbacks.validation=null",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def version(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(version, root):
+    """A run folder: one step on a scaled-down Stable Diffusion, text encoder included."""
+    from main import main
+
+    configs = small_configs(root / "configs" / version, version)
+    base = save_diffusers_folder(small_sd(configs), root / f"base-{version}", torch.float32)
+    words = [f"model.params.base={base}", *STEP]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT)
+        assert main(["--base", RECIPE, "-l", str(root / f"logs-{version}"), *words]) == 0
+    return next((root / f"logs-{version}").iterdir())
+
+
+@pytest.fixture
+def published(root, monkeypatch):
+    """The scaled-down sizes stand for the published ones."""
+    monkeypatch.setattr("ldm.formats.single_file.CONFIGS", root / "configs")
+
+
+def exported(run, out, *words):
+    assert export.main(["--ckpt", str(run), "--out", str(out), *words]) == 0
+    return out
+
+
+def equal(left, right, dtype=torch.float32):
+    """Assert that two models have bit-equal weights once both are in `dtype`."""
+    for name in COMPONENTS:
+        ours, theirs = getattr(left, name).state_dict(), getattr(right, name).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key].to(dtype), theirs[key].to(dtype)) for key in ours), name
+
+
+def test_a_folder_holds_what_was_trained(run, tmp_path):
+    trained, base = load_for_sampling(run), load_base(load_for_sampling(run).model.source)
+    folder = exported(run, tmp_path / "model", "--dtype", "fp32")
+    loaded = load_base(folder)
+    equal(loaded, trained.model)
+    for name in ("unet", "text_encoder"):
+        changed = getattr(base, name).state_dict()
+        assert not all(torch.equal(v, changed[k]) for k, v in getattr(loaded, name).state_dict().items())
+    equal(StableDiffusionPipeline.from_pretrained(folder), trained.model)
+    equal(load_base(run / "model"), trained.model)
+    half = exported(run, tmp_path / "half")
+    assert load_base(half, dtype=torch.float16).unet.dtype == torch.float16
+    equal(load_base(half), trained.model, torch.float16)
+    assert json.loads((folder / "dreambooth.json").read_text()) == {
+        "identifier": "sks",
+        "class_word": "dog",
+        "step": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["dog.safetensors", "dog.ckpt"])
+def test_a_single_file_holds_what_was_trained_here_and_in_diffusers(run, version, tmp_path, published, name):
+    trained = load_for_sampling(run)
+    path = exported(run, tmp_path / name, "--dtype", "fp32")
+    loaded = load_base(path)
+    equal(loaded, trained.model)
+    assert loaded.scheduler_config["prediction_type"] == trained.model.prediction_type
+    folder = str(run / "model")
+    equal(
+        StableDiffusionPipeline.from_single_file(str(path), config=folder, local_files_only=True),
+        trained.model,
+    )
+    half = exported(run, tmp_path / f"half-{name}")
+    equal(load_base(half), trained.model, torch.float16)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(name, path.with_suffix(".md").name, half.name, half.with_suffix(".md").name)
+    }
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata()["modelspec.trigger_phrase"] == "sks dog"
+
+
+def test_diffusers_draws_the_images_of_txt2img(run, tmp_path):
+    """DDIM, the same seed: equal within a level or two of 255, which rounding moves."""
+    folder = exported(run, tmp_path / "model", "--dtype", "fp32")
+    words = ["--prompt", "a photo of a [V] dog", "--n_samples", "2", "--steps", "4", "--scale", "3"]
+    words += ["--seed", "7", "--device", "cpu", "--outdir", str(tmp_path / "images")]
+    assert txt2img.main(["--ckpt", str(run), *words]) == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    for number, path in enumerate(sorted((tmp_path / "images" / "samples").iterdir())):
+        generator = torch.Generator().manual_seed(7 + number)
+        options = {"num_inference_steps": 4, "guidance_scale": 3.0, "generator": generator}
+        theirs = np.asarray(pipeline("a photo of a sks dog", **options).images[0], dtype=int)
+        ours = np.asarray(Image.open(path), dtype=int)
+        assert ours.shape == theirs.shape
+        assert abs(ours - theirs).max() <= 2
+        assert ours.std() > 5
+    assert number == 1
+
+
+def test_each_export_has_a_card(run, tmp_path, published):
+    cards = [
+        exported(run, tmp_path / "model") / "README.md",
+        exported(run, tmp_path / "dog.safetensors").with_suffix(".md"),
+    ]
+    for card in cards:
+        text = card.read_text()
+        front = yaml.safe_load(text.split("---")[1])
+        assert front["instance_prompt"] == "a photo of a sks dog"
+        assert front["base_model"].startswith("base-v")
+        for words in (
+            "a photo of a sks dog on the beach",
+            "| Subject class | dog |",
+            "| Optimizer steps | 1 |",
+        ):
+            assert words in text
+        settings = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+        assert settings["model"]["learning_rate"] == 2e-4
+        assert settings["trainer"]["max_steps"] == 1
+        assert settings["data"]["prior"]["count"] == 1
+        assert str(tmp_path.parents[1]) not in text  # no path of this machine
+        assert "data_root" not in text
+
+
+def test_an_exported_folder_can_be_exported_again(run, tmp_path, published):
+    again = exported(run / "model", tmp_path / "dog.safetensors", "--dtype", "fp32")
+    equal(load_base(again), load_for_sampling(run).model)
+    assert "a photo of a sks dog" in again.with_suffix(".md").read_text()
+
+
+def test_a_plain_base_can_be_converted(tiny, tmp_path):
+    folder = exported(tiny, tmp_path / "model", "--dtype", "fp32")
+    equal(load_base(folder), load_base(tiny))
+    assert not (folder / "dreambooth.json").exists()
+    assert "instance_prompt" not in (folder / "README.md").read_text()
+
+
+def refused(capsys, ckpt, out):
+    assert export.main(["--ckpt", str(ckpt), "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def test_mistakes_end_in_one_line_and_write_nothing(tiny, tmp_path, capsys):
+    target = tmp_path / "out" / "model"
+    assert "not found" in refused(capsys, "nowhere", target)
+    assert "size" in refused(capsys, tiny, target.with_suffix(".safetensors"))
+    assert not target.parent.exists()
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    assert "taken exists already" in refused(capsys, tiny, taken)
+    (tmp_path / "dog.md").write_text("notes")
+    assert "dog.md exists already" in refused(capsys, tiny, tmp_path / "dog.ckpt")
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    (broken / "unet" / "config.json").unlink()
+    assert "config.json is missing" in refused(capsys, broken, target)
+
+
+def test_the_card_says_how_to_skip_layers_elsewhere():
+    text = model_card("base", "sks", "dog", clip_skip=2)
+    assert "| CLIP skip | 2 (in diffusers: `clip_skip=1`) |" in text
