@@ -4,8 +4,9 @@
 
 The dataset has the layout of the DreamBooth dataset (prompts_and_classes.txt and a folder a subject). Stop it
 at any time and start it again; start it several times, on one machine or on several that share a disk, and
-the processes share the list (one GPU each: CUDA_VISIBLE_DEVICES=1 python ...). Free words key.sub=value go to
-the trainings. A run's weights are removed once it is scored; --keep_weights keeps them.
+the processes share the list (one GPU each: CUDA_VISIBLE_DEVICES=1 python ...). Words key.sub=value change the
+trainings, those right after --evaluation the measuring. A run's weights are removed once it is scored, unless
+--keep_weights is given.
 """
 
 import argparse
@@ -94,9 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--evaluation", nargs="*", default=[], metavar="key.sub=value", help="changes to that config"
     )
     parser.add_argument("--subjects", nargs="*", help="only these of the dataset")
-    parser.add_argument(
-        "--variants", nargs="*", choices=VARIANTS, default=list(STANDARD), help="rows of the table"
-    )
+    parser.add_argument("--variants", nargs="*", default=list(STANDARD), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument(
         "--class_noun_ablation", action="store_true", help="add the rows of the paper's table 4"
     )
@@ -109,6 +108,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unknown option {unknown[0]}")
     options.overrides = [*options.overrides, *rest]
+    for name in ("base", "config", "subjects", "variants"):  # argparse gives a list all words that follow it
+        words = getattr(options, name) or []
+        options.overrides += [str(word) for word in words if "=" in str(word)]
+        setattr(options, name, [word for word in words if "=" not in str(word)])
+    if unknown := [name for name in options.variants if name not in VARIANTS]:
+        parser.error(f"--variants {unknown[0]}: one of {', '.join(VARIANTS)}")
     if options.class_noun_ablation:
         options.variants = [*options.variants, *(v for v in ABLATION if v not in options.variants)]
     return options
@@ -117,18 +122,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """Work through the list until nothing on it is free; write the table after every task."""
     tasks = plan(options)
+    failed = []
     if not options.table:
         check_settings(options)
         listen()
         failed = work_through(tasks, options)
-    else:
-        failed = []
-    missing = [task.name for task in tasks if not task.result.is_file()]
-    print(write_table(tasks, options))
-    print(options.outdir / "benchmark.html")
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
-    if missing and not failed:
+    missing = [task for task in tasks if not task.result.is_file()]
+    if len(missing) < len(tasks):
+        print(write_table(tasks, options))
+        print(options.outdir / "benchmark.html")
+    if missing:
         print(f"{len(missing)} of {len(tasks)} are still to come, or with other processes", file=sys.stderr)
     return 1 if failed else 0
 
@@ -332,14 +337,15 @@ def write_table(tasks: Sequence[Task], options: argparse.Namespace) -> str:
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name] = json.loads(task.result.read_text())
-    if not any(done.values()):
-        raise UserError(f"{options.outdir}: nothing is done yet")
     published = load_settings([PROJECT / "configs" / "evaluation.yaml"])["published"]
+    if not set(ABLATION) & set(options.variants):
+        published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}
     rows = table_rows(variants, VARIANTS, published)
+    div = next(result["networks"]["div"] for results in done.values() for result in results.values())
     texts = {
         "benchmark.json": json.dumps({"variants": variants}, indent=1) + "\n",
-        "table.md": markdown(rows),
+        "table.md": markdown(rows, div),
         "benchmark.html": benchmark_page(options.outdir, rows, done, VARIANTS, variants),
     }
     for name, text in texts.items():

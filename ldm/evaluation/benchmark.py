@@ -86,8 +86,8 @@ def table_rows(
     return [*rows, ("Real images", largest["real"], "real"), *published_lines(published)]
 
 
-def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
-    """The table as Markdown, for a README."""
+def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]], div: str) -> str:
+    """The table as Markdown, for a README. div: what DIV is here."""
     lines = [
         "| | " + " | ".join(METRICS[key] for key in PAPER_METRICS) + " |",
         "|---|" + "---:|" * len(PAPER_METRICS),
@@ -95,7 +95,7 @@ def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -
     for name, values, _ in rows:
         found = [values.get(key, {}).get("value") for key in PAPER_METRICS]
         lines.append(f"| {name} | " + " | ".join("" if v is None else f"{v:.3f}" for v in found) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"DIV of our rows: {div}; the paper's: LPIPS."]) + "\n"
 
 
 def _number(value: float | None) -> float:

@@ -23,8 +23,8 @@ def benchmark_page(
     body = [
         "<h1>DreamBooth benchmark</h1>",
         f'<p class="lead">{len(names)} subjects: {escape(", ".join(names))}.</p>',
-        f'<p class="note">DIV here is {escape(some["networks"]["div"])}; the paper\'s is LPIPS. Its figures come from '
-        "its own networks and subjects: compare differences rather than values.</p>",
+        f'<p class="note">DIV here is {escape(some["networks"]["div"])}; the paper has LPIPS. The figures of the '
+        "paper come from its own networks and subjects: compare differences rather than values.</p>",
         '<h2>Means over subjects</h2><p class="soft">Intervals: 95 %, bootstrap over subjects.</p>',
         score_table(rows),
         _charts(rows),

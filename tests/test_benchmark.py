@@ -1,0 +1,153 @@
+"""scripts/benchmark_subjects.py: the dataset's layout, shared claims, resuming, the table of means."""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ldm.data.images import image_files
+from ldm.data.world import World
+from ldm.errors import UserError
+from ldm.evaluation.benchmark import means, read_dataset, wrong_noun
+from scripts import benchmark_subjects
+from scripts.benchmark_subjects import main
+from tests.test_report import Page
+from tests.tiny_features import tiny_features
+
+PROJECT = Path(__file__).resolve().parents[1]
+DATA = PROJECT / "assets" / "benchmark"
+
+
+def measured(value: float, real: float = 0.9) -> dict:
+    """What a metrics.json says, all metrics alike."""
+    keys = ("dino", "clip_i", "clip_t", "pres", "div", "class_clip_t", "class_div")
+    one = {"value": value, "low": value, "high": value, "count": 1}
+    networks = {"div": "a distance"}
+    return {
+        "metrics": dict.fromkeys(keys, one),
+        "real": {key: {**one, "value": real} for key in keys[:2]},
+        "networks": networks,
+    }
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Children that do nothing but write their result, 0.1 more each; returns the commands they were given."""
+    commands = []
+
+    def child(script, words, task, claimed):
+        commands.append([script, *map(str, words)])
+        if script == "main.py":
+            run = task.folder / "run" / "one"
+            for name in ("configs/config.yaml", "model/dreambooth.json", "checkpoints/last.ckpt"):
+                (run / name).parent.mkdir(parents=True, exist_ok=True)
+                (run / name).write_text("")
+        else:
+            task.result.parent.mkdir(parents=True)
+            task.result.write_text(json.dumps(measured(0.1 * len(commands))))
+        return True
+
+    monkeypatch.setattr(benchmark_subjects, "child", child)
+    monkeypatch.setattr(benchmark_subjects, "listen", lambda: None)
+    return commands
+
+
+def test_the_embedded_dataset_is_of_withheld_subjects():
+    subjects = read_dataset(DATA)
+    assert len(subjects) == 6
+    assert {subject.class_word for subject in subjects} <= set(World(PROJECT / "assets" / "world").nouns)
+    assert all(3 <= len(image_files(subject.folder)) <= 5 for subject in subjects)
+
+
+def test_the_papers_layout_with_subjects_left_out(tmp_path):
+    text = "Classes\n\nsubject_name,class\nbackpack,backpack\ncat2,cat\nteapot,teapot\n\nPrompts\n\nObject Prompts\n"
+    (tmp_path / "prompts_and_classes.txt").write_text(text)
+    for name in ("cat2", "teapot"):
+        shutil.copytree(DATA / "cat", tmp_path / name)
+    subjects = read_dataset(tmp_path)
+    assert [(s.name, s.class_word) for s in subjects] == [("cat2", "cat"), ("teapot", "teapot")]
+    assert [wrong_noun(s, subjects) for s in subjects] == ["teapot", "cat"]
+
+
+def test_means_are_over_subjects():
+    mean = means({"cat": measured(0.2), "dog": measured(0.6)})
+    assert mean["metrics"]["pres"]["value"] == pytest.approx(0.4)
+    assert (mean["metrics"]["dino"]["count"], mean["subjects"]) == (2, ["cat", "dog"])
+
+
+def test_every_variant_of_every_subject_then_nothing_twice(pretend, tmp_path, capsys):
+    words = ["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--class_noun_ablation"]
+    assert main(words) == 0
+    trained = [command for command in pretend if command[0] == "main.py"]
+    assert len(trained) == 2 * 4
+    assert sum("model.params.prior_loss_weight=0" in command for command in trained) == 2 * 2
+    nouns = [
+        next(word for word in command if "class_word" in word)
+        for command in trained
+        if command[command.index("--name") + 1] in ("prior", "wrong_noun")
+        and any("/vase" in word for word in command)
+    ]
+    assert nouns == ["data.params.class_word=vase", "data.params.class_word=car"]
+    assert not list(tmp_path.rglob("last.ckpt"))  # weights go once they are scored
+
+    table = (tmp_path / "table.md").read_text()
+    assert "| DreamBooth (2 subjects) |" in table
+    assert "a distance; the paper's: LPIPS" in table
+    assert "Paper, table 4" in table
+    page = (tmp_path / "benchmark.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "a distance" in " ".join(Page(page).text)
+    assert "all are done" in capsys.readouterr().out
+
+    before = len(pretend)
+    assert main(words) == 0
+    assert len(pretend) == before
+
+
+def test_another_processs_task_is_left_to_it(pretend, tmp_path, capsys):
+    folder = tmp_path / "prior" / "cat"
+    folder.mkdir(parents=True)
+    with open(folder / ".claim", "w") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
+    assert not (folder / "evaluation").exists()
+    assert (tmp_path / "no_prior" / "cat" / "evaluation" / "metrics.json").is_file()
+    assert "1 of 3 are still to come" in capsys.readouterr().err
+    assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
+    assert (folder / "evaluation" / "metrics.json").is_file()
+
+
+def test_other_settings_take_another_folder(pretend, tmp_path, capsys):
+    words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "base"]
+    assert main(words) == 0
+    assert main([*words, "lightning.trainer.max_steps=7"]) == 2
+    assert "another overrides" in capsys.readouterr().err
+
+
+def test_a_dataset_without_its_list_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"prompts_and_classes\.txt"):
+        read_dataset(tmp_path)
+
+
+def test_one_subject_for_real_and_a_failure_is_reported(tiny_config, tmp_path, capsys):
+    clip, dino = tiny_features(tmp_path / "features")
+    words = [
+        "--subjects",
+        "cat",
+        "--variants",
+        "prior",
+        "--base",
+        str(PROJECT / "configs" / "dreambooth.yaml"),
+    ]
+    words += [str(tiny_config), "--evaluation", f"networks.clip={clip}", f"networks.dino={dino}"]
+    words += ["sampling.steps=2", "sampling.images_per_prompt=2", "sampling.class_images=4"]
+    good = [*words, "--outdir", str(tmp_path / "good"), "lightning.trainer.max_steps=2"]
+    assert main(good) == 0
+    result = json.loads((tmp_path / "good" / "prior" / "cat" / "evaluation" / "metrics.json").read_text())
+    assert (result["about"]["step"], result["about"]["class_word"]) == (2, "cat")
+
+    bad = [*words, "--outdir", str(tmp_path / "bad"), "model.params.base=nowhere"]
+    assert main(bad) == 1
+    assert "failed: cat" in capsys.readouterr().err
