@@ -18,7 +18,7 @@ from ldm.errors import UserError
 from ldm.formats.atomic import replacing
 from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
-from ldm.training.resume import link_or_copy
+from ldm.training.resume import link_or_copy, take_optimizer_settings
 from ldm.training.signals import Signals
 from ldm.training.step_callback import StepCallback, is_due
 
@@ -116,6 +116,18 @@ class Checkpointing(StepCallback):
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
         self._signals = next((c for c in trainer.callbacks if isinstance(c, Signals)), None)
         self._step_of_last = trainer.global_step if trainer.ckpt_path else None
+        if trainer.ckpt_path:
+            take_optimizer_settings(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Lightning counts micro-batches, and an optimizer step ends at a multiple of their number in a step.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        missing = done - progress["current"]["ready"]  # 0 unless accumulate_grad_batches was changed
+        for counts in (progress["total"], progress["current"]):
+            counts.update({key: count + missing for key, count in counts.items()})
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning import LightningModule, Trainer
+
 from ldm.errors import UserError
 from ldm.formats.atomic import replacing, sync
 from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
@@ -134,6 +136,24 @@ def go_on_from(checkpoint: Path | None, folder: Path) -> None:
         if step_in_name(path) > step:
             path.unlink()
     sync(folder)
+
+
+def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:
+    """Put the config's learning rates and other optimizer settings in the place of a checkpoint's.
+
+    They are the same, unless a change of them was accepted.
+    """
+    fresh = module.configure_optimizers()
+    optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+    new_schedule = fresh["lr_scheduler"]["scheduler"]
+    for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
+        group.update({key: value for key, value in new.items() if key not in ("params", "lr")})
+    if schedule.base_lrs == new_schedule.base_lrs:
+        return
+    schedule.base_lrs = new_schedule.base_lrs
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = rate * factor
 
 
 def link_or_copy(path: Path, name: Path) -> None:

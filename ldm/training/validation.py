@@ -50,7 +50,7 @@ class Validation(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.path = Path(trainer.default_root_dir) / "validation.jsonl"
         if trainer.is_global_zero:
-            truncate_rows(self.path, trainer.global_step)
+            truncate_rows(self.path, trainer.global_step or -1)  # the row of step 0 is about to be written
         self._prepare(trainer.datamodule, pl_module)
         if trainer.global_step == 0:
             self.validate(trainer, pl_module)
