@@ -240,8 +240,23 @@ def test_a_hub_id_without_a_network_says_what_was_tried(monkeypatch):
 
 
 def test_a_hub_id_loads_from_what_was_downloaded(tiny, base, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **options: str(tiny))
+    calls = []
+
+    def download(repository, **options):
+        calls.append(options["allow_patterns"])
+        return str(tiny)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     equal(load_base("owner/name"), base)
+    assert not any(pattern.endswith(".bin") for patterns in calls for pattern in patterns)
+
+
+def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(tmp_path))
+    with pytest.raises(UserError, match="config.json is missing"):
+        load_base("owner/name")
+    assert "text_encoder/pytorch_model.bin" in calls[1]["allow_patterns"]
 
 
 class TestFingerprint:

@@ -225,6 +225,7 @@ class TestPredictionType:
         ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", "SDXL"),
         ("control_model.input_blocks.0.0.weight", "ControlNet"),
         ("string_to_param.*", "textual inversion"),
+        ("model.unet.conv_in.weight", "run's checkpoint"),
         ("down_blocks.0.resnets.0.conv1.weight", "folder that holds model_index.json"),
         ("first_stage_model.encoder.conv_in.weight", "vae of a base model"),
         ("blocks.0.attn.weight", "no Stable Diffusion model"),

@@ -1,6 +1,8 @@
 """No file that a user downloads runs code, and every refusal is one line that helps."""
 
+import argparse
 import collections
+import datetime
 import importlib
 import io
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ldm.errors import UserError
@@ -78,6 +81,14 @@ def test_pickles_that_call_functions_are_refused(tmp_path, name, protocol):
     assert not mark.exists()
 
 
+def test_no_refusal_repeats_torchs_advice_to_load_unsafely(tmp_path):
+    data = b"\x80\x02}X\x01\x00\x00\x00acpathlib\nPosixPath\n)R}X\x01\x00\x00\x00bK\x01sa."
+    for protocol in (0, 4):
+        torch_zip(tmp_path / "model.ckpt", pickle.dumps({"a": Calls(os.system, "true")}, protocol))
+        assert "weights_only" not in refusal(tmp_path / "model.ckpt")
+    assert "weights_only" not in refusal(torch_zip(tmp_path / "model.ckpt", data))
+
+
 def test_the_refusal_names_what_the_file_asks_for(tmp_path):
     path = torch_zip(tmp_path / "model.ckpt", pickle.dumps({"a": Calls(os.system, "true")}, 2))
     assert "posix.system" in refusal(path)
@@ -127,6 +138,27 @@ def test_compvis_checkpoints_load_with_what_lightning_left_in_them(tmp_path, mon
     assert loaded["callbacks"] == {}  # its only key was a class
     assert loaded["loops"] == [4]
     assert loaded["lr_schedulers"] == [{"base_lrs": (), "last_epoch": 2}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OmegaConf.create({"model": {"params": [1, 2.5, {"a": "b"}]}, "seed": 23}),
+        numpy.arange(3),
+        argparse.Namespace(lr=1),
+        Path("data"),
+        frozenset([1]),
+        datetime.datetime(2022, 8, 22),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_other_tools_leave_beside_the_weights_is_left_out(tmp_path, value):
+    path = tmp_path / "model.ckpt"
+    weights = {"a": torch.ones(2)}
+    torch.save({"state_dict": weights, "hyper_parameters": value, "nested": {"x": value, "y": 1}}, path)
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded.pop("state_dict")["a"], weights["a"])
+    assert loaded == {"nested": {"y": 1}}
 
 
 def test_plain_checkpoints_come_back_as_they_were(tmp_path):

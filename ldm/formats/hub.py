@@ -5,6 +5,14 @@ from pathlib import Path
 from ldm.errors import UserError
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SMALL_FILES = (
+    "config.json",
+    "scheduler_config.json",
+    "merges.txt",
+    "vocab.json",
+    "tokenizer*.json",
+    "special*.json",
+)
 
 
 def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
@@ -15,22 +23,24 @@ def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    names = [
-        "config.json",
-        "*.txt",
-        "tokenizer*.json",
-        "vocab.json",
-        "special_tokens_map.json",
-        "scheduler_config.json",
-    ]
-    middle = f".{variant}" if variant else ""
-    names += [f"diffusion_pytorch_model{middle}.safetensors", f"model{middle}.safetensors"]
-    wanted = [f"{folder}/{name}" for folder in FOLDERS for name in names]
     tried = f"{repository} is no local folder or file, and the hub was tried"
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, etag_timeout=10))
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=wanted(variant, "safetensors"))
+        )
+        if not any(folder.glob("unet/*.safetensors")):  # the oldest repositories have pickles only
+            snapshot_download(repository, revision=revision, allow_patterns=wanted(variant, "bin"))
     except RepositoryNotFoundError:
         raise UserError(f"{tried}: it has no such model, or wants a login (hf auth login)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{tried} ({reason}): give a path, or download it where there is a network") from None
+    return folder
+
+
+def wanted(variant: str | None, suffix: str) -> list[str]:
+    """The files of a pipeline that are read here, as patterns: no weights in a second format or precision."""
+    middle = f".{variant}" if variant else ""
+    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+    names = [*SMALL_FILES, *(f"{stem}{middle}.{suffix}" for stem in stems)]
+    return [f"{folder}/{name}" for folder in FOLDERS for name in names]

@@ -21,23 +21,17 @@ INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "ligh
 """Packages whose classes may be named in a checkpoint; they become stubs, and nothing of them is imported."""
 
 INERT_NAMES = frozenset(
-    {
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "argparse.Namespace",
-        "pathlib.PosixPath",
-        "pathlib.WindowsPath",
-        "omegaconf.dictconfig.DictConfig",
-        "omegaconf.listconfig.ListConfig",
-        "omegaconf.base.ContainerMetadata",
-        "omegaconf.base.Metadata",
-        "omegaconf.nodes.AnyNode",
-        "typing.Any",
-    }
+    """
+    argparse.Namespace collections.defaultdict typing.Any pathlib.PosixPath pathlib.WindowsPath
+    builtins.bool builtins.dict builtins.float builtins.frozenset builtins.int builtins.list builtins.str
+    builtins.tuple datetime.date datetime.datetime datetime.timedelta datetime.timezone
+    numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar numpy.dtype numpy.ndarray
+    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
+    omegaconf.base.ContainerMetadata omegaconf.base.Metadata omegaconf.dictconfig.DictConfig
+    omegaconf.listconfig.ListConfig omegaconf.nodes.AnyNode
+    """.split()
 )
 """Other names that training tools leave in checkpoints beside the weights."""
-
 
 UNREADABLE = (
     ArithmeticError,
@@ -151,9 +145,9 @@ def stubs_for(path: Path) -> list[str]:
 
 def not_loaded(path: Path, error: Exception) -> UserError:
     """What to tell about a torch file that could not be read to its end."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it unsafely
         return UserError(
-            f"{path} holds more than tensors and plain values ({first_line(error)}), so it was not loaded: "
+            f"{path} holds more than tensors and plain values, so it was not loaded: "
             "use a .safetensors version of it, or another source"
         )
     return UserError(f"{path} is damaged or no checkpoint ({first_line(error)}): copy or download it again")

@@ -53,6 +53,8 @@ OTHER_KINDS = {
     "control_model.": "a ControlNet, not a base model",
     "string_to_param": "a textual inversion, not a whole model",
     "emb_params": "a textual inversion, not a whole model",
+    "model.unet.": "a run's checkpoint: --resume goes on with it, and scripts/export.py makes a base of it",
+    "model.text_encoder.": "a run's checkpoint: --resume goes on with it, scripts/export.py makes a base of it",
     "down_blocks.": "a single network of a diffusers model: give the folder that holds model_index.json",
     VAE_PREFIX: "a first stage without a UNet: give it as the vae of a base model",
     "encoder.": "a first stage without a UNet: give it as the vae of a base model",
