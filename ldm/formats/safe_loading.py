@@ -21,15 +21,36 @@ INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "ligh
 """Packages whose classes may be named in a checkpoint; they become stubs, and nothing of them is imported."""
 
 INERT_NAMES = frozenset(
-    """
-    argparse.Namespace collections.defaultdict typing.Any pathlib.PosixPath pathlib.WindowsPath
-    builtins.bool builtins.dict builtins.float builtins.frozenset builtins.int builtins.list builtins.str
-    builtins.tuple datetime.date datetime.datetime datetime.timedelta datetime.timezone
-    numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar numpy.dtype numpy.ndarray
-    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar
-    omegaconf.base.ContainerMetadata omegaconf.base.Metadata omegaconf.dictconfig.DictConfig
-    omegaconf.listconfig.ListConfig omegaconf.nodes.AnyNode
-    """.split()
+    [
+        "argparse.Namespace",
+        "collections.defaultdict",
+        "typing.Any",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "builtins.bool",
+        "builtins.dict",
+        "builtins.float",
+        "builtins.frozenset",
+        "builtins.int",
+        "builtins.list",
+        "builtins.str",
+        "builtins.tuple",
+        "datetime.date",
+        "datetime.datetime",
+        "datetime.timedelta",
+        "datetime.timezone",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.nodes.AnyNode",
+    ]
 )
 """Other names that training tools leave in checkpoints beside the weights."""
 
