@@ -1,5 +1,6 @@
 """Charts as SVG text: no drawing library, sharp at any size, and they follow the page's colours."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -86,8 +87,12 @@ def path_chart(
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Lower end, upper end and five ticks of an axis that holds `values`."""
+    """Lower end, upper end and round ticks of an axis that holds `values`."""
     low, high = min(values), max(values)
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    low, high = low - margin, high + margin
-    return low, high, [low + (high - low) * part / 4 for part in range(5)]
+    span = (high - low) or 0.1 * abs(high) or 1.0
+    low, high = low - 0.08 * span, high + 0.08 * span
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(times * power for times in (1, 2, 5, 10) if times * power >= rough)
+    ticks = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return low, high, [tick * step for tick in ticks]

@@ -1,0 +1,144 @@
+"""The paper's metrics while training: how like the subject, how true to the prompt, at what cost to the class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+
+from ldm import processes
+from ldm.data.images import to_image
+from ldm.errors import UserError
+from ldm.evaluation import metrics
+from ldm.evaluation.charts import path_chart
+from ldm.evaluation.features import Clip, Dino
+from ldm.evaluation.protocol import without_identifier
+from ldm.randomness import image_generator
+from ldm.training.loss_record import append_rows, read_rows, truncate_rows
+from ldm.training.step_callback import StepCallback
+from ldm.training.validation import Validation
+
+BEST_FIDELITY = "best-fidelity.ckpt"
+
+
+class Fidelity(StepCallback):
+    """Samples `prompts` at each validation and scores them as scripts/evaluate.py does, on fewer images.
+
+    Rows go to `fidelity.jsonl` and the loggers (`val/dino`, `val/clip_i`, `val/clip_t`, beside validation's
+    `val/drift`); `fidelity.svg` plots fidelity against drift; the weights with the highest
+    `dino - drift_weight * drift` are kept as `best-fidelity.ckpt`. It comes after the validation callback.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        per_prompt: int,
+        seed: int,
+        sampler: str,
+        steps: int,
+        guidance_scale: float,
+        dino: str,
+        clip: str,
+        dino_revision: str | None = None,
+        clip_revision: str | None = None,
+        drift_weight: float = 1.0,
+        keep_best: bool = True,
+    ):
+        """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""
+        self.prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
+        self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
+        self.batch_size = per_prompt
+        self.sampling = (sampler, steps, guidance_scale)
+        self.networks = (dino, dino_revision), (clip, clip_revision)
+        self.drift_weight = drift_weight
+        self.keep_best = keep_best
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        self._validation = next((c for c in before if isinstance(c, Validation)), None)
+        if self._validation is None:
+            raise UserError(
+                "config lightning.callbacks.fidelity measures after validation: put that callback before it"
+            )
+        if (
+            trainer.is_global_zero
+        ):  # before the first step, so that a network that is missing costs no training
+            dino, clip = self.networks
+            self._dino, self._clip = Dino(*dino), Clip(*clip)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.path = Path(trainer.default_root_dir) / "fidelity.jsonl"
+        if trainer.is_global_zero:
+            truncate_rows(self.path, trainer.global_step)
+            for network in (self._dino, self._clip):
+                network.device = pl_module.device
+                network.model.to(pl_module.device)
+            real = trainer.datamodule.validation.images  # those held out, where some are
+            self._real = self._dino.images(real), self._clip.images(real)
+            self._texts = self._clip.texts([without_identifier(prompt) for prompt in self.prompts])
+        self.on_step(trainer, pl_module)
+
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        validated = self._validation.last_row
+        if validated.get("step") != trainer.global_step:
+            return
+        is_best = False
+        if trainer.is_global_zero:
+            row = {
+                "step": trainer.global_step,
+                **self.measure(trainer, pl_module),
+                "drift": validated["drift"],
+            }
+            row["score"] = row["dino"] - self.drift_weight * row["drift"]
+            append_rows(self.path, [row])
+            for logger in trainer.loggers:
+                values = {f"val/{key}": row[key] for key in ("dino", "clip_i", "clip_t")}
+                logger.log_metrics(values, step=trainer.global_step)
+            is_best = self._plot() == trainer.global_step
+        # The first process measures; all of them save.
+        if processes.gather(is_best)[0] and self.keep_best and trainer.global_step > 0:
+            path = Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY
+            trainer.save_checkpoint(path, weights_only=True)
+
+    @torch.no_grad()
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images."""
+        images = self._draw(trainer, pl_module)
+        dino, clip = self._dino.images(images), self._clip.images(images)
+        return {
+            "dino": float(metrics.subject_fidelity(dino, self._real[0]).mean()),
+            "clip_i": float(metrics.subject_fidelity(clip, self._real[1]).mean()),
+            "clip_t": float(metrics.prompt_fidelity(clip, self._texts).mean()),
+        }
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> list[Image.Image]:
+        images = []
+        with trainer.precision_plugin.forward_context():
+            for first in range(0, len(self.prompts), self.batch_size):
+                part = slice(first, first + self.batch_size)
+                latents = pl_module.model.sample(
+                    [pl_module.with_identifier(prompt) for prompt in self.prompts[part]],
+                    [image_generator(seed) for seed in self.seeds[part]],
+                    trainer.datamodule.latent_shape,
+                    *self.sampling,
+                )
+                images += [to_image(pixels) for pixels in pl_module.model.decode(latents)]
+        return images
+
+    def _plot(self) -> int:
+        """Draw the run's course; returns the step of the best weights so far (0 is the base, and never best)."""
+        rows: list[dict[str, Any]] = read_rows(self.path)
+        trained = [row for row in rows if row["step"] > 0]
+        best = max(trained, key=lambda row: row["score"], default=rows[0])
+        points = [(row["drift"], row["dino"], f"{row['step']}") for row in rows]
+        chart = path_chart(
+            points,
+            "drift of the class (numbers: steps; red: the best)",
+            "DINO with the subject",
+            rows.index(best),
+        )
+        self.path.with_suffix(".svg").write_text(chart)
+        return best["step"]

@@ -1,0 +1,61 @@
+"""The fidelity callback, through main: it measures beside validation, changes nothing, and resumes."""
+
+import shutil
+
+import pytest
+import yaml
+
+from ldm.models.load import load_for_sampling
+from ldm.training.loss_record import read_rows
+from main import main
+from tests.conftest import PROJECT, RECIPE
+from tests.tiny_features import tiny_features
+
+
+@pytest.fixture
+def with_fidelity(tmp_path) -> str:
+    """An overlay: configs/fidelity.yaml with tiny networks and few samples."""
+    clip, dino = tiny_features(tmp_path / "features")
+    overlay = yaml.safe_load((PROJECT / "configs" / "fidelity.yaml").read_text())
+    params = overlay["lightning"]["callbacks"]["fidelity"]["params"]
+    params.update({"dino": str(dino), "clip": str(clip), "steps": 2, "per_prompt": 2})
+    path = tmp_path / "fidelity.yaml"
+    path.write_text(yaml.safe_dump(overlay))
+    return str(path)
+
+
+def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(train, with_fidelity, tmp_path):
+    plain = train(name="plain")
+    run = train("--base", with_fidelity, name="measured")
+    assert (run / "metrics.jsonl").read_text() == (plain / "metrics.jsonl").read_text()
+
+    rows, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in validation] == [0, 5, 10]
+    assert [row["drift"] for row in rows] == [row["drift"] for row in validation]
+    assert all(row["score"] == row["dino"] - row["drift"] for row in rows)
+
+    best = max(rows[1:], key=lambda row: row["score"])["step"]
+    assert load_for_sampling(run / "checkpoints" / "best-fidelity.ckpt").step == best
+    assert (run / "fidelity.svg").read_text().count("<circle") == 3
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for key in ("dino", "clip_t", "drift"):
+        assert [point.step for point in events.Scalars(f"val/{key}")] == [0, 5, 10]
+
+    # A resumed run measures again what came after its checkpoint, and nothing else.
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    assert main(["--resume", str(again), "lightning.trainer.max_steps=15"]) == 0
+    assert read_rows(again / "fidelity.jsonl")[:3] == rows
+    assert [row["step"] for row in read_rows(again / "fidelity.jsonl")] == [0, 5, 10, 15]
+
+
+def test_without_validation_before_it_there_is_nothing_to_stand_beside(
+    tiny_config, with_fidelity, tmp_path, capsys
+):
+    words = ["--base", RECIPE, str(tiny_config), with_fidelity, "-l", str(tmp_path)]
+    assert main([*words, "lightning.callbacks.validation=null"]) == 2
+    assert "after validation" in capsys.readouterr().err
