@@ -1,0 +1,59 @@
+"""Stable Diffusion at its full size, with random weights in fp16: a single file out, and in again twice."""
+
+import resource
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ldm.formats.base import load_base
+from ldm.formats.components import Components
+from ldm.formats.diffusers_folder import load_tokenizer, read_json, read_scheduler_config
+from ldm.formats.modules import COMPONENTS, empty_module, fill
+from ldm.formats.single_file import published_version, save_single_file
+from tests.offline import no_network  # noqa: F401 - a fixture
+from tests.small_sd import CONFIGS
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_network")]
+
+
+def random_network(name, config):
+    """A network whose weights no two tensors share: bytes of a counter, cheaper than a billion draws."""
+    module = empty_module(name, config)
+    tensors = {}
+    for number, (key, value) in enumerate(module.state_dict().items()):
+        numbers = torch.arange(value.numel(), dtype=torch.int32).add_(number).remainder_(2003)
+        tensors[key] = (numbers.half() / 2003 - 0.5).view(value.shape)
+    return fill(module, tensors, torch.float16)
+
+
+def equal(left, right):
+    for name in COMPONENTS:
+        ours, theirs = getattr(left, name).state_dict(), getattr(right, name).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_full_size_file_goes_out_and_comes_back(version, suffix, tmp_path, record_property):
+    folder = CONFIGS / version
+    networks = {name: random_network(name, read_json(folder / name / "config.json")) for name in COMPONENTS}
+    model = Components(
+        **networks,
+        tokenizer=load_tokenizer(folder),
+        scheduler_config=read_scheduler_config(folder),
+        source="random",
+        fingerprint="0" * 32,
+    )
+    assert published_version(model) == version
+    path = save_single_file(model, tmp_path / f"model.{suffix}", torch.float16)
+    loaded = load_base(path, dtype=torch.float16)
+    equal(loaded, model)
+    assert loaded.scheduler_config == model.scheduler_config
+    assert loaded.tokenizer("sks dog").input_ids == model.tokenizer("sks dog").input_ids
+    del loaded
+    if suffix == "safetensors":  # the component configs of this repository serve diffusers too
+        options = {"config": str(folder), "local_files_only": True, "torch_dtype": torch.float16}
+        equal(StableDiffusionPipeline.from_single_file(str(path), **options), model)
+    record_property("peak_gb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
