@@ -135,6 +135,7 @@ def test_diffusers_draws_the_images_of_txt2img(runs, version, tmp_path):
 
 def test_each_export_has_a_card(run, tmp_path, published):
     cards = [
+        run / "model" / "README.md",  # training exports too
         exported(run, tmp_path / "model") / "README.md",
         exported(run, tmp_path / "dog.safetensors").with_suffix(".md"),
     ]

@@ -7,6 +7,8 @@ from pathlib import Path
 from ldm.errors import UserError
 from ldm.formats.safe_loading import load_checkpoint
 
+CONFIG = Path("configs", "config.yaml")
+"""The merged config, in a run folder."""
 LAST = "last.ckpt"
 """The newest full state."""
 BEST = "best.ckpt"

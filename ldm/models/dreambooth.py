@@ -17,6 +17,7 @@ from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.models.frozen import FrozenBase
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject, text_transformer
+from ldm.models.model_card import card_of_run
 from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
 
@@ -185,7 +186,8 @@ class DreamBooth(LightningModule):
         """Write the model in diffusers' layout to `run/model`; returns what to tell the user."""
         data, step = self.trainer.datamodule, self.trainer.global_step
         subject = {"identifier": self.identifier, "class_word": data.class_word, "step": step}
-        self.model.save(run / "model", self.export_dtype, subject)
+        card = card_of_run(run, self.model, **subject)
+        self.model.save(run / "model", self.export_dtype, subject, card)
         return (
             f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
             f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {data.class_word} on the moon"'

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ldm.formats.checkpoint_files import CONFIG
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.load import LoadedModel
 from ldm.models.prompts import PLACEHOLDER
 
@@ -19,6 +21,12 @@ def card_of(loaded: LoadedModel) -> str:
     return model_card(
         model.source, loaded.identifier, loaded.class_word, loaded.step, model.clip_skip, loaded.config
     )
+
+
+def card_of_run(run: Path, model: LatentDiffusion, identifier: str, class_word: str, step: int) -> str:
+    """The card of the model that a run writes when it is done."""
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    return model_card(model.source, identifier, class_word, step, model.clip_skip, config)
 
 
 def model_card(

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from ldm.config import save_config
 from ldm.errors import UserError
 from ldm.formats.atomic import replacing
+from ldm.formats.checkpoint_files import CONFIG
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
 """How the first process tells the processes it starts where the run is, and from which step it goes on."""
 
-CONFIG = Path("configs", "config.yaml")
 PACKAGES = (
     "torch",
     "pytorch-lightning",
