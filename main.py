@@ -270,8 +270,7 @@ def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, mod
     if config["lightning"]["logger"]:
         options = logger_options(config["lightning"]["logger"]["target"], folder, step)
         trainer.loggers = [instantiate_from_config(config["lightning"]["logger"], **options)]
-    if trainer.is_global_zero:
-        log_config(trainer.loggers, config)
+    log_config(trainer, config)
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
@@ -309,12 +308,14 @@ def quiet() -> None:
 
     import diffusers
     import transformers
+    from tqdm import tqdm
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)
+    # Through tqdm, so that it does not end up in the middle of a progress bar.
+    warnings.showwarning = lambda message, category, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     for pattern in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,14 @@ class PriorBank:
         temporary = self.folder / f".{chunk:05d}.tmp"
         # One metadata key: safetensors writes several in no fixed order, and equal chunks are equal files.
         about = json.dumps({"settings": self.settings, "sha256": _digest(latents)})
-        save_file({"latents": latents.contiguous()}, temporary, {"about": about})
-        os.replace(temporary, self._path(chunk))
+        try:
+            save_file({"latents": latents.contiguous()}, temporary, {"about": about})
+            os.replace(temporary, self._path(chunk))
+        except (OSError, SafetensorError) as error:  # the second for a full disk
+            temporary.unlink(missing_ok=True)
+            warnings.warn(
+                f"{self._path(chunk)} cannot be written ({error}); a resume draws it again", stacklevel=2
+            )
 
     def _read(self, chunk: int) -> Tensor | None:
         try:

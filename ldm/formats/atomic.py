@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def going_on_without(what: str) -> Iterator[None]:
+    """Make a warning of a failed write of something that a run can do without."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"{what} cannot be written ({error.strerror}); the run goes on without it", stacklevel=3
+        )
 
 
 def sync_tree(folder: Path) -> None:

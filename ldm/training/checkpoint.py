@@ -39,21 +39,18 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        path = Path(path)
-        self.fatal = not is_finite(checkpoint)
+        path, step = Path(path), checkpoint.get("global_step")
+        self.problem, self.fatal = None, not is_finite(checkpoint)
         if self.fatal:
-            self.problem = (
-                f"checkpoint {path}: the weights or the optimizer's state are not finite, so it is not saved"
-            )
+            self.problem = f"checkpoint {path} of step {step}: weights or optimizer state are not finite"
             return
         try:
-            with replacing(path) as temporary:
-                torch.save({**checkpoint, **self.stamp}, temporary)
-            self.problem = None
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-            self.problem = (
-                f"checkpoint {path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?"
-            )
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                torch.save({**checkpoint, **self.stamp}, file)
+        except (OSError, RuntimeError) as error:
+            # torch raises a RuntimeError over the OSError that says what happened.
+            reason = getattr(error.__context__ or error, "strerror", None) or str(error).splitlines()[0]
+            self.problem = f"checkpoint {path} of step {step} cannot be written ({reason})."
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -73,7 +70,7 @@ def save(trainer: Trainer, path: Path, weights_only: bool = False, required: boo
     trainer.save_checkpoint(path, weights_only=weights_only)
     problem, fatal = processes.gather((io.problem, io.fatal))[0]  # the first process is the one that writes
     if problem and fatal:
-        raise UserError(f"{problem}; lower the learning rate and --resume from the last good one")
+        raise UserError(f"{problem}, so it is not saved; start again with a lower learning rate")
     if problem and required:
         raise UserError(f"{problem} Free some space and --resume: the last good checkpoint is kept")
     if problem and trainer.is_global_zero:

@@ -1,7 +1,8 @@
 """Lightning's loggers: how they go on with a run's curves after a resume, and what they are handed."""
 
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,43 @@ def wandb_id(run: Path) -> str:
     return (run / WANDB_ID).read_text().strip()
 
 
+def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Hand numbers to every logger."""
+    each_logger(trainer, lambda logger: logger.log_metrics(dict(metrics), step=step))
+
+
 def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
     """Hand `image` to every logger that takes images: TensorBoard and W&B."""
-    for logger in trainer.loggers:
+
+    def log(logger: Any) -> None:
         kind = type(logger).__name__
         if kind == "TensorBoardLogger":
             logger.experiment.add_image(name, np.asarray(image), trainer.global_step, dataformats="HWC")
         elif kind == "WandbLogger":
             logger.log_image(name, [image], step=trainer.global_step)
 
+    each_logger(trainer, log)
 
-def log_config(loggers: Sequence[Any], config: dict[str, Any]) -> None:
+
+def log_config(trainer: Trainer, config: dict[str, Any]) -> None:
     """The run's configuration, to every logger."""
-    for logger in loggers:
-        logger.log_hyperparams(config)
+    each_logger(trainer, lambda logger: logger.log_hyperparams(config))
+
+
+def flush_loggers(trainer: Trainer) -> None:
+    """Have what was logged written, before Lightning closes the loggers and lets their errors through."""
+    each_logger(trainer, lambda logger: getattr(logger.experiment, "flush", int)())
+
+
+def each_logger(trainer: Trainer, act: Callable[[Any], None]) -> None:
+    """`act(logger)` on the first process; a logger that cannot write is left out from then on, with a warning."""
+    for logger in list(trainer.loggers) if trainer.is_global_zero else ():
+        try:
+            act(logger)
+        except (OSError, ValueError) as error:  # Lightning makes a ValueError of TensorBoard's OSError
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+            warnings.warn(
+                f"step {trainer.global_step}: {type(logger).__name__} cannot write ({error.__cause__ or error}), so its"
+                " curves end here; metrics.jsonl goes on",
+                stacklevel=2,
+            )

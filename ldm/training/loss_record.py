@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.formats.atomic import replacing
+from ldm.training.loggers import flush_loggers, log_metrics
 from ldm.training.step_callback import StepCallback, is_due
 
 
@@ -59,12 +61,14 @@ class LossRecord(StepCallback):
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self._micro_batches: list[dict[str, Tensor]] = []
         self.last_row: dict[str, float] = {}
+        self._unwritten: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.path = Path(trainer.default_root_dir) / "metrics.jsonl"
         if trainer.is_global_zero:
             truncate_rows(self.path, trainer.global_step)
+            self._write([])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         # Lightning has divided "loss" by the number of micro-batches for the backward pass; the others not.
@@ -95,19 +99,35 @@ class LossRecord(StepCallback):
             for step, row in zip(steps, values.tolist(), strict=True)
         ]
         self.last_row = rows[-1]
-        if not trainer.is_global_zero:
-            return
-        append_rows(self.path, rows)
+        if trainer.is_global_zero:
+            self._write(rows)
         for row in rows:
-            metrics = {f"train/{key}": row[key] for key in keys}
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=row["step"])
+            log_metrics(trainer, {f"train/{key}": row[key] for key in keys}, row["step"])
+
+    def _write(self, rows: list[dict[str, float]]) -> None:
+        self._unwritten += rows
+        try:
+            append_rows(self.path, self._unwritten)
+        except OSError as error:
+            told = f"{self.path} cannot be written ({error.strerror}) at step {self._unwritten[-1]['step']}"
+            warnings.warn(f"{told}; its rows are kept, and written as soon as it can", stacklevel=2)
+        else:
+            self._unwritten = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        flush_loggers(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # A checkpoint promises that the rows up to its step are on disk.
+        # A checkpoint promises that the rows up to its step are on disk, or in it.
         self.flush(trainer)
+        checkpoint["unwritten_rows"] = self._unwritten
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._unwritten = checkpoint.get("unwritten_rows", [])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._micro_batches = []

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ldm import processes
 from ldm.errors import UserError
+from ldm.training.loggers import log_metrics
 from ldm.training.step_callback import StepCallback, is_due
 
 
@@ -83,8 +84,7 @@ class SkipNonFinite(StepCallback):
                 f"step {step}: loss or gradient not finite; updates skipped: {new} now, {skipped} in all",
                 stacklevel=2,
             )
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_updates": skipped}, step=step)
+        log_metrics(trainer, {"train/skipped_updates": skipped}, step)
         if in_a_row >= self.stop_after:
             raise UserError(
                 f"step {step}: loss or gradient not finite for {in_a_row} steps in a row, so the run stops: lower"

@@ -6,6 +6,7 @@ import time
 from pytorch_lightning import LightningModule, Trainer
 from tqdm import tqdm
 
+from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import LossRecord
 from ldm.training.step_callback import StepCallback
 
@@ -44,8 +45,7 @@ class Progress(StepCallback):
         self._since = (trainer.global_step, time.monotonic())
         batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         rate = (trainer.global_step - step) * batch / (self._since[1] - then)
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics({"throughput/samples_per_second": rate}, step=trainer.global_step)
+        log_metrics(trainer, {"throughput/samples_per_second": rate}, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.close()

@@ -8,6 +8,7 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.data.images import grid, save_image, to_image
+from ldm.formats.atomic import going_on_without
 from ldm.randomness import image_generator
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
@@ -35,6 +36,7 @@ class SampleImages(StepCallback):
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.at_end = at_end
+        self._prior_shown = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -67,15 +69,18 @@ class SampleImages(StepCallback):
                 )
                 images += [to_image(pixels) for pixels in model.decode(latents)]
         sheet = grid(images, columns=len(self.seeds))
-        save_image(sheet, Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png")
+        path = Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png"
+        with going_on_without(str(path)):
+            save_image(sheet, path)
         log_image(trainer, "samples", sheet)
 
     @torch.no_grad()
     def _show_prior(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first of the prior samples on one contact sheet, once."""
         path = Path(trainer.default_root_dir) / "images" / "prior.png"
-        if path.exists() or not trainer.is_global_zero:
+        if self._prior_shown or path.exists() or not trainer.is_global_zero:
             return
+        self._prior_shown = True
         data = trainer.datamodule
         numbers = list(range(min(data.prior_count, 64)))
         images: list[Image.Image] = []
@@ -83,5 +88,6 @@ class SampleImages(StepCallback):
             latents = data.bank.latents(numbers[first : first + 8], pl_module.device)
             images += [to_image(pixels) for pixels in pl_module.model.decode(latents)]
         sheet = grid(images, columns=8)
-        save_image(sheet, path)
+        with going_on_without(str(path)):
+            save_image(sheet, path)
         log_image(trainer, "prior", sheet)

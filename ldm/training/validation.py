@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.diffusion.loss import alpha_sigma
+from ldm.formats.atomic import going_on_without
 from ldm.formats.checkpoint_files import BEST
 from ldm.randomness import generator
+from ldm.training.checkpoint import save
+from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, truncate_rows
 from ldm.training.step_callback import StepCallback, is_due
 
@@ -41,6 +44,7 @@ class Validation(StepCallback):
         self.monitor = monitor
         self.at_end = at_end
         self.best = math.inf
+        self.last_row: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.drift_samples:
@@ -74,16 +78,16 @@ class Validation(StepCallback):
             "drift": _mean_over_processes(drift, pl_module.device),
         }
         row["score"] = row["subject_loss"] + row["drift"]
+        self.last_row = {"step": trainer.global_step, **row}
         if trainer.is_global_zero:
-            append_rows(self.path, [{"step": trainer.global_step, **row}])
-            for logger in trainer.loggers:
-                logger.log_metrics(
-                    {f"val/{key}": value for key, value in row.items()}, step=trainer.global_step
-                )
+            with going_on_without(f"{self.path} at step {trainer.global_step}"):
+                append_rows(self.path, [{"step": trainer.global_step, **row}])
+        log_metrics(trainer, {f"val/{key}": value for key, value in row.items()}, trainer.global_step)
         # Before the first step there is nothing to keep: the base has not learnt the subject.
         if self.monitor and trainer.global_step > 0 and row[self.monitor] < self.best:
-            self.best = row[self.monitor]
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / BEST, weights_only=True)
+            path = Path(trainer.default_root_dir) / "checkpoints" / BEST
+            if save(trainer, path, weights_only=True):
+                self.best = row[self.monitor]
         return row
 
     def state_dict(self) -> dict[str, Any]:
