@@ -1,6 +1,7 @@
 """The fidelity callback, through main: it measures beside validation, changes nothing, and resumes."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -24,9 +25,14 @@ def with_fidelity(tmp_path) -> str:
     return str(path)
 
 
-def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(train, with_fidelity, tmp_path):
-    plain = train(name="plain")
-    run = train("--base", with_fidelity, name="measured")
+def trained(folder: Path, *configs) -> Path:
+    assert main(["--base", RECIPE, *map(str, configs), "-l", str(folder)]) == 0
+    return next(folder.iterdir())
+
+
+def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(tiny_config, with_fidelity, tmp_path):
+    plain = trained(tmp_path / "plain", tiny_config)
+    run = trained(tmp_path / "measured", tiny_config, with_fidelity)
     assert (run / "metrics.jsonl").read_text() == (plain / "metrics.jsonl").read_text()
 
     rows, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
