@@ -21,6 +21,8 @@ from ldm.errors import EXIT_USER_ERROR, UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = PROJECT / "configs" / "evaluation.yaml"
+EMBEDDED_SIDE = 64
+"""Side of the embedded world's pictures, px."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hold_out", type=int, default=0, help="with --real: how many of them, the last, to score by"
     )
     parser.add_argument("--class_word", help="the subject's class noun (default: the run's)")
-    parser.add_argument("--identifier", help="with --images: the word for the subject in their prompts")
+    parser.add_argument("--identifier", help="the word for the subject (default: the run's)")
     parser.add_argument(
         "--prompt_noun", help="noun in the prompts drawn from, '' for none (class-noun ablation)"
     )
@@ -96,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     networks = Networks(*load_networks(config["networks"], device), config["networks"]["diversity"])
     if options.ckpt:
-        subject, items, about, out = drawn_images(options, config, device)
+        subject, items, about, out = drawn_images(options, config, networks, device)
     else:
         subject, items, about, out = given_images(options, config)
     result, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
@@ -120,7 +122,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"{subject.note}\n{out / 'report.html'}")
 
 
-def drawn_images(options: argparse.Namespace, config: Mapping[str, Any], device: Any) -> tuple:
+def drawn_images(
+    options: argparse.Namespace, config: Mapping[str, Any], networks: Any, device: Any
+) -> tuple[Subject, list[Any], dict[str, Any], Path]:
     """Subject, the protocol's images drawn by --ckpt, facts about the model, output folder."""
     from ldm.evaluation.protocol import plan
     from ldm.formats.checkpoint_files import newest_checkpoint
@@ -130,6 +134,7 @@ def drawn_images(options: argparse.Namespace, config: Mapping[str, Any], device:
 
     path = newest_checkpoint(options.ckpt) if (options.ckpt / "checkpoints").is_dir() else options.ckpt
     loaded = load_for_sampling(path)
+    loaded.identifier = options.identifier or loaded.identifier
     subject = find_subject(options, loaded.class_word)
     folder = run_folder(options.ckpt)
     out = options.outdir or (folder / "evaluation" if folder else Path("outputs", "evaluation"))
@@ -139,6 +144,7 @@ def drawn_images(options: argparse.Namespace, config: Mapping[str, Any], device:
         "step": loaded.step,
         "identifier": loaded.identifier,
     }
+    check_worlds(networks, loaded.model)
     items = plan(config, subject.class_word, out, options.prompt_noun, learned=loaded.identifier is not None)
     loaded.model.to(device, choose_dtype(options.precision, device))
     known_by = {"weights": about["weights"], "precision": str(loaded.model.unet.dtype)}
@@ -146,7 +152,9 @@ def drawn_images(options: argparse.Namespace, config: Mapping[str, Any], device:
     return subject, items, about, out
 
 
-def given_images(options: argparse.Namespace, config: Mapping[str, Any]) -> tuple:
+def given_images(
+    options: argparse.Namespace, config: Mapping[str, Any]
+) -> tuple[Subject, list[Any], dict[str, Any], Path]:
     """Subject, the images of --images, facts about them, output folder."""
     from ldm.evaluation.folder import read_folder
     from ldm.evaluation.protocol import fill_in
@@ -158,6 +166,18 @@ def given_images(options: argparse.Namespace, config: Mapping[str, Any]) -> tupl
     out.mkdir(parents=True, exist_ok=True)
     about = {"images": str(options.images), "identifier": options.identifier}
     return subject, items, about, out
+
+
+def check_worlds(networks: Any, model: Any) -> None:
+    """The embedded networks have seen nothing but the embedded world; on photographs they would measure nothing."""
+    embedded = [
+        net for net in (networks.dino, networks.clip) if PROJECT / "assets" in net.folder.resolve().parents
+    ]
+    if embedded and model.native_size > 2 * EMBEDDED_SIDE:
+        raise UserError(
+            f"networks: {embedded[0].facts['network']} knows the embedded world alone, and this model draws"
+            f" {model.native_size} px; add --config configs/stable-diffusion/evaluation.yaml"
+        )
 
 
 def find_subject(options: argparse.Namespace, learned_class: str | None) -> Subject:

@@ -1,4 +1,4 @@
-"""Base models from the Hugging Face hub: the only place of the project that uses the network."""
+"""Base models from the Hugging Face hub. Beside the evaluation's feature networks nothing uses the network."""
 
 from pathlib import Path
 
