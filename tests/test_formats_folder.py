@@ -142,6 +142,15 @@ def test_a_failed_write_leaves_the_earlier_model(base, saved, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_kill_between_the_two_renames_loses_nothing(base, saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / ".model.old.tmp")
+    monkeypatch.setattr("ldm.formats.diffusers_folder.write_network", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_diffusers_folder(base, tmp_path / "model", torch.float32)
+    assert fingerprint(tmp_path / "model") == fingerprint(saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_older_layouts_load_too(base, folder):
     """Text-encoder keys without prefix and with position_ids; weights in .bin files."""
     text = load_file(folder / "text_encoder" / "model.safetensors")

@@ -23,6 +23,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Folders cannot be exchanged in one move: for a moment between two renames there is none under the name.
     """
     temporary, old = temporary_sibling(folder), folder.with_name(f".{folder.name}.old.tmp")
+    if old.exists() and not folder.exists():  # killed between the renames
+        old.replace(folder)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
