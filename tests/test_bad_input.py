@@ -1,0 +1,219 @@
+"""A user's mistakes, one by one: one line that says what, where and how to mend it, exit code 2, nothing written."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from PIL import Image
+
+from ldm.training import run_folder
+from main import main
+from tests.conftest import PROJECT, RECIPE
+from tests.runs import QUICK, resume
+from tests.tiny import SIDE, tiny_base
+
+
+@pytest.fixture
+def mistake(tiny_config, tmp_path, monkeypatch, capsys):
+    """`mistake(*words)` runs main, expects exit code 2 and one error line, and returns it; nothing may be written."""
+    monkeypatch.chdir(PROJECT)
+
+    def run(*words: str, logs=tmp_path / "logs") -> str:
+        assert main(["-b", RECIPE, str(tiny_config), "-l", str(logs), *words]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert [line for line in lines if not line.startswith("warning: ")] == lines[-1:]
+        assert lines[-1].startswith("error: ")
+        assert not (tmp_path / "logs").exists()
+        return lines[-1]
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with three good photographs."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.effect_noise((SIDE, SIDE), 60).convert("RGB").save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("key", ["data_root", "reg_data_root"])
+def test_no_such_folder(mistake, key):
+    assert "image folder nowhere: no such folder" in mistake(f"--{key}", "nowhere")
+
+
+@pytest.mark.parametrize("key", ["data_root", "reg_data_root"])
+def test_a_folder_without_images(mistake, tmp_path, key):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    told = mistake(f"--{key}", str(tmp_path / "empty"))
+    assert "no images in it" in told
+    assert ".png" in told
+
+
+def test_one_unreadable_image_among_good_ones_is_named(mistake, photos):
+    (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:200])
+    told = mistake("--data_root", str(photos))
+    assert str(photos / "1.png") in told
+    assert "replace or remove it" in told
+
+
+def test_small_images_are_a_warning_with_their_sizes(photos, tiny_config, tmp_path, capsys):
+    Image.new("RGB", (20, 30)).save(photos / "small.png")
+    logs = tmp_path / "logs"
+    assert (
+        main(["-b", RECIPE, str(tiny_config), "-l", str(logs), "--data_root", str(photos), "-t", "false"])
+        == 0
+    )
+    assert "warning: images smaller than the training size of 32 px" in (told := capsys.readouterr().err)
+    assert "small.png (20 x 30)" in told
+
+
+def test_prompts(mistake):
+    assert "prompt 'a photo of a dog' of the subject's images: write [V]" in mistake(
+        "data.params.prompt=a photo of a dog"
+    )
+    assert "data.params.prompt is empty" in mistake("data.params.prompt=")
+    assert "leave [V] out of it" in mistake("data.params.prior_prompt=a photo of [V] dog")
+
+
+@pytest.mark.parametrize("word", ["", "   "])
+def test_an_empty_class_word(mistake, word):
+    assert "class_word is empty" in mistake("--class_word", word)
+
+
+def test_identifiers(mistake, tiny_config, tmp_path, capsys):
+    told = mistake("model.params.identifier=xqz wvu jkp mnb")
+    assert "take 1 to 3" in told
+    assert "identifier" in mistake("model.params.identifier=''")
+    words = [
+        "-b",
+        RECIPE,
+        str(tiny_config),
+        "-l",
+        str(tmp_path),
+        "-t",
+        "false",
+        "model.params.identifier=teapot",
+    ]
+    assert main(words) == 0
+    assert "warning: identifier 'teapot' looks like a word" in capsys.readouterr().err
+
+
+def test_a_size_that_the_first_stage_cannot_encode(mistake):
+    told = mistake("data.params.size=30")
+    assert "multiple of 4" in told
+    assert "nearest" in told
+    mistake("data.params.size=0")
+
+
+def test_bases(mistake, tmp_path):
+    assert "base model nowhere not found" in mistake("--actual_resume", "nowhere")
+    (tmp_path / "photo.ckpt").write_bytes(b"GIF89a" + bytes(100))
+    assert "photo.ckpt" in mistake("--actual_resume", str(tmp_path / "photo.ckpt"))
+    (tmp_path / "folder").mkdir()
+    assert str(tmp_path / "folder") in mistake("--actual_resume", str(tmp_path / "folder"))
+    broken = tiny_base(tmp_path / "broken")
+    shutil.rmtree(broken / "unet")
+    assert "unet" in mistake("--actual_resume", str(broken))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lightning.trainer.max_steps",
+        "data.params.batch_size",
+        "lightning.trainer.accumulate_grad_batches",
+        "data.params.prior.count",
+        "data.params.prior.chunk_size",
+        "data.params.prior.steps",
+        "lightning.callbacks.checkpoint.params.keep",
+        "lightning.callbacks.non_finite.params.stop_after",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_zeros(mistake, key, value):
+    told = mistake(f"{key}={value}")
+    assert f"is {value}" in told
+    assert "must be at least 1" in told
+
+
+def test_devices_that_are_not_there(mistake):
+    assert "lightning.trainer" in mistake("--gpus", "0,")
+    assert "lightning.trainer" in mistake("lightning.trainer.devices=0")
+    assert "write '0,' for the first GPU" in mistake("--gpus", "0")
+
+
+def test_keys_and_values_that_are_none(mistake):
+    assert "did you mean 'learning_rate'" in mistake("model.params.learning_rat=1")
+    assert "lightning.trainer" in mistake("lightning.trainer.precision=17-mixed")
+    assert "no such file" in mistake("-b", "configs/nowhere.yaml")
+
+
+def test_a_log_folder_that_cannot_be_written(mistake, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "logs", "/proc/logs"):
+        assert "cannot be made" in (told := mistake(logs=place))
+        assert "give another --logdir" in told
+
+
+def test_a_run_that_exists_is_never_written_over(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "run_name", lambda *_: "same")
+    run = train(*QUICK)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    train(*QUICK, expect=2)
+    assert "exists: give another --name, or go on with --resume" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_two_processes_on_one_run_folder(train, capsys):
+    run = train(*QUICK)
+    hold = (
+        "import sys, time; from pathlib import Path; from ldm.training.run_folder import lock;"
+        "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, cwd=PROJECT)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        capsys.readouterr()
+        assert resume(run) == 2
+        assert f"is in use by process {other.pid} on " in capsys.readouterr().err
+    finally:
+        other.kill()
+        other.wait()
+    time.sleep(0.1)
+    assert resume(run) == 0  # a lock never outlives its process
+
+
+def test_resuming_what_is_no_run(train, tmp_path, capsys):
+    def told(*words) -> str:
+        capsys.readouterr()
+        assert main(list(words)) == 2
+        return capsys.readouterr().err
+
+    assert "no such run folder or checkpoint" in told("--resume", str(tmp_path / "nowhere"))
+    assert "is no run folder" in told("--resume", "configs")
+    run = train(*QUICK)
+    assert "leave --base out" in told("--resume", str(run), "--base", RECIPE)
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    assert "none of its 1 checkpoints loads" in told("--resume", str(run))
+    assert "is damaged" in told("--resume", str(run / "checkpoints" / "last.ckpt"))
+
+
+def test_the_config_of_a_run_stays_as_it_is_when_a_resume_is_refused(train, capsys):
+    run = train(*QUICK)
+    before = sorted(path.name for path in (run / "configs").iterdir())
+    assert resume(run, "model.params.learning_rate=1", "lightning.trainer.max_steps=20") == 2
+    assert sorted(path.name for path in (run / "configs").iterdir()) == before
+    assert (
+        yaml.safe_load((run / "configs" / "config.yaml").read_text())["lightning"]["trainer"]["max_steps"]
+        == 10
+    )
+    with open(run / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and nothing holds it any more
