@@ -1,8 +1,7 @@
 """The paper's metrics while training: how like the subject, how true to the prompt, at what cost to the class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +14,10 @@ from ldm.evaluation import metrics
 from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
+from ldm.formats.atomic import going_on_without
 from ldm.randomness import image_generator
+from ldm.training.checkpoint import save
+from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
@@ -73,6 +75,7 @@ class Fidelity(StepCallback):
         self.path = Path(trainer.default_root_dir) / "fidelity.jsonl"
         if trainer.is_global_zero:
             truncate_rows(self.path, trainer.global_step)
+            self._rows = read_rows(self.path)
             for network in (self._dino, self._clip):
                 network.device = pl_module.device
                 network.model.to(pl_module.device)
@@ -85,7 +88,7 @@ class Fidelity(StepCallback):
         validated = self._validation.last_row
         if validated.get("step") != trainer.global_step:
             return
-        is_best = False
+        row, is_best = {}, False
         if trainer.is_global_zero:
             row = {
                 "step": trainer.global_step,
@@ -93,15 +96,16 @@ class Fidelity(StepCallback):
                 "drift": validated["drift"],
             }
             row["score"] = row["dino"] - self.drift_weight * row["drift"]
-            append_rows(self.path, [row])
-            for logger in trainer.loggers:
-                values = {f"val/{key}": row[key] for key in ("dino", "clip_i", "clip_t")}
-                logger.log_metrics(values, step=trainer.global_step)
-            is_best = self._plot() == trainer.global_step
+            self._rows.append(row)
+            with going_on_without(f"{self.path} at step {trainer.global_step}"):
+                append_rows(self.path, [row])
+                self.path.with_suffix(".svg").write_text(plot(self._rows))
+            is_best = best(self._rows) is row
+        values = {f"val/{key}": row[key] for key in ("dino", "clip_i", "clip_t") if key in row}
+        log_metrics(trainer, values, trainer.global_step)
         # The first process measures; all of them save.
-        if processes.gather(is_best)[0] and self.keep_best and trainer.global_step > 0:
-            path = Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY
-            trainer.save_checkpoint(path, weights_only=True)
+        if processes.gather(is_best)[0] and self.keep_best:
+            save(trainer, Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY, weights_only=True)
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -128,17 +132,15 @@ class Fidelity(StepCallback):
                 images += [to_image(pixels) for pixels in pl_module.model.decode(latents)]
         return images
 
-    def _plot(self) -> int:
-        """Draw the run's course; returns the step of the best weights so far (0 is the base, and never best)."""
-        rows: list[dict[str, Any]] = read_rows(self.path)
-        trained = [row for row in rows if row["step"] > 0]
-        best = max(trained, key=lambda row: row["score"], default=rows[0])
-        points = [(row["drift"], row["dino"], f"{row['step']}") for row in rows]
-        chart = path_chart(
-            points,
-            "drift of the class (numbers: steps; red: the best)",
-            "DINO with the subject",
-            rows.index(best),
-        )
-        self.path.with_suffix(".svg").write_text(chart)
-        return best["step"]
+
+def best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """The row with the highest score; the base (step 0) has learnt nothing yet, and is never it."""
+    return max((row for row in rows if row["step"] > 0), key=lambda row: row["score"], default=None)
+
+
+def plot(rows: Sequence[Mapping[str, float]]) -> str:
+    """Fidelity against drift over the run, as SVG."""
+    points = [(row["drift"], row["dino"], f"{row['step']}") for row in rows]
+    chosen = best(rows)
+    labels = ("drift of the class (numbers: steps; red: the best)", "DINO with the subject")
+    return path_chart(points, *labels, marked=None if chosen is None else list(rows).index(chosen))
