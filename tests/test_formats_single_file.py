@@ -245,6 +245,28 @@ def test_inpainting_models_are_refused_by_name(tmp_path, v1, configs):
         load_base(tmp_path / "inpainting.safetensors", configs=configs["v1"])
 
 
+def test_hostile_shapes_and_values_are_refused_like_any_other(tmp_path, v2, configs):
+    """Numbers where matrices belong, a matrix that would fill the memory, an answer that is no text."""
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    one = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    huge = torch.ones(1).expand(10**9, 10**6)
+    content = {
+        **v2,
+        key: torch.tensor(1.0),
+        one: torch.tensor(1.0),
+        "first_stage_model.quant_conv.weight": huge,
+    }
+    torch.save({"state_dict": content, "prediction_type": ["v"]}, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="unknown prediction type"):
+        load_base(tmp_path / "model.ckpt", configs=configs["v2"])
+    with pytest.raises(
+        UserError, match=r"unet: 1 of another shape.*vae: 1 of another shape.*text_encoder: 3 missing"
+    ):
+        load_base(tmp_path / "model.ckpt", configs=configs["v2"], prediction_type="v")
+    torch.save({"state_dict": 5, **v2}, tmp_path / "other.ckpt")
+    load_base(tmp_path / "other.ckpt", configs=configs["v2"], prediction_type="v")
+
+
 def test_a_first_stage_of_the_users_choice_takes_the_place_of_the_bases(
     tmp_path, files, v1, models, configs, monkeypatch
 ):

@@ -146,7 +146,7 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for key, value in tensors.items():
         stem, joined, kind = key.partition("attn.in_proj_")
-        if key.startswith(OPENCLIP_PREFIX) and joined and value.shape[0] % 3 == 0:
+        if key.startswith(OPENCLIP_PREFIX) and joined and value.ndim and len(value) % 3 == 0:
             for part, third in zip(QKV, value.chunk(3), strict=True):
                 result[f"{stem}attn.{part}.{kind}"] = third
         else:

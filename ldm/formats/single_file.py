@@ -80,7 +80,8 @@ def read_single_file(
     content = load_checkpoint(path)
     tensors = tensors_of(content)
     version = recognise(tensors, path)
-    prediction = prediction_of(path, content, version, prediction_type)
+    said = prediction_type or said_by_file(path, content, tensors) or said_by_yaml(path.with_suffix(".yaml"))
+    prediction = prediction_of(path, version, said)
     folder = configs or CONFIGS / version
     wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
     component_configs = {name: read_json(folder / name / "config.json") for name in wanted}
@@ -146,18 +147,15 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> str:
 def refuse_other_inputs(tensors: Mapping[str, Tensor], unet_config: Mapping, path: Path) -> None:
     """Inpainting, depth and upscaling models have the same keys, but more input channels."""
     weight = tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
-    if weight is not None and weight.shape[1] != unet_config["in_channels"]:
-        kind = {9: "an inpainting model", 5: "a depth model", 8: "an editing model"}.get(
-            weight.shape[1], "a model"
-        )
-        raise UserError(
-            f"{path} is {kind} with {weight.shape[1]} input channels: give the text-to-image model"
-        )
+    if weight is None or weight.ndim != 4 or weight.shape[1] == unet_config["in_channels"]:
+        return
+    channels = weight.shape[1]
+    kind = {9: "an inpainting model", 5: "a depth model", 8: "an editing model"}.get(channels, "a model")
+    raise UserError(f"{path} is {kind} with {channels} input channels: give the text-to-image model")
 
 
-def prediction_of(path: Path, content: Mapping[str, Any], version: str, asked: str | None) -> str:
-    """ "epsilon" or "v_prediction", in the order that the module's docstring gives."""
-    said = asked or said_by_file(path, content) or said_by_yaml(path.with_suffix(".yaml"))
+def prediction_of(path: Path, version: str, said: str | None) -> str:
+    """ "epsilon" or "v_prediction", by what was said about the file; `UserError` where that does not do."""
     if said is None and version == "v1":
         return "epsilon"
     if said is None:
@@ -170,16 +168,16 @@ def prediction_of(path: Path, content: Mapping[str, Any], version: str, asked: s
     return PREDICTION_TYPES[said]
 
 
-def said_by_file(path: Path, content: Mapping[str, Any]) -> str | None:
+def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     """The prediction type that the file itself names, as it spells it."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get("modelspec.prediction_type")
     else:
         said = content.get("prediction_type")
-    if said is None and ("v_pred" in content or "v_pred" in content.get("state_dict", ())):
-        said = "v_prediction"
-    return said
+    if said is None and "v_pred" in tensors:
+        return "v_prediction"
+    return None if said is None else str(said)
 
 
 def said_by_yaml(path: Path) -> str | None:
