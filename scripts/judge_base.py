@@ -49,7 +49,7 @@ class Judge(nn.Module):
         return self.body(pixels)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Scores for noun, scene and colour."""
+        """Scores for noun, scene, colour and member."""
         return [head(self.features(pixels)) for head in self.heads]
 
 
@@ -58,27 +58,46 @@ def to_pixels(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def known_members(world: World) -> list[str]:
+    """Those that are not withheld."""
+    return [name for names in world.known.values() for name in names]
+
+
+def blank_judge(world: World) -> Judge:
+    """The question of the member is there for the features: they must tell individuals apart too."""
+    questions = (world.nouns, world.scenes, [*world.colours, NO_COLOUR], known_members(world))
+    return Judge([len(answers) for answers in questions])
+
+
 def exam(world: World, purpose: str, numbers: range) -> tuple[Tensor, Tensor]:
-    """Pictures and the right answers [B, 3] (noun, scene, colour as indices)."""
+    """Pictures and the right answers [B, 4] (noun, scene, colour, member as indices)."""
+    known = known_members(world)
     pictures, answers = [], []
     for number in numbers:
         pixels, _, facts = world.picture(0, number, purpose)
         pictures.append(pixels)
         colour = world.colours.index(facts.colour) if facts.colour else len(world.colours)
-        answers.append([world.nouns.index(facts.noun), world.scenes.index(facts.scene), colour])
+        answers.append(
+            [
+                world.nouns.index(facts.noun),
+                world.scenes.index(facts.scene),
+                colour,
+                known.index(facts.member),
+            ]
+        )
     return to_pixels(pictures), torch.tensor(answers)
 
 
 def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 4) -> Judge:
     """A judge that has seen `count` pictures of its own stream `passes` times."""
-    judge = Judge([len(world.nouns), len(world.scenes), len(world.colours) + 1])
-    path = cache / f"judge-{fingerprint(world)}-{count}x{passes}.pt"
+    judge = blank_judge(world)
+    path = cache / f"judge-{len(known_members(world))}-{fingerprint(world)}-{count}x{passes}.pt"
     if path.is_file():
         judge.load_state_dict(torch.load(path, weights_only=True))
         return judge.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        judge = Judge([len(world.nouns), len(world.scenes), len(world.colours) + 1])
+        judge = blank_judge(world)
     pixels, answers = exam(world, "judge", range(count))
     steps = passes * count // 64
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
@@ -103,7 +122,7 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
 
 @torch.no_grad()
 def verdicts(judge: Judge, pixels: Tensor) -> Tensor:
-    """What the judge sees in each picture, [B, 3] as indices."""
+    """What the judge sees in each picture, [B, 4] as indices."""
     parts = [torch.stack([s.argmax(1) for s in judge(part)], 1) for part in pixels.split(200)]
     return torch.cat(parts)
 
@@ -195,7 +214,7 @@ def judge_base(base: str, art: Path, cache: Path, steps: int, guidance_scale: fl
 
     unseen, answers = exam(world, "unseen", range(2000))
     right = (verdicts(judge, unseen) == answers).float().mean(0)
-    for question, share in zip(("noun", "scene", "colour"), right.tolist(), strict=True):
+    for question, share in zip(("noun", "scene", "colour", "member"), right.tolist(), strict=True):
         table[f"judge: {question} right on unseen world pictures"] = share
 
     model = LatentDiffusion.from_base(base).eval()

@@ -155,6 +155,6 @@ def test_the_judge_learns_and_is_kept(tmp_path):
     world = World(ROOT / "assets" / "world")
     judge = trained_judge(world, tmp_path, count=128, passes=1)
     pixels, answers = exam(world, "judge", range(4))
-    assert answers.shape == (4, 3) and verdicts(judge, pixels).shape == (4, 3)
+    assert answers.shape == verdicts(judge, pixels).shape == (4, 4)
     again = trained_judge(world, tmp_path, count=128, passes=1)
     assert torch.equal(features(judge, pixels), features(again, pixels))
