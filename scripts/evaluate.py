@@ -27,12 +27,11 @@ EMBEDDED_SIDE = 64
 
 @dataclass
 class Subject:
-    """What is evaluated. `run` is the config of the run that learned it, where there is one."""
+    """What is evaluated, against which photographs."""
 
     class_word: str
     references: dict[str, list[Path]]
     note: str
-    run: dict[str, Any] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,9 +199,9 @@ def find_subject(options: argparse.Namespace, learned_class: str | None) -> Subj
             note = (
                 f"fidelity is against the last {len(held_out)} of the {len(files)} images of {options.real}"
             )
-            return Subject(class_word, {"held_out": held_out, "others": rest}, note, config)
+            return Subject(class_word, {"held_out": held_out, "others": rest}, note)
         note = f"fidelity is against the {len(files)} images of {options.real}"
-        return Subject(class_word, {"given": files}, note, config)
+        return Subject(class_word, {"given": files}, note)
     if not data.get("data_root"):
         raise UserError("no photographs of the subject known: name their folder with --real")
     root = Path(data["data_root"])
@@ -212,12 +211,12 @@ def find_subject(options: argparse.Namespace, learned_class: str | None) -> Subj
         note = (
             f"fidelity is against {len(held_out)} images that training never saw (hold_out: {len(held_out)})"
         )
-        return Subject(class_word, {"held_out": held_out, "training": kept}, note, config)
+        return Subject(class_word, {"held_out": held_out, "training": kept}, note)
     note = (
         f"fidelity is against the {len(kept)} images the subject was trained on, as in the paper, so what was merely"
         " memorized counts too; train with data.params.hold_out=N to keep images apart"
     )
-    return Subject(class_word, {"training": kept}, note, config)
+    return Subject(class_word, {"training": kept}, note)
 
 
 def run_folder(path: Path) -> Path | None:

@@ -145,8 +145,10 @@ def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -
         ]
         if bars:
             hint = "lower is better" if key in LOWER_IS_BETTER else "higher is better"
+            if key == "div":
+                hint += f"; ours: {result['networks']['div']}; the paper's: LPIPS"
             cards.append(
-                f'<div class="card"><h3>{METRICS[key]} <span class="soft">{hint}</span></h3>'
+                f'<div class="card"><h3>{METRICS[key]} <span class="soft">{escape(hint)}</span></h3>'
                 f"{bar_chart(METRICS[key], bars)}</div>"
             )
     return f'<div class="charts">{"".join(cards)}</div>'
