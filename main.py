@@ -262,6 +262,7 @@ def identity(model: Any, trainer: Any) -> dict[str, Any]:
 
 def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, model: Any, trainer: Any) -> int:
     """Fit, from the checkpoint of `step` where there is one; export the model and say how to sample it."""
+    from ldm import processes
     from ldm.config import instantiate_from_config
     from ldm.formats.checkpoint_files import LAST
     from ldm.training.checkpoint import Checkpointing
@@ -283,6 +284,11 @@ def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, mod
     except SystemExit as stop:  # a signal, before the first step or while the model was written
         if stop.code != EXIT_RESUME_ME:
             raise
+    except RuntimeError as error:
+        if not processes.lost_another(error):
+            raise
+        print(f"another process has died: python main.py --resume {folder} goes on", file=sys.stderr)
+        return EXIT_RESUME_ME
     if not trainer.is_global_zero:
         return 0  # Lightning would kill the first process for any other code
     print(f"stopped; all is saved: python main.py --resume {folder} goes on", file=sys.stderr)

@@ -27,3 +27,8 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether `error` says that another process of the run can no longer be reached."""
+    return several() and (isinstance(error, dist.DistError) or "by peer" in str(error))

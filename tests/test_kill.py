@@ -1,0 +1,205 @@
+"""Real processes, killed at any moment and resumed until they are done: the end is that of a whole run, bit for bit."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, RECIPE
+from tests.runs import assert_same_run
+
+PHASES = ("start", "prior", "training", "saving", "export", "any")
+SLOWEST = 120
+"""Seconds that no process may need, from its start to its end."""
+
+
+class Harness:
+    """Starts a run, ends it as it is told, and goes on with it."""
+
+    def __init__(self, logs: Path, words: tuple[str, ...]):
+        self.logs, self.words = logs, words
+        self.seconds = 10.0  # of a whole process, as of the last that was not disturbed
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder, once it can be resumed."""
+        return next((path.parents[1] for path in self.logs.glob("*/configs/config.yaml")), None)
+
+    def start(self) -> subprocess.Popen:
+        words = ["--resume", str(self.run)] if self.run else ["-b", RECIPE, *self.words, "-l", str(self.logs)]
+        return subprocess.Popen(
+            [sys.executable, "tests/slow_disk.py", *words],
+            cwd=PROJECT,
+            env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def finish(self) -> Path:
+        """Let the run go to its end; the next kill knows how long that takes."""
+        start = time.monotonic()
+        code, told = self.end_of(self.start())
+        assert code == 0, told
+        self.seconds = time.monotonic() - start
+        return self.run
+
+    def strike(self, draw: random.Random, phase: str, number: signal.Signals, rank: int = 0) -> int | None:
+        """Start a process and send it a signal in `phase`; its exit code, or None where it was done before that."""
+        process = self.start()
+        for _ in self.until(self.moment(draw, phase), process):
+            time.sleep(0.001)
+        victim = process.pid if rank == 0 else child_of(process.pid)
+        if process.poll() is None and victim:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, number)
+        code, told = self.end_of(process)
+        if code == 0:
+            return None
+        assert code in (-number, -signal.SIGKILL, 75), f"exit code {code}\n{told}"
+        return code
+
+    def moment(self, draw: random.Random, phase: str) -> Callable[[], bool]:
+        """A question that is answered with yes from a random moment of `phase` on."""
+        sooner = time.monotonic() + draw.uniform(0, 0.4 * self.seconds)
+        later = time.monotonic() + draw.uniform(0, self.seconds)
+        run = next(self.logs.glob("*"), None)
+        rows = count_rows(run)
+        chunks = len(list(run.glob("prior/*"))) if run else 0
+        nth = draw.randrange(1, 5)
+        return {
+            "start": lambda: time.monotonic() > sooner,
+            "prior": lambda: len(list(self.logs.glob("*/prior/*"))) > chunks or count_rows(self.run) > rows,
+            "training": lambda: count_rows(self.run) >= rows + nth,
+            "saving": lambda: bool(list(self.logs.glob("*/checkpoints/.*.tmp"))),
+            "export": lambda: bool(list(self.logs.glob("*/.model.tmp"))),
+            "any": lambda: time.monotonic() > later,
+        }[phase]
+
+    def until(self, moment: Callable[[], bool], process: subprocess.Popen) -> Iterator[None]:
+        while process.poll() is None and not moment():
+            yield
+
+    def end_of(self, process: subprocess.Popen) -> tuple[int, str]:
+        """Exit code and stderr, when every process of the run has ended by itself."""
+        told = process.communicate(timeout=SLOWEST)[1].decode()
+        deadline = time.monotonic() + 30
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline, f"a process of the run outlives its first one\n{told}"
+            time.sleep(0.05)
+        return process.returncode, told
+
+
+def count_rows(run: Path | None) -> int:
+    with contextlib.suppress(OSError, TypeError):  # the run may not be there yet
+        return (run / "metrics.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def child_of(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        return next((child for child, command in commands.items() if b"slow_disk" in command), None)
+    return None
+
+
+def group_lives(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def words(tiny_config) -> tuple[str, ...]:
+    return (
+        str(tiny_config),
+        "lightning.logger=null",
+        "lightning.callbacks.loss_record.params.flush_every_steps=1",
+        "lightning.callbacks.checkpoint.params={every_steps: 3, keep: 2}",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory) -> Path:
+    return Harness(tmp_path_factory.mktemp("whole"), words).finish()
+
+
+def test_three_kills(words, whole, tmp_path):
+    """In the middle of the prior's filling, in training, and while the model is written."""
+    harness = Harness(tmp_path, words)
+    codes = [
+        harness.strike(random.Random(0), phase, signal.SIGKILL) for phase in ("prior", "training", "export")
+    ]
+    assert codes == [-9, -9, -9]
+    assert_same_run(harness.finish(), whole)
+    assert_no_leftovers(harness.run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_many_kills(words, whole, tmp_path, seed, record_property):
+    """Eight kills a seed at least, in every phase, each seed another run folder."""
+    draw, kills, ends = random.Random(seed), [], 0
+    while len(kills) < 8:
+        harness = Harness(tmp_path / str(ends), words)
+        for phase in draw.sample(PHASES, len(PHASES)):
+            code = harness.strike(draw, phase, signal.SIGKILL)
+            if code is None:
+                break
+            kills.append((phase, code))
+        assert_same_run(harness.finish(), whole)
+        assert_no_leftovers(harness.run)
+        ends += 1
+    print(f"seed {seed}: {len(kills)} kills over {ends} runs: {kills}")
+    record_property("kills", len(kills))
+
+
+@pytest.fixture(scope="module")
+def two(words) -> tuple[str, ...]:
+    return (*words, "lightning.trainer.devices=2", "data.params.batch_size=1")
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(two, tmp_path_factory) -> Path:
+    return Harness(tmp_path_factory.mktemp("two"), two).finish()
+
+
+def test_two_processes_one_killed_one_terminated(two, whole_of_two, tmp_path):
+    harness = Harness(tmp_path, two)
+    assert harness.strike(random.Random(1), "training", signal.SIGKILL, rank=1) == -9
+    assert harness.strike(random.Random(2), "training", signal.SIGTERM, rank=1) == 75
+    assert_same_run(harness.finish(), whole_of_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_either_ended_in_any_phase(two, whole_of_two, tmp_path, number, rank):
+    draw, codes = random.Random(rank), []
+    harness = Harness(tmp_path, two)
+    for phase in ("start", "prior", "training", "saving", "any"):
+        codes.append((phase, harness.strike(draw, phase, number, rank)))
+    print(f"rank {rank}, {number.name}: {codes}")
+    assert sum(code is not None for _, code in codes) >= 3
+    assert_same_run(harness.finish(), whole_of_two)
+    assert_no_leftovers(harness.run)
+
+
+def assert_no_leftovers(run: Path) -> None:
+    assert not list(run.rglob(".*.tmp"))
+    assert (run / "model" / "dreambooth.json").is_file()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "state-000009.ckpt",
+    ]
