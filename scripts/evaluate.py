@@ -194,6 +194,10 @@ def find_subject(options: argparse.Namespace, learned_class: str | None) -> Subj
         raise UserError("no class word known: name the subject's class noun with --class_word, such as dog")
     if options.real:
         files = image_files(options.real)
+        if not 0 <= options.hold_out < len(files):
+            raise UserError(
+                f"--hold_out {options.hold_out}: {options.real} has {len(files)} images, and some must be left"
+            )
         rest, held_out = split_held_out(files, options.hold_out)
         if held_out and rest:
             note = (

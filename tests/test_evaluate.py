@@ -126,6 +126,8 @@ def test_images_made_elsewhere_with_a_list(evaluate, tmp_path):
         (["--images", DOG, "--class_word", "dog"], "--real"),
         (["--images", DOG, "--real", DOG], "--class_word"),
         (["--images", DOG, "sampling.step=3"], "steps"),
+        (["--images", DOG, "--real", DOG, "--class_word", "dog", "--hold_out", "5"], "some must be left"),
+        (["--ckpt", "nowhere", "--real", DOG, "--class_word", "dog"], "nowhere"),
         (["--images", DOG, "--real", DOG, "--class_word", "dog", "networks.diversity=lpip"], "dino or clip"),
     ],
 )
