@@ -1,13 +1,16 @@
 """Stable Diffusion 1.x and 2.x scaled down: the same layers, prediction type and tokenizer, few channels."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.formats import diffusers_folder
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_json, read_scheduler_config, read_tokenizer
 
@@ -27,6 +30,14 @@ SMALLER = {
     },
 }
 SMALL_VAE = {"block_out_channels": [32, 64, 96, 96], "sample_size": 64}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tokenizers_are_read_once():
+    """CLIP's vocabulary takes longer to read than a small model; for modules that import this fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusers_folder, "load_tokenizer", functools.cache(diffusers_folder.load_tokenizer))
+        yield
 
 
 def small_configs(folder: Path, version: str) -> Path:

@@ -18,7 +18,7 @@ from ldm.models.load import load_for_sampling
 from ldm.models.model_card import model_card
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
-from tests.small_sd import small_configs, small_sd
+from tests.small_sd import small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 STEP = [
     "data.params.size=64",

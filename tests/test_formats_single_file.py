@@ -15,7 +15,7 @@ from ldm.formats.diffusers_folder import read_json, save_diffusers_folder
 from ldm.formats.modules import COMPONENTS
 from ldm.formats.single_file import save_single_file
 from tests.offline import no_network  # noqa: F401 - a fixture
-from tests.small_sd import CONFIGS, small_configs, small_sd
+from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -18,7 +18,7 @@ from ldm.formats.diffusers_folder import (
 )
 from ldm.formats.modules import COMPONENTS, empty_module
 from tests.conftest import PROJECT, RECIPE
-from tests.small_sd import CONFIGS, small_configs, small_sd
+from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 RECIPES = {
     "v1": ("v1", []),
@@ -55,7 +55,7 @@ def files(name):
 
 def test_every_overlay_for_stable_diffusion_is_tested_here():
     tested = {path for name in RECIPES for path in files(name)[1:]}
-    elsewhere = {"dreambooth", "evaluation", "debug", "wandb"}
+    elsewhere = {"dreambooth", "evaluation", "debug", "wandb", "fidelity"}
     there = [*(PROJECT / "configs").glob("*.yaml"), *CONFIGS.glob("*.yaml")]
     assert {str(path) for path in there if path.stem not in elsewhere} == tested
 
