@@ -84,15 +84,19 @@ def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path:
         old = config.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             merge(old, value, source, where)
-        elif (
-            key in config
-            or path.endswith("params")
-            or path == "lightning.callbacks"
-            or path == "lightning.trainer"
-        ):
+        elif key in config or _is_open(path, config, key):
             config[key] = value
         else:
             raise UserError(f"{source}: unknown key '{where}'{_suggest(key, config)}")
+
+
+def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
+    """Whether `key` may be new in `node` at `path`: `check` holds such keys against a signature."""
+    return (
+        path.endswith("params")
+        or path in ("lightning.callbacks", "lightning.trainer")
+        or (key == "params" and "target" in node)
+    )
 
 
 def check(config: Mapping[str, Any]) -> None:

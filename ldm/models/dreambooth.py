@@ -136,7 +136,7 @@ class DreamBooth(LightningModule):
             self.encode,
             self.model.fingerprint,
         )
-        self.frozen.precision = data.prior["precision"]
+        self.frozen.take(data.prior["precision"])
         if with_prior and not data.prior_files:
             self.frozen.needed_for("prior")
 

@@ -16,15 +16,19 @@ from ldm.randomness import generator
 class FrozenBase:
     """A copy of the base for prior samples and the drift gauge; freed when both are done.
 
-    Not a Module, so that its weights are neither trained, saved, nor broadcast. The copy is taken at once,
-    before a checkpoint's weights can replace the base's.
+    Not a Module, so that its weights are neither trained, saved, nor broadcast.
     """
 
-    def __init__(self, model: LatentDiffusion, precision: str = "fp32"):
-        self.precision = precision
+    def __init__(self, model: LatentDiffusion):
         self.users = {"setup"}
-        self._model: LatentDiffusion | None = model.frozen_copy(torch.float32)
+        self._model: LatentDiffusion | None = None
         self._trained = model
+
+    def take(self, precision: str) -> None:
+        """Copy the model as it is now, in `precision`: before a checkpoint's weights can replace the base's."""
+        if precision not in DTYPES:
+            raise UserError(f"data.params.prior.precision is '{precision}': one of {', '.join(DTYPES)}")
+        self._model = self._trained.frozen_copy(DTYPES[precision])
 
     def needed_for(self, user: str) -> None:
         """Keep the copy until `user` says `done_with`."""
@@ -38,12 +42,9 @@ class FrozenBase:
 
     @property
     def model(self) -> LatentDiffusion:
-        """The copy, in the named precision, beside the trained model."""
-        if self.precision not in DTYPES:
-            raise UserError(f"data.params.prior.precision is '{self.precision}': one of {', '.join(DTYPES)}")
-        dtype, device = DTYPES[self.precision], self._trained.unet.device
-        self._model.unet.to(device, dtype)
-        self._model.text_encoder.to(device, dtype)
+        """The copy, on the device of the trained model."""
+        self._model.unet.to(self._trained.unet.device)
+        self._model.text_encoder.to(self._trained.unet.device)
         return self._model
 
     def sample_prior(

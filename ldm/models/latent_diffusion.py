@@ -216,8 +216,8 @@ class LatentDiffusion(nn.Module):
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""
         parts = self.components()
-        parts.unet = copy.deepcopy(self.unet).to(dtype).eval().requires_grad_(False)
-        parts.text_encoder = copy.deepcopy(self.text_encoder).to(dtype).eval().requires_grad_(False)
+        parts.unet = _copy_for_inference(self.unet, dtype)
+        parts.text_encoder = _copy_for_inference(self.text_encoder, dtype)
         return LatentDiffusion(parts, self.clip_skip)
 
     def _warn_of_cut(self, prompt: str) -> None:
@@ -229,3 +229,11 @@ class LatentDiffusion(nn.Module):
                 f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'",
                 stacklevel=3,
             )
+
+
+def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A frozen copy of `module` in `dtype`, without a copy in the dtype it has: that would be 4 GB for SD 1.x."""
+    done = {
+        id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in module.parameters()
+    }
+    return copy.deepcopy(module, done).eval()
