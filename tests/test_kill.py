@@ -23,8 +23,8 @@ SLOWEST = 120
 class Harness:
     """Starts a run, ends it as it is told, and goes on with it."""
 
-    def __init__(self, logs: Path, words: tuple[str, ...]):
-        self.logs, self.words = logs, words
+    def __init__(self, logs: Path, words: tuple[str, ...], launcher: tuple[str, ...] = ()):
+        self.logs, self.words, self.launcher = logs, words, launcher
         self.seconds = 10.0  # of a whole process, as of the last that was not disturbed
 
     @property
@@ -35,7 +35,7 @@ class Harness:
     def start(self) -> subprocess.Popen:
         words = ["--resume", str(self.run)] if self.run else ["-b", RECIPE, *self.words, "-l", str(self.logs)]
         return subprocess.Popen(
-            [sys.executable, "tests/slow_disk.py", *words],
+            [sys.executable, *self.launcher, "tests/slow_disk.py", *words],
             cwd=PROJECT,
             env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
@@ -51,7 +51,9 @@ class Harness:
         self.seconds = time.monotonic() - start
         return self.run
 
-    def strike(self, draw: random.Random, phase: str, number: signal.Signals, rank: int = 0) -> int | None:
+    def strike(
+        self, draw: random.Random, phase: str, number: signal.Signals, rank: int = 0, group: bool = False
+    ) -> int | None:
         """Start a process and send it a signal in `phase`; its exit code, or None where it was done before that."""
         process = self.start()
         for _ in self.until(self.moment(draw, phase), process):
@@ -59,11 +61,11 @@ class Harness:
         victim = process.pid if rank == 0 else child_of(process.pid)
         if process.poll() is None and victim:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, number)
+                (os.killpg if group else os.kill)(victim, number)
         code, told = self.end_of(process)
         if code == 0:
             return None
-        assert code in (-number, -signal.SIGKILL, 75), f"exit code {code}\n{told}"
+        assert code in (-number, -signal.SIGKILL, 75) or self.launcher, f"exit code {code}\n{told}"
         return code
 
     def moment(self, draw: random.Random, phase: str) -> Callable[[], bool]:
@@ -176,7 +178,7 @@ def whole_of_two(two, tmp_path_factory) -> Path:
 
 def test_two_processes_one_killed_one_terminated(two, whole_of_two, tmp_path):
     harness = Harness(tmp_path, two)
-    assert harness.strike(random.Random(1), "training", signal.SIGKILL, rank=1) == -9
+    assert harness.strike(random.Random(1), "training", signal.SIGKILL, rank=1) in (75, -9)
     assert harness.strike(random.Random(2), "training", signal.SIGTERM, rank=1) == 75
     assert_same_run(harness.finish(), whole_of_two)
 
@@ -193,6 +195,24 @@ def test_two_processes_either_ended_in_any_phase(two, whole_of_two, tmp_path, nu
     assert sum(code is not None for _, code in codes) >= 3
     assert_same_run(harness.finish(), whole_of_two)
     assert_no_leftovers(harness.run)
+
+
+def test_ctrl_c_of_a_terminal_reaches_the_loader_processes_too(words, whole, tmp_path):
+    """They go on serving the step in progress, and end with the run."""
+    harness = Harness(tmp_path, (*words, "data.params.num_workers=2"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert harness.strike(random.Random(3), "training", number, group=True) == 75
+    assert_same_run(harness.finish(), whole)
+
+
+@pytest.mark.slow
+def test_torchrun(two, whole_of_two, tmp_path):
+    """A run that torchrun starts is terminated, and resumed by torchrun."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    harness = Harness(tmp_path, two, torchrun)
+    assert harness.strike(random.Random(1), "training", signal.SIGTERM) is not None
+    assert_same_run(harness.finish(), whole_of_two)
+    assert len(list(tmp_path.iterdir())) == 1  # one folder for both processes
 
 
 def assert_no_leftovers(run: Path) -> None:
