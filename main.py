@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C
+        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return int(stop.code)
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
         return 130
@@ -106,7 +109,10 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if not options.train:
         return check(config, options)
     first, resumed = run_folder.is_first_process(), Path(options.resume) if options.resume else None
+    handlers = signals.Signals()
     with contextlib.ExitStack() as held:
+        if resumed or not first:
+            held.enter_context(handlers)  # from here on there is a run to go on with
         folder, state = None, {}
         if first and resumed:
             folder = run_folder.folder_of(resumed)
@@ -131,9 +137,9 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             run_folder.make(folder)
             held.enter_context(run_folder.lock(folder))
             run_folder.write_record(folder, config, argv)
-        with signals.Signals() as handlers:
-            trainer.callbacks.insert(0, handlers)
-            return train(config, folder, step, data, model, trainer)
+            held.enter_context(handlers)
+        trainer.callbacks.insert(0, handlers)
+        return train(config, folder, step, data, model, trainer)
 
 
 def is_finished(step: int | None, folder: Path, model: Any, trainer: Any) -> bool:

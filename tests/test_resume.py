@@ -74,9 +74,15 @@ def test_in_mid_accumulation_the_step_is_finished_first(train, monkeypatch):
 
 def test_a_second_interrupt_quits_at_once(train, monkeypatch):
     at_call(monkeypatch, DreamBooth, "training_step", {3}, lambda: [send(signal.SIGINT)() for _ in "12"])
-    with pytest.raises(SystemExit) as stop:
-        train(*QUICK)
-    assert stop.value.code == 130
+    train(*QUICK, expect=130)
+
+
+def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
+    at_call(monkeypatch, DreamBooth, "__init__", {1}, send(signal.SIGTERM))
+    assert resume(cut) == STOPPED
+    assert "--resume goes on" in capsys.readouterr().err
+    assert resume(cut) == 0
+    assert_same_run(cut, whole)
 
 
 def test_sigusr1_saves_and_goes_on(train, whole, monkeypatch):
