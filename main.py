@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(options, argv)
     except UserError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(5)  # most likely the first process says the same, and this one ends with it
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C

@@ -196,7 +196,10 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
     """Write `config` as YAML, under its final name only when complete."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(yaml.dump(dict(config), Dumper=_NoAliases, sort_keys=False, allow_unicode=True))
+    with open(temporary, "w") as file:
+        yaml.dump(dict(config), file, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

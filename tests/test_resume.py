@@ -77,6 +77,13 @@ def test_a_second_interrupt_quits_at_once(train, monkeypatch):
     train(*QUICK, expect=130)
 
 
+def test_without_checkpoints_a_signal_ends_the_run_at_once(train, monkeypatch, tmp_path):
+    at_call(monkeypatch, DreamBooth, "training_step", {3}, send(signal.SIGTERM))
+    train(*QUICK, "lightning.callbacks.checkpoint=null", expect=STOPPED)
+    run = next((tmp_path / "logs" / "run").iterdir())
+    assert not (run / "model").exists()
+
+
 def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
     at_call(monkeypatch, DreamBooth, "__init__", {1}, send(signal.SIGTERM))
     assert resume(cut) == STOPPED

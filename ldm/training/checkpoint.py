@@ -112,6 +112,8 @@ class Checkpointing(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
         self._signals = next((c for c in trainer.callbacks if isinstance(c, Signals)), None)
+        if self._signals:
+            self._signals.heeded = True
         self._step_of_last = trainer.global_step if trainer.ckpt_path else None
         if trainer.ckpt_path:
             take_optimizer_settings(trainer, pl_module)

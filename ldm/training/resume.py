@@ -19,6 +19,9 @@ UNAFFECTING = (
     "lightning.callbacks",
     "lightning.logger",
     "lightning.trainer.deterministic",
+    # Of a schedule that is constant until its end, when it ends is decided late.
+    "model.params.total_steps",
+    "model.params.decay_steps",
     "data.params.num_workers",
     "model.params.gradient_checkpointing",
     "model.params.export_dtype",

@@ -26,6 +26,8 @@ class Signals(Callback):
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
+        self.heeded = False
+        """Whether someone acts on `asked`; Checkpointing sets it."""
         self.training = False
         self.asked = 0
         self._interrupted = False
@@ -52,7 +54,7 @@ class Signals(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.training = True
+        self.training = self.heeded
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training = False
