@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options, argv)
     except UserError as error:
         if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-            time.sleep(5)  # most likely the first process says the same, and this one ends with it
+            time.sleep(20)  # most likely the first process says the same, and this one ends with it
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C
