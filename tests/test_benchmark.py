@@ -131,23 +131,28 @@ def test_a_dataset_without_its_list_is_one_line(tmp_path):
         read_dataset(tmp_path)
 
 
-def test_one_subject_for_real_and_a_failure_is_reported(tiny_config, tmp_path, capsys):
-    clip, dino = tiny_features(tmp_path / "features")
-    words = [
-        "--subjects",
-        "cat",
-        "--variants",
-        "prior",
-        "--base",
-        str(PROJECT / "configs" / "dreambooth.yaml"),
-    ]
-    words += [str(tiny_config), "--evaluation", f"networks.clip={clip}", f"networks.dino={dino}"]
-    words += ["sampling.steps=2", "sampling.images_per_prompt=2", "sampling.class_images=4"]
-    good = [*words, "--outdir", str(tmp_path / "good"), "lightning.trainer.max_steps=2"]
-    assert main(good) == 0
-    result = json.loads((tmp_path / "good" / "prior" / "cat" / "evaluation" / "metrics.json").read_text())
-    assert (result["about"]["step"], result["about"]["class_word"]) == (2, "cat")
+def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeypatch, tmp_path, capsys):
+    works = benchmark_subjects.child
 
-    bad = [*words, "--outdir", str(tmp_path / "bad"), "model.params.base=nowhere"]
-    assert main(bad) == 1
-    assert "failed: cat" in capsys.readouterr().err
+    def child(script, words, task, claimed):
+        if script == "main.py" and task.subject.name == "cat":
+            (task.folder / "log.txt").write_text("training:  3%\rerror: base nowhere: no such folder\n\n")
+            return False
+        return works(script, words, task, claimed)
+
+    monkeypatch.setattr(benchmark_subjects, "child", child)
+    assert main(["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--variants", "prior"]) == 1
+    assert "failed: cat, DreamBooth: error: base nowhere: no such folder" in capsys.readouterr().err
+    assert "| DreamBooth (1 subject) |" in (tmp_path / "table.md").read_text()
+
+
+def test_one_subject_for_real(tiny_config, tmp_path):
+    clip, dino = tiny_features(tmp_path / "features")
+    recipe = str(PROJECT / "configs" / "dreambooth.yaml")
+    words = ["--subjects", "cat", "--variants", "prior", "--base", recipe, str(tiny_config)]
+    words += ["lightning.trainer.max_steps=2", "--outdir", str(tmp_path / "out")]
+    words += ["--evaluation", f"networks.clip={clip}", f"networks.dino={dino}"]
+    words += ["sampling.steps=2", "sampling.images_per_prompt=2", "sampling.class_images=4"]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "out" / "prior" / "cat" / "evaluation" / "metrics.json").read_text())
+    assert (result["about"]["step"], result["about"]["class_word"]) == (2, "cat")

@@ -78,7 +78,7 @@ def table_rows(
 ) -> list[tuple[str, Mapping[str, Mapping[str, Any]], str]]:
     """Rows (name, metrics, kind) of the benchmark's table: ours by variant, real images, the paper's."""
     rows = [
-        (f"{titles[name]} ({len(variant['subjects'])} subjects)", variant["metrics"], "ours")
+        (f"{titles[name]} ({_subjects(len(variant['subjects']))})", variant["metrics"], "ours")
         for name, variant in variants.items()
         if variant["subjects"]
     ]
@@ -100,3 +100,7 @@ def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]], d
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def _subjects(count: int) -> str:
+    return f"{count} subject{'' if count == 1 else 's'}"

@@ -150,7 +150,9 @@ def find(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path, 
                 raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in that folder")
             return folder, None, weights
     if where.count("/") != 1 or where.startswith((".", "/", "assets/")):
-        raise UserError(f"feature network {where}: no such folder")
+        raise UserError(
+            f"feature network {where}: no such folder; name another, or a hub id such as facebook/dino-vits16"
+        )
     return _fetch(where, revision, files)
 
 
