@@ -1,5 +1,9 @@
 """Losses and gradients that are not finite: the update is skipped, and everything else goes on in step."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,6 +11,7 @@ from ldm.models.dreambooth import DreamBooth
 from ldm.training.checkpoint import Checkpointing
 from ldm.training.loss_record import read_rows
 from ldm.training.nonfinite import SkipNonFinite
+from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_equal, resume, state
 
 NAN, INF = float("nan"), float("inf")
@@ -142,3 +147,26 @@ def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, tmp_pat
     run = next((tmp_path / "logs" / "run").iterdir())
     assert state(run)["global_step"] == state(run, "best.ckpt")["global_step"] == 5
     assert not (run / "model").exists()
+
+
+def test_two_processes_skip_together(tiny_config, tmp_path):
+    """One process's bad share is left out by both: DDP compares nothing, so their weights must not part."""
+    command = [
+        sys.executable,
+        "tests/bad_share.py",
+        "-b",
+        RECIPE,
+        str(tiny_config),
+        "-l",
+        str(tmp_path),
+        *QUICK,
+    ]
+    command += ["lightning.trainer.devices=2", "data.params.batch_size=1", "lightning.trainer.max_steps=5"]
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("updates skipped: 1 now, 1 in all") == 1
+    run = next(tmp_path.iterdir())
+    assert state(run)["callbacks"]["SkipNonFinite"]["counts"].tolist() == [1, 0]
+    losses = {row["step"]: row["loss"] for row in read_rows(run / "metrics.jsonl")}
+    assert [step for step, loss in losses.items() if loss != loss] == [3]
