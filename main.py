@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C
         print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return int(stop.code)
+        return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
         return 130
