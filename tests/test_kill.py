@@ -108,10 +108,11 @@ def count_rows(run: Path | None) -> int:
 
 
 def child_of(pid: int) -> int | None:
+    """The second process that the first one, `pid`, has started; None until it is there."""
     with contextlib.suppress(OSError):
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-        return next((child for child, command in commands.items() if b"slow_disk" in command), None)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
     return None
 
 
