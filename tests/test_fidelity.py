@@ -30,7 +30,9 @@ def trained(folder: Path, *configs) -> Path:
     return next(folder.iterdir())
 
 
-def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(tiny_config, with_fidelity, tmp_path):
+def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
+    tiny_config, with_fidelity, tmp_path
+):
     plain = trained(tmp_path / "plain", tiny_config)
     run = trained(tmp_path / "measured", tiny_config, with_fidelity)
     assert (run / "metrics.jsonl").read_text() == (plain / "metrics.jsonl").read_text()
