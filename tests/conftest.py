@@ -33,7 +33,9 @@ def tiny_config(tiny, tmp_path_factory) -> Path:
     """An overlay on the recipe: the tiny base, 8 prior samples, 10 steps on the CPU."""
     overlay = {
         "model": {"params": {"base": str(tiny)}},
-        "data": {"params": {"size": SIDE, "batch_size": 2, "prior": {"count": 8, "chunk_size": 4, "steps": 3}}},
+        "data": {
+            "params": {"size": SIDE, "batch_size": 2, "prior": {"count": 8, "chunk_size": 4, "steps": 3}}
+        },
         "lightning": {
             "trainer": {"max_steps": 10, "accelerator": "cpu"},
             "callbacks": {

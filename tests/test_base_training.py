@@ -61,7 +61,8 @@ def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
     assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
     run = only_run(tmp_path)
     curve = losses(run)
-    assert len(curve) == 12 and curve[-1] < 0.8 * curve[0]
+    assert len(curve) == 12
+    assert curve[-1] < 0.8 * curve[0]
     vae = AutoencoderKL.from_pretrained(run / "vae", torch_dtype=torch.float32)
     assert vae.config.scaling_factor != 0.18215
 
@@ -82,7 +83,8 @@ def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
     (run / "model").rename(tmp_path / "early")
     assert main(["--resume", str(run), "lightning.trainer.max_steps=4"]) == 0
     resumed = losses(run)
-    assert resumed[:2] == first and len(resumed) == 4
+    assert resumed[:2] == first
+    assert len(resumed) == 4
 
     assert main(["--base", "configs/toy/base.yaml", *words, "--logdir", str(tmp_path / "whole")]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
@@ -139,8 +141,10 @@ def test_psnr_of_a_known_error():
 
 def test_the_learning_rate_warms_holds_and_decays():
     course = [warm_stable_decay(step, 10, 100, 20) for step in range(101)]
-    assert course[0] == 0.1 and course[9:81] == [1.0] * 72
-    assert course[90] == 0.5 and course[100] == 0.0
+    assert course[0] == 0.1
+    assert course[9:81] == [1.0] * 72
+    assert course[90] == 0.5
+    assert course[100] == 0.0
 
 
 def test_the_judges_measures():

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from ldm.formats.diffusers_folder import load_tokenizer
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.prompts import resolve_identifier
 from main import main
@@ -91,3 +92,12 @@ def test_auto_takes_a_rare_token_that_reads_back(tiny):
     identifier = resolve_identifier("auto", tokenizer, seed=23)
     assert len(tokenizer(identifier, add_special_tokens=False).input_ids) == 1
     assert resolve_identifier("auto", tokenizer, seed=23) == identifier
+
+
+@pytest.mark.parametrize(
+    ("identifier", "warns"), [("ohwx", False), ("sks", False), ("dog", True), ("backpack", True)]
+)
+def test_an_ordinary_word_as_identifier_is_warned_of(identifier, warns, recwarn):
+    tokenizer = load_tokenizer(PROJECT / "configs" / "stable-diffusion" / "v1")
+    assert resolve_identifier(identifier, tokenizer, seed=23) == identifier
+    assert any("looks like a word" in str(w.message) for w in recwarn) == warns

@@ -29,9 +29,11 @@ def test_a_picture_is_a_function_of_its_number(world):
     pixels, caption, facts = world.picture(0, 7)
     world.picture(0, 8)
     again = World(ASSETS / "world").picture(0, 7)
-    assert (pixels == again[0]).all() and (caption, facts) == again[1:]
+    assert (pixels == again[0]).all()
+    assert (caption, facts) == again[1:]
     assert (pixels != world.picture(1, 7)[0]).any()
-    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
+    assert pixels.shape == (64, 64, 3)
+    assert pixels.dtype == np.uint8
 
 
 def test_captions_say_what_is_shown(world):
@@ -43,14 +45,17 @@ def test_captions_say_what_is_shown(world):
 
 
 def test_articles():
-    assert with_article("owl") == "an owl" and with_article("teddy bear") == "a teddy bear"
+    assert with_article("owl") == "an owl"
+    assert with_article("teddy bear") == "a teddy bear"
 
 
 def test_withheld_members_are_never_drawn_by_number(world):
     hidden = {name for names in world.withheld.values() for name in names}
-    assert len(hidden) >= 12 and hidden <= world.members.keys()
+    assert len(hidden) >= 12
+    assert hidden <= world.members.keys()
     assert not hidden & {world.picture(0, index)[2].member for index in range(1000)}
-    assert len(world.nouns) == 20 and all(len(names) >= 2 for names in world.known.values())
+    assert len(world.nouns) == 20
+    assert all(len(names) >= 2 for names in world.known.values())
 
 
 def test_the_art_is_small():
@@ -78,7 +83,8 @@ def test_samples_are_a_function_of_their_number(tmp_path, world):
     assert sorted(samples[n]["index"] for n in range(8)) == list(range(8))
     assert [samples[n]["index"] for n in range(8)] != [samples[n]["index"] for n in range(8, 16)]
     one, again = samples[11], samples[11]
-    assert (one["noise"] == again["noise"]).all() and one["timestep"] == again["timestep"]
+    assert (one["noise"] == again["noise"]).all()
+    assert one["timestep"] == again["timestep"]
     picture = world.picture(0, one["index"])[0]
     assert np.allclose(np.moveaxis(one["pixels"].numpy(), 0, -1), picture / 127.5 - 1, atol=1e-6)
 
@@ -92,7 +98,9 @@ def test_each_word_is_one_token(tokenizer, world):
 
 def test_rare_tokens_occur_in_no_caption(world):
     words = {word for index in range(1000) for word in world.picture(0, index)[1].split()}
-    assert len(set(RARE)) >= 30 and not words & set(RARE) and all(len(token) <= 3 for token in RARE)
+    assert len(set(RARE)) >= 30
+    assert not words & set(RARE)
+    assert all(len(token) <= 3 for token in RARE)
 
 
 def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path):

@@ -3,6 +3,7 @@
 import warnings
 
 from ldm.errors import UserError
+from ldm.models.identifier import BYTE_TOKENS, default_id_range, dictionary_words, search_rare_tokens
 
 PLACEHOLDER = "[V]"
 MAX_TOKENS = 3
@@ -24,8 +25,6 @@ def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:
     Raises UserError for an empty one or one of more than 3 tokens.
     """
     if identifier == "auto":
-        from ldm.models.identifier import search_rare_tokens
-
         return search_rare_tokens(tokenizer, count=1, seed=seed)[0].text
     tokens = tokenizer(str(identifier or ""), add_special_tokens=False).input_ids
     if not 1 <= len(tokens) <= MAX_TOKENS:
@@ -33,10 +32,19 @@ def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:
             f"model.params.identifier '{identifier}' is {len(tokens)} tokens: take 1 to {MAX_TOKENS}, or 'auto';"
             " scripts/rare_tokens.py lists good ones"
         )
-    if len(tokens) == 1 and len(str(identifier)) > 3:
+    if _is_word(str(identifier), tokens, tokenizer):
         warnings.warn(
             f"identifier '{identifier}' looks like a word, whose meaning the model would have to unlearn;"
             " scripts/rare_tokens.py lists rare tokens",
             stacklevel=2,
         )
     return str(identifier)
+
+
+def _is_word(identifier: str, tokens: list[int], tokenizer) -> bool:
+    """Whether an identifier means something already: it is listed, or one token that is not of the rare ones."""
+    if identifier.lower() in dictionary_words():
+        return True
+    first, _ = default_id_range(tokenizer)
+    # A small vocabulary has no rare end; there, what is longer than rare tokens are is a word.
+    return len(tokens) == 1 and (tokens[0] < first or (first == BYTE_TOKENS and len(identifier) > 3))
