@@ -320,3 +320,12 @@ def test_model_index_is_plain_json(saved):
         "diffusers",
         "UNet2DConditionModel",
     ]
+
+
+def test_a_written_tokenizer_forgets_how_it_was_last_used(tiny, tmp_path):
+    components = load_base(tiny)
+    components.tokenizer(["a dog"], padding="max_length", truncation=True, max_length=32)
+    save_diffusers_folder(components, tmp_path / "out", torch.float32)
+    written = json.loads((tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text())
+    assert written["padding"] is None
+    assert written["truncation"] is None

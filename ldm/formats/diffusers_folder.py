@@ -236,6 +236,9 @@ def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config) -> None:
     """A CLIP tokenizer as every version of transformers reads it."""
+    # A fast tokenizer remembers how its last call padded and cut, and would write that down.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(str(folder))
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     write_json(folder / "vocab.json", model["vocab"], indent=None)
