@@ -275,7 +275,7 @@ def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, mod
     from ldm.config import instantiate_from_config
     from ldm.formats.checkpoint_files import LAST
     from ldm.training.checkpoint import Checkpointing
-    from ldm.training.loggers import log_config, logger_options
+    from ldm.training.loggers import close_loggers, log_config, logger_options
 
     if config["lightning"]["logger"]:
         options = logger_options(config["lightning"]["logger"]["target"], folder, step)
@@ -298,6 +298,8 @@ def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, mod
             raise
         print(f"another process has died: python main.py --resume {folder} goes on", file=sys.stderr)
         return EXIT_RESUME_ME
+    finally:
+        close_loggers(trainer)
     if not trainer.is_global_zero:
         return 0  # Lightning would kill the first process for any other code
     print(f"stopped; all is saved: python main.py --resume {folder} goes on", file=sys.stderr)

@@ -248,10 +248,10 @@ def test_an_accepted_change_is_recorded_and_stays(cut, monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
         resume(cut, "--accept-changes", "model.params.learning_rate=1e-3")
     record = json.loads((cut / "configs" / "start-001.json").read_text())
-    assert record["accepted_changes"] == {"model.params.learning_rate": [2e-4, 1e-3]}
+    assert record["accepted_changes"] == {"model.params.learning_rate": [1e-4, 1e-3]}
     assert record["resumed_from"] == 5
     assert (
-        "going on with changes: model.params.learning_rate was 0.0002, now 0.001" in capsys.readouterr().err
+        "going on with changes: model.params.learning_rate was 0.0001, now 0.001" in capsys.readouterr().err
     )
     assert resume(cut) == 0  # alone, although no checkpoint of the new course was saved yet
     assert state(cut)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3

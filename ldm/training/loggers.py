@@ -62,6 +62,13 @@ def flush_loggers(trainer: Trainer) -> None:
     each_logger(trainer, lambda logger: getattr(logger.experiment, "flush", int)())
 
 
+def close_loggers(trainer: Trainer) -> None:
+    """End the run at W&B: it is the process's own, and the next logger in this process would go on with it."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.finish()
+
+
 def each_logger(trainer: Trainer, act: Callable[[Any], None]) -> None:
     """`act(logger)` on the first process; a logger that cannot write is left out from then on, with a warning."""
     for logger in list(trainer.loggers) if trainer.is_global_zero else ():
