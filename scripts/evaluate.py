@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
+from ldm.errors import UserError, exit_code_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = PROJECT / "configs" / "evaluation.yaml"
@@ -36,13 +36,7 @@ class Subject:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    options = parse(argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(run, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

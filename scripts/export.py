@@ -12,20 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
+from ldm.errors import UserError, exit_code_of
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    options = parse(argv)
-    try:
-        export(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(export, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
+from ldm.errors import exit_code_of
 
 SCENES = ("in the snow", "on the moon", "in the jungle", "under water", "on a red background")
 COLUMNS = 10
@@ -32,12 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of a row's first image")
     parser.add_argument("--zoom", type=int, default=1, help="enlarge each image so many times")
     options = parser.parse_args(argv)
-    try:
-        draw(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(draw, options)
 
 
 def draw(options: argparse.Namespace) -> None:

@@ -12,18 +12,12 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
+from ldm.errors import exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    options = parse(argv)
-    try:
-        search(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(search, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
+from ldm.errors import UserError, exit_code_of
 
 SAMPLERS = ("ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 """As in ldm/diffusion/sampling.py, whose import would make --help slow; a test compares."""
@@ -20,13 +20,7 @@ SAMPLERS = ("ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpm
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    options = parse(argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(run, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
