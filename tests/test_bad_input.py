@@ -57,9 +57,10 @@ def test_a_folder_without_images(mistake, tmp_path, key):
     assert ".png" in told
 
 
-def test_one_unreadable_image_among_good_ones_is_named(mistake, photos):
+@pytest.mark.parametrize("key", ["data_root", "reg_data_root"])
+def test_one_unreadable_image_among_good_ones_is_named(mistake, photos, key):
     (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:200])
-    told = mistake("--data_root", str(photos))
+    told = mistake(f"--{key}", str(photos))
     assert str(photos / "1.png") in told
     assert "replace or remove it" in told
 

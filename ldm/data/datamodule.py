@@ -77,6 +77,8 @@ class DreamBoothData(LightningDataModule):
         )
         self.validation = SubjectImages(held_out or files, **options)
         self.prior_files = image_files(reg_data_root) if reg_data_root else []
+        for path in self.prior_files:
+            load_image(path)  # too many to keep, but an unreadable one is to be told before the run starts
         self.bank: PriorBank | None = None
 
     @property
