@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv)
     try:
-        return run(options, argv)
+        with ended_resumable() if options.resume else contextlib.nullcontext():
+            return run(options, argv)
     except UserError as error:
         if int(os.environ.get("LOCAL_RANK", "0")) > 0:
             time.sleep(20)  # most likely the first process says the same, and this one ends with it
@@ -46,6 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             pdb.post_mortem(error.__traceback__)
         raise
+
+
+@contextlib.contextmanager
+def ended_resumable() -> Iterator[None]:
+    """SIGTERM means "resume me" from the first moment of a resume: imports take seconds before Signals is there.
+
+    A fresh start has nothing to be resumed yet; there SIGTERM ends it as it ends any program.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_RESUME_ME))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from ldm.models.dreambooth import DreamBooth
 from ldm.models.frozen import FrozenBase
 from ldm.training.validation import Validation
 from main import main
-from tests.conftest import RECIPE
+from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_equal, assert_same_run, at_call, corrupt, resume, send, state
 from tests.tiny import tiny_base
 
@@ -90,6 +92,24 @@ def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
     assert "--resume goes on" in capsys.readouterr().err
     assert resume(cut) == 0
     assert_same_run(cut, whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--resume", "logs"), STOPPED), (("-b", RECIPE), -signal.SIGTERM)]
+)
+def test_a_signal_while_a_process_still_imports(words, code):
+    """A resume can be resumed; a run that has not begun ends as any program does."""
+    strike = (
+        "import os, signal, sys; from main import main\n"
+        "class Strike:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Strike()); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", strike, *words], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("--resume goes on" in done.stderr) == (code == STOPPED)
+    assert "Traceback" not in done.stderr
 
 
 def test_sigusr1_saves_and_goes_on(train, whole, monkeypatch):
