@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from ldm.formats.atomic import replacing
 from ldm.models.dreambooth import DreamBooth
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import AtomicCheckpointIO, is_finite
@@ -48,6 +50,29 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_pat
     )
     AtomicCheckpointIO({}).save_checkpoint(content(1.0), path)
     assert seen == [(str(tmp_path / ".last.ckpt.tmp"), False), (str(tmp_path), True)]
+
+
+@pytest.fixture
+def umask_022():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_every_file_of_a_run_has_the_usual_permissions(train, umask_022):
+    """safetensors writes files that their owner alone may read."""
+    files = [path for path in train(*QUICK).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".ckpt", ".safetensors", ".jsonl", ".json", ".yaml"}
+    assert {path: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(files, "0o644")
+
+
+def test_a_written_file_respects_the_umask(tmp_path, umask_022):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        os.umask(umask)
+        with replacing(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
+        assert os.umask(umask) == umask  # and leaves it as it is
 
 
 def test_nothing_that_is_not_finite_replaces_a_good_checkpoint(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ldm import processes
@@ -96,9 +96,9 @@ class PriorBank:
         # One metadata key: safetensors writes several in no fixed order, and equal chunks are equal files.
         about = json.dumps({"settings": self.settings, "sha256": _digest(latents)})
         try:
-            save_file({"latents": latents.contiguous()}, temporary, {"about": about})
+            temporary.write_bytes(save({"latents": latents.contiguous()}, {"about": about}))
             os.replace(temporary, self._path(chunk))
-        except (OSError, SafetensorError) as error:  # the second for a full disk
+        except OSError as error:
             temporary.unlink(missing_ok=True)
             warnings.warn(
                 f"{self._path(chunk)} cannot be written ({error}); a resume draws it again", stacklevel=2

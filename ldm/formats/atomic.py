@@ -30,6 +30,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                set_usual_mode(path)
         sync_tree(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,6 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        set_usual_mode(temporary)
         sync(temporary)
         temporary.replace(path)
     finally:
@@ -64,6 +68,14 @@ def going_on_without(what: str) -> Iterator[None]:
         warnings.warn(
             f"{what} cannot be written ({error.strerror}); the run goes on without it", stacklevel=3
         )
+
+
+def set_usual_mode(path: Path) -> None:
+    """Give a file the permissions that open() gives: safetensors makes its files readable by their owner alone."""
+    umask = os.umask(0o077)  # it cannot be read without being set
+    os.umask(umask)
+    with contextlib.suppress(PermissionError):  # a file system that keeps no permissions
+        path.chmod(0o666 & ~umask)
 
 
 def sync_tree(folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from ldm.formats.atomic import replacing_folder
 from ldm.formats.diffusers_folder import write_network
 from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
 
@@ -66,7 +67,8 @@ class Autoencoder(pl.LightningModule):
         scaling_factor, which gives the latents unit variance, is measured on the first pictures.
         """
         self.average.register_to_config(scaling_factor=round(1 / self.latent_std(), 4))
-        write_network(self.average, "vae", run / "vae", torch.float16)
+        with replacing_folder(run / "vae") as folder:
+            write_network(self.average, "vae", folder, torch.float16)
         return f"done: the first stage is in {run / 'vae'}; copy it to assets/base/vae to train a base on it"
 
     @torch.no_grad()
