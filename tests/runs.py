@@ -58,6 +58,18 @@ def at_call(monkeypatch, owner, name: str, numbers, action) -> None:
     monkeypatch.setattr(owner, name, wrapped)
 
 
+def spoil_loss(monkeypatch, owner, step: int) -> None:
+    """Make the loss of one step (from 1) of the module class `owner` no number."""
+    original = owner.training_step
+
+    def training_step(self, batch, batch_idx):
+        out = original(self, batch, batch_idx)
+        factor = float("nan") if self.global_step + 1 == step else 1.0
+        return {**out, "loss": out["loss"] * factor} if isinstance(out, dict) else out * factor
+
+    monkeypatch.setattr(owner, "training_step", training_step)
+
+
 def send(number: signal.Signals):
     """An action that signals this process."""
     return lambda: os.kill(os.getpid(), number)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from ldm.data.world import World
 from ldm.diffusion.loss import denoising_error
-from ldm.models.autoencoder import psnr, start_deterministic
+from ldm.models.autoencoder import Autoencoder, psnr, start_deterministic
 from ldm.models.from_scratch import warm_stable_decay
 from ldm.models.text_to_image import TextToImage
 from main import main
@@ -23,6 +23,7 @@ from scripts.judge_base import (
     trained_judge,
     verdicts,
 )
+from tests.runs import spoil_loss
 from tests.tiny import tiny_base, tiny_unet, tiny_vae
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,14 @@ def only_run(tmp_path: Path) -> Path:
     return run
 
 
+def test_a_step_whose_loss_is_no_number_is_left_out_of_the_first_stage(tmp_path, shrunk, monkeypatch, capsys):
+    spoil_loss(monkeypatch, Autoencoder, step=2)
+    words = shrunk({"network": {"block_out_channels": [8, 8, 8]}, "total_steps": 3})
+    assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
+    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    assert [loss == loss for loss in losses(only_run(tmp_path))] == [True, False, True]
+
+
 def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
     network = {"block_out_channels": [8, 8, 8]}
     words = shrunk({"network": network, "total_steps": 12, "learning_rate": 0.01})
@@ -67,16 +76,26 @@ def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
     assert vae.config.scaling_factor != 0.18215
 
 
-def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
+def base_params(tmp_path: Path) -> dict:
+    """Settings of configs/toy/base.yaml for a tiny base; its first stage sees the world's 64 px as 16 x 16 latents."""
     base = tiny_base(tmp_path / "base")
-    # The tiny first stage sees the world's 64 px as 16 x 16 latents.
-    params = {
+    return {
         "first_stage": str(base / "vae"),
         "unet": {"block_out_channels": [8, 16, 16], "norm_num_groups": 4, "attention_head_dim": 2},
         "latent_cache": str(tmp_path / "latents"),
         "total_steps": 4,
     }
-    words = shrunk(params)
+
+
+def test_a_step_whose_loss_is_no_number_is_left_out_of_the_base(tmp_path, shrunk, monkeypatch, capsys):
+    spoil_loss(monkeypatch, TextToImage, step=2)
+    assert main(["--base", "configs/toy/base.yaml", *shrunk(base_params(tmp_path))]) == 0
+    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    assert [loss == loss for loss in losses(only_run(tmp_path))] == [True, False, True, True]
+
+
+def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
+    words = shrunk(base_params(tmp_path))
     assert main(["--base", "configs/toy/base.yaml", *words, "lightning.trainer.max_steps=2"]) == 0
     run = only_run(tmp_path)
     first = losses(run)

@@ -9,11 +9,13 @@ import torch
 from ldm.data.images import image_files, load_image
 from ldm.data.world_views import Views, WorldViews
 from ldm.evaluation.features import Clip, Dino
-from ldm.models.contrastive import contrastive_loss
-from ldm.models.self_distillation import distillation_loss
+from ldm.models.contrastive import ContrastivePretraining, contrastive_loss
+from ldm.models.self_distillation import SelfDistillation, distillation_loss
+from ldm.training.loss_record import read_rows
 from main import main
 from scripts.judge_features import main as judge
 from tests.conftest import PROJECT
+from tests.runs import spoil_loss
 
 LAYERS = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2"
 NETWORK = f"{{{LAYERS}, image_size: 64, patch_size: 16}}"
@@ -51,25 +53,36 @@ def test_views_are_a_function_of_the_number_alone():
     assert first["large"].abs().max() <= 1
 
 
-def trained(kind: str, tmp_path: Path, *words: str) -> Path:
+def trained(kind: str, tmp_path: Path) -> Path:
+    """The run folder of three steps of a tiny network."""
+    words = {
+        "clip": (
+            f"model.params.network={{projection_dim: 8, text_config: {{{LAYERS}, {WORDS}}}, vision_config: {NETWORK}}}",
+            f"data.params.cache={tmp_path / 'world'}",
+            "data.params.count=12",
+            "data.params.batch_size=4",
+        ),
+        "dino": (f"model.params.network={NETWORK}", "model.params.prototypes=16", "data.params.batch_size=2"),
+    }[kind]
     config = str(PROJECT / "configs" / "toy" / f"{kind}.yaml")
-    words = [*words, "lightning.trainer.precision=32-true", "lightning.trainer.max_steps=3"]
+    words += ("lightning.trainer.precision=32-true", "lightning.trainer.max_steps=3")
     assert main(["--base", config, "-l", str(tmp_path / kind), "-n", kind, *words]) == 0
     return next((tmp_path / kind).iterdir())
 
 
+@pytest.mark.parametrize(("kind", "module"), [("clip", ContrastivePretraining), ("dino", SelfDistillation)])
+def test_a_step_whose_loss_is_no_number_is_left_out(tmp_path, monkeypatch, capsys, kind, module):
+    monkeypatch.chdir(PROJECT)
+    spoil_loss(monkeypatch, module, step=2)
+    run = trained(kind, tmp_path)
+    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["loss"] == row["loss"] for row in rows] == [True, False, True]
+
+
 def test_both_train_export_and_are_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
-    clip = trained(
-        "clip",
-        tmp_path,
-        f"model.params.network={{projection_dim: 8, text_config: {{{LAYERS}, {WORDS}}}, vision_config: {NETWORK}}}",
-        f"data.params.cache={tmp_path / 'world'}",
-        "data.params.count=12",
-        "data.params.batch_size=4",
-    )
-    words = (f"model.params.network={NETWORK}", "model.params.prototypes=16", "data.params.batch_size=2")
-    dino = trained("dino", tmp_path, *words)
+    clip, dino = trained("clip", tmp_path), trained("dino", tmp_path)
 
     images = [load_image(path) for path in image_files(DOG)]
     assert Clip(str(clip / "clip")).images(images).shape == (5, 8)
