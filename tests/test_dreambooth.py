@@ -227,6 +227,44 @@ def test_frozen_text_encoder(train, tiny):
     assert {key.split(".")[1] for key in checkpoint(run)["state_dict"]} == {"unet"}
 
 
+def test_weights_in_bf16_take_half_and_learn_all_the_same(train):
+    run = train(
+        "model.params.weights_precision=bf16",
+        "model.params.learning_rate=2e-3",
+        "lightning.trainer.max_steps=30",
+    )
+    state = checkpoint(run)
+    assert {value.dtype for value in state["state_dict"].values()} == {torch.bfloat16}
+    moments = state["optimizer_states"][0]["state"].values()
+    assert {moment[key].dtype for moment in moments for key in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
+    losses = [row["loss"] for row in read_rows(run / "metrics.jsonl")]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_gradients_are_clipped_in_every_precision(train, monkeypatch):
+    """Lightning's own clipping refuses the fused optimizer under mixed precision."""
+    from ldm.models.dreambooth import DreamBooth
+
+    norms = []
+
+    def clip_and_look(self, optimizer, *settings, **named):
+        clip(self, optimizer, *settings, **named)
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    clip = DreamBooth.configure_gradient_clipping
+    monkeypatch.setattr(DreamBooth, "configure_gradient_clipping", clip_and_look)
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        norms.clear()
+        words = (f"lightning.trainer.precision={precision}", "lightning.trainer.gradient_clip_val=0.01")
+        run = train(*words, "lightning.trainer.max_steps=4", name=precision)
+        fused = {group["fused"] for group in checkpoint(run)["optimizer_states"][0]["param_groups"]}
+        assert fused == {precision != "16-mixed"}
+        assert norms and max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_clip_skip_trains_what_conditions(train):
     keys = checkpoint(train("model.params.clip_skip=2"))["state_dict"]
     layers = {key.split("layers.")[1][0] for key in keys if "text_encoder" in key and "layers." in key}

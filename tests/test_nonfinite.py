@@ -15,7 +15,7 @@ from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_equal, resume, state
 
 NAN, INF = float("nan"), float("inf")
-FUSED = "model.params.optimizer.params.fused=true"
+NOT_FUSED = "model.params.optimizer.params.fused=false"
 
 
 def spoil(monkeypatch, steps, factor=NAN, where="loss") -> None:
@@ -63,8 +63,9 @@ def weights_by_step(monkeypatch) -> dict[int, dict]:
         ((), NAN, "loss"),
         ((), INF, "gradient"),
         ((), NAN, "added"),
-        ((FUSED,), NAN, "loss"),
-        ((FUSED, "lightning.trainer.gradient_clip_val=null"), -INF, "gradient"),
+        ((NOT_FUSED,), NAN, "loss"),
+        ((NOT_FUSED,), -INF, "gradient"),
+        (("lightning.trainer.gradient_clip_val=null",), -INF, "gradient"),
         (("lightning.trainer.precision=bf16-mixed",), NAN, "loss"),
         (("lightning.trainer.precision=16-mixed",), INF, "loss"),
         (("lightning.trainer.precision=16-mixed",), NAN, "added"),

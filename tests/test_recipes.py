@@ -27,6 +27,7 @@ RECIPES = {
     "bf16": ("v1", ["bf16"]),
     "low-memory": ("v1", ["low-memory"]),
     "v2, low-memory, bf16": ("v2", ["low-memory", "bf16"]),
+    "low-memory, bf16-weights": ("v1", ["low-memory", "bf16-weights"]),
     "frozen-text-encoder": ("v1", ["frozen-text-encoder"]),
     "ancestor": ("v1", ["ancestor"]),
 }

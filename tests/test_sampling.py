@@ -70,6 +70,17 @@ def test_no_second_half_without_guidance(model):
     assert calls == [3]
 
 
+@torch.no_grad()
+def test_guidance_on_a_part_of_the_noise_levels(model):
+    x, states, unconditional = torch.randn(1, 4, 8, 8), model.embed(PROMPTS[:1]), model.embed([""])
+    denoise = guided(model.predict, states, unconditional, 4.0, interval=(200, 800))
+    everywhere = guided(model.predict, states, unconditional, 4.0)
+    for timestep, is_guided in ((199, False), (200, True), (799, True), (800, False)):
+        t = torch.tensor([timestep])
+        expected = everywhere(x, t) if is_guided else model.predict(x, t, states)
+        assert torch.equal(denoise(x, t), expected), timestep
+
+
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
     [("ddim", DDIMScheduler), ("dpmpp_2m", DPMSolverMultistepScheduler)],

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.models.frozen import FrozenBase
-from ldm.models.latent_diffusion import LatentDiffusion, read_subject, text_transformer
+from ldm.models.latent_diffusion import DTYPES, LatentDiffusion, read_subject, text_transformer
 from ldm.models.model_card import card_of_run
 from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
@@ -38,6 +38,7 @@ class DreamBooth(LightningModule):
         min_snr_gamma: float | None = None,
         clip_skip: int = 1,
         gradient_checkpointing: bool = False,
+        weights_precision: str = "fp32",
         revision: str | None = None,
         variant: str | None = None,
         use_ema: bool = True,
@@ -56,6 +57,10 @@ class DreamBooth(LightningModule):
             vae=vae,
             prediction_type=prediction_type,
         )
+        if weights_precision not in ("fp32", "bf16"):
+            raise UserError(f"model.params.weights_precision is '{weights_precision}': fp32 or bf16")
+        self.model.unet.to(DTYPES[weights_precision])
+        self.model.text_encoder.to(DTYPES[weights_precision])
         self.identifier = resolve_identifier(identifier, self.model.tokenizer, seed)
         self.base = base
         self.optimizer = optimizer
@@ -154,7 +159,10 @@ class DreamBooth(LightningModule):
             },
         ]
         groups = [group for group in groups if group["params"]]
-        optimizer = self.optimizer(groups)
+        # A fused optimizer would unscale fp16's gradients itself, after they were clipped.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        options = {"fused": False} if scaled and "fused" in self.optimizer.keywords else {}
+        optimizer = self.optimizer(groups, **options)
         schedule = get_scheduler(
             self.lr_schedule,
             optimizer,
@@ -162,6 +170,14 @@ class DreamBooth(LightningModule):
             num_training_steps=self.trainer.max_steps,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Lightning's own refuses every fused optimizer under mixed precision, bf16 too, where nothing is scaled."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """What trains. The rest is the base's, and comes from there."""

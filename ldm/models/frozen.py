@@ -69,4 +69,5 @@ class FrozenBase:
                 settings["steps"],
                 settings["guidance_scale"],
                 on_step=bar.update,
+                guidance_interval=settings.get("guidance_interval"),
             )

@@ -185,16 +185,18 @@ class LatentDiffusion(nn.Module):
         eta: float = 0.0,
         noise: Tensor | None = None,
         on_step: Callable[[], None] | None = None,
+        guidance_interval: Sequence[int] | None = None,
     ) -> Tensor:
         """Latents [B, C, h, w] of `prompts`, image i drawn by `generators[i]` alone.
 
-        scale: weight of classifier-free guidance, 1 for none. noise: start here instead of at a draw.
+        scale: weight of classifier-free guidance, 1 for none; guidance_interval: the timesteps that have it, from
+        the first to below the second, None for all. noise: start here instead of at a draw.
         """
         if noise is None:
             noise = initial_noise(generators, latent_shape)
         states, unconditional = self.embed(prompts), self.embed([negative_prompt] * len(prompts))
         return sample(
-            guided(self.predict, states, unconditional, scale),
+            guided(self.predict, states, unconditional, scale, guidance_interval),
             make_scheduler(sampler, self.scheduler_config),
             noise.to(self.unet.device),
             generators,

@@ -40,6 +40,9 @@ class SkipNonFinite(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.counts = self.counts.to(pl_module.device)
         self._bad = torch.zeros((), dtype=torch.bool, device=pl_module.device)
+        self._every = (
+            1 if pl_module.device.type == "cpu" else self.read_every_steps
+        )  # the host waits for no CPU
         self._on_device = all(group.get("fused") for o in trainer.optimizers for group in o.param_groups)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -63,7 +66,7 @@ class SkipNonFinite(StepCallback):
                 parameter.grad = None  # an optimizer passes over what has no gradient
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._on_device or is_due(trainer.global_step, self.read_every_steps, trainer.max_steps):
+        if not self._on_device or is_due(trainer.global_step, self._every, trainer.max_steps):
             self._read(trainer)
 
     def state_dict(self) -> dict[str, Any]:
