@@ -10,7 +10,7 @@ from ldm.data.images import image_files, load_image
 from ldm.data.world_views import Views, WorldViews
 from ldm.evaluation.features import Clip, Dino
 from ldm.models.contrastive import ContrastivePretraining, contrastive_loss
-from ldm.models.self_distillation import SelfDistillation, distillation_loss
+from ldm.models.self_distillation import SelfDistillation, balanced, distillation_loss
 from ldm.training.loss_record import read_rows
 from main import main
 from scripts.judge_features import main as judge
@@ -36,10 +36,18 @@ def test_no_view_is_compared_with_itself():
     sure = torch.tensor([50.0, 0.0])
     unsure = torch.zeros(2)
     student = torch.stack([sure, unsure, sure])[None]  # two large views and a small one
-    teacher = torch.stack([sure, sure])[None]
-    loss = distillation_loss(student, teacher, torch.zeros(2), 1.0, 1.0)
+    answers = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    loss = distillation_loss(student, answers, 1.0)
     # View 0 of the teacher against 1 (log 2) and 2 (0); view 1 against 0 (0) and 2 (0).
     assert float(loss) == pytest.approx(math.log(2) / 4, abs=1e-5)
+
+
+def test_answers_are_balanced_over_the_prototypes():
+    torch.manual_seed(0)
+    same = torch.randn(8) + 0.01 * torch.randn(32, 8)  # a network that says nearly the same of everything
+    answers = balanced(same, 0.05, iterations=20)
+    assert torch.allclose(answers.sum(dim=1), torch.ones(32), atol=1e-5)
+    assert torch.allclose(answers.sum(dim=0), torch.full((8,), 4.0), atol=1e-2)
 
 
 def test_views_are_a_function_of_the_number_alone():

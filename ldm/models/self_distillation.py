@@ -37,19 +37,19 @@ class Head(nn.Module):
 class SelfDistillation(pl.LightningModule):
     """A student learns what its own moving average says of another view (Caron et al., arXiv 2104.14294).
 
-    network: keywords of `ViTConfig`. The teacher's answers are centred and sharpened, which together keep
-    both from saying the same of every picture (section 3.1 there).
+    network: keywords of `ViTConfig`. The teacher's answers are balanced over each batch by Sinkhorn and Knopp's
+    iteration (Caron et al., arXiv 2006.09882, section 3.1): with the running centre of the first paper a network
+    this small swung between one prototype for every picture and all of them alike.
     """
 
     def __init__(
         self,
         network: dict,
-        prototypes: int = 1024,
+        prototypes: int = 512,
         hidden: int = 512,
         bottleneck: int = 128,
         student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        centre_momentum: float = 0.9,
+        teacher_temperature: float = 0.05,
         teacher_momentum: float = 0.99,
         learning_rate: float = 1e-3,
         total_steps: int = 4000,
@@ -64,9 +64,8 @@ class SelfDistillation(pl.LightningModule):
             head = Head(network["hidden_size"], hidden, bottleneck, prototypes)
         self.student = nn.ModuleDict({"vit": vit, "head": head})
         self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(prototypes))
         self.temperatures = (student_temperature, teacher_temperature)
-        self.centre_momentum, self.teacher_momentum = centre_momentum, teacher_momentum
+        self.teacher_momentum = teacher_momentum
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
 
@@ -74,13 +73,13 @@ class SelfDistillation(pl.LightningModule):
         """batch: `large` [B, G, 3, S, S] and `small` [B, L, 3, s, s], views in [-1, 1] of B things."""
         with torch.no_grad():
             seen = self.scores(self.teacher, batch["large"])
+            answers = balanced(seen.flatten(0, 1), self.temperatures[1]).unflatten(0, seen.shape[:2])
         large = self.scores(self.student, batch["large"])
         small = self.scores(self.student, batch["small"])
-        loss = distillation_loss(torch.cat([large, small], dim=1), seen, self.centre, *self.temperatures)
-        self.centre.lerp_(seen.mean(dim=(0, 1)), 1 - self.centre_momentum)
-        answers = F.softmax((seen - self.centre) / self.temperatures[1], dim=-1).mean(dim=(0, 1))
-        used = torch.exp(-(answers * answers.clamp(min=1e-12).log()).sum())
-        return {"loss": loss, "prototypes_used": used}  # 1: collapsed
+        loss = distillation_loss(torch.cat([large, small], dim=1), answers, self.temperatures[0])
+        own = F.softmax(large.detach() / self.temperatures[0], dim=-1).mean(dim=(0, 1))
+        used = torch.exp(-(own * own.clamp(min=1e-12).log()).sum())
+        return {"loss": loss, "prototypes_used": used}  # by the student; 1: collapsed
 
     @staticmethod
     def scores(network: nn.ModuleDict, views: Tensor) -> Tensor:
@@ -112,15 +111,21 @@ class SelfDistillation(pl.LightningModule):
         )
 
 
-def distillation_loss(
-    student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: float
-) -> Tensor:
-    """Cross-entropy of every student view [B, V, K] with every other view of the teacher [B, G, K].
+def balanced(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Answers [N, K], rows summing to 1, of `scores` [N, K]: every prototype gets about N / K of all of them."""
+    answers = torch.exp((scores - scores.max()).double() / temperature)
+    for _ in range(iterations):
+        answers = answers / answers.sum(dim=0, keepdim=True).clamp(min=1e-30)
+        answers = answers / answers.sum(dim=1, keepdim=True)
+    return answers.float()
+
+
+def distillation_loss(student: Tensor, answers: Tensor, student_temperature: float) -> Tensor:
+    """Cross-entropy of every student view's scores [B, V, K] with the teacher's answers to every other [B, G, K].
 
     The first G of the student's views are the teacher's (eq. 1 to 3 of the paper); none is compared with itself.
     """
-    target = F.softmax((teacher - centre) / teacher_temperature, dim=-1)
-    answer = F.log_softmax(student / student_temperature, dim=-1)
-    errors = -torch.einsum("bgk,bvk->bgv", target, answer)  # [B, G, V]
-    other = ~torch.eye(teacher.shape[1], student.shape[1], dtype=torch.bool, device=student.device)
+    log_answer = F.log_softmax(student / student_temperature, dim=-1)
+    errors = -torch.einsum("bgk,bvk->bgv", answers, log_answer)  # [B, G, V]
+    other = ~torch.eye(answers.shape[1], student.shape[1], dtype=torch.bool, device=student.device)
     return errors[:, other].mean()
