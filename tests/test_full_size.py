@@ -8,17 +8,9 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from ldm.formats.components import Components
-from ldm.formats.diffusers_folder import (
-    load_tokenizer,
-    read_json,
-    read_scheduler_config,
-    save_diffusers_folder,
-)
+from ldm.models.from_scratch import write_random_base
 from ldm.training.loss_record import read_rows
 from tests.conftest import PROJECT, RECIPE
 
@@ -38,18 +30,7 @@ finally:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A base with the networks' own starting weights, fp16 on disk."""
-    torch.manual_seed(0)
-    read = lambda name: read_json(V1 / name / "config.json")  # noqa: E731
-    components = Components(
-        vae=AutoencoderKL.from_config(read("vae")),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**read("text_encoder"))),
-        unet=UNet2DConditionModel.from_config(read("unet")),
-        tokenizer=load_tokenizer(V1),
-        scheduler_config=read_scheduler_config(V1),
-        source="random",
-        fingerprint="0" * 32,
-    )
-    return save_diffusers_folder(components, tmp_path_factory.mktemp("full") / "base", torch.float16)
+    return write_random_base(V1, tmp_path_factory.mktemp("full") / "base")
 
 
 def run(*words):

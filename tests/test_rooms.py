@@ -49,7 +49,16 @@ def test_rooms_keep_to_their_doors(path):
             )
 
 
-@pytest.mark.parametrize("script", ["main.py", "scripts/txt2img.py"])
+WITH_TORCH_FROM_THE_START = {"benchmark_one", "judge_base", "make_world"}
+"""A worker, and two scripts that make what the repository already has."""
+SCRIPTS = sorted(
+    f"scripts/{path.name}"
+    for path in (PROJECT / "scripts").glob("*.py")
+    if path.stem not in WITH_TORCH_FROM_THE_START
+)
+
+
+@pytest.mark.parametrize("script", ["main.py", *SCRIPTS])
 def test_help_is_quick_because_heavy_imports_wait(script):
     """Best of three: other work on the machine slows single starts."""
     seconds = []
@@ -58,7 +67,7 @@ def test_help_is_quick_because_heavy_imports_wait(script):
         done = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True)
         seconds.append(time.monotonic() - start)
         assert done.returncode == 0
-        assert "--seed" in done.stdout
+        assert done.stdout.startswith(f"usage: {script.split('/')[-1]}")
     assert min(seconds) < 1
 
 

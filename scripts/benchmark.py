@@ -1,0 +1,313 @@
+"""Speed and memory: `python scripts/benchmark.py --model toy --out benchmark.json`.
+
+Every variant runs in a process of its own, one after the other, round after round; a ratio is the median over
+rounds of first variant / this variant within the round, so that a machine that slows down slows both. sd-v1 and
+sd-v2 are the full architectures with random weights, made once under .cache/ without a download.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from ldm.errors import UserError, exit_code_of  # noqa: E402
+
+RECIPE = "configs/dreambooth.yaml"
+CONFIGS = {
+    "toy": [RECIPE],
+    "sd-v1": [RECIPE, "configs/stable-diffusion/v1.yaml"],
+    "sd-v2": [RECIPE, "configs/stable-diffusion/v2.yaml"],
+}
+GROUPS = ("machine", "step", "lean", "prior", "txt2img", "checkpoint", "start-up", "processes")
+
+Job = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=CONFIGS, default="toy")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="what to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="of every variant, one after the other")
+    parser.add_argument("--repeats", type=int, default=20, help="timed steps, or calls, a round")
+    parser.add_argument("--size", type=int, help="px (default: the recipe's)")
+    parser.add_argument("--out", type=Path, help="also write every figure there, as JSON")
+    parser.add_argument(
+        "--profile", metavar="TRACE.json", help="also profile a training step: Chrome trace, and .txt"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of one repeat, to see that it runs")
+    return exit_code_of(run, parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print the table, write the JSON."""
+    from tqdm import tqdm
+
+    if options.quick:
+        options.rounds, options.repeats = 1, 1
+    for name in ("rounds", "repeats"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
+    base = base_of(options.model)
+    jobs = [job for group in options.only for job in jobs_of(group, options, base)]
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=options.rounds * len(jobs), desc="measuring", unit="process", file=sys.stderr) as bar,
+    ):
+        for number in range(options.rounds):
+            for index, job in enumerate(jobs):
+                bar.set_postfix_str(f"{job['group']}: {job['variant']}")
+                out = Path(folder) / f"{number}-{index}.json"
+                for row in measured(job, out):
+                    rows.setdefault((job["group"], row.get("variant", job["variant"])), []).append(row)
+                bar.update()
+        if options.profile:
+            step = next(job for job in jobs_of("step", options, base) if job["measure"] == "training_step")
+            measured({**step, "profile": options.profile}, Path(folder) / "profile.json")
+        summary = summarize(rows)
+    print(table(summary, options))
+    if options.out:
+        about = {"model": options.model, "date": str(date.today()), "machine": machine_name()}
+        options.out.write_text(json.dumps({**about, "rows": summary}, indent=1) + "\n")
+
+
+def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]:
+    """What to measure in `group`; the first is what the others are held against."""
+    size = [f"data.params.size={options.size}"] if options.size else []
+    recipe = {
+        "configs": CONFIGS[options.model],
+        "words": [f"model.params.base={base}", "data.params.prior.count=8", "data.params.prior.chunk_size=8",
+                  "data.params.prior.steps=1", *size],
+        "warm": 1 if options.quick else 3,
+        "repeats": options.repeats,
+    }  # fmt: skip
+    few = {**recipe, "repeats": min(options.repeats, 3), "warm": 1}
+
+    def job(
+        variant: str, measure: str, kind: Job, *words: str, configs: Sequence[str] = (), **more: Any
+    ) -> Job:
+        return {
+            **kind,
+            "group": group,
+            "variant": variant,
+            "measure": measure,
+            "words": [*kind["words"], *words],
+            "configs": [*kind["configs"], *configs],
+            **more,
+        }
+
+    if group == "machine":
+        yield job("", "machine", few)
+    elif group == "step":
+        yield job("plain loop", "plain_step", recipe)
+        yield job("this project", "training_step", recipe)
+    elif group == "lean":
+        yield job("the recipe", "training_step", recipe)
+        for variant, (configs, words) in LEAN.items():
+            yield job(variant, "training_step", recipe, *words, configs=configs)
+    elif group == "prior":
+        whole = {**few, "words": [f"model.params.base={base}", *size]}
+        yield job("the recipe", "prior", whole)
+        for variant, words in PRIOR.items():
+            yield job(variant, "prior", whole, *words)
+    elif group == "txt2img":
+        size_of = {"size": options.size} if options.size else {}
+        picture = {
+            "base": base,
+            "images": 4,
+            "steps": 20,
+            "scale": 4.0,
+            "prompt": "a photo of a dog",
+            **size_of,
+        }
+        picture["dtype"] = "fp16" if has_gpu() else "fp32"
+        yield job("diffusers' pipeline", "pipeline", few, **picture)
+        yield job("this project", "txt2img", few, **picture)
+    elif group == "checkpoint":
+        yield job("", "checkpoint", few)
+    elif group == "start-up":
+        yield job("", "start_up", few)
+    elif group == "processes":
+        one_thread = {"env": {"OMP_NUM_THREADS": "1"}}
+        words = ["lightning.trainer.accelerator=cpu", "lightning.trainer.strategy=ddp"]
+        yield job("one process", "training_step", recipe, *words[:1], **one_thread)
+        yield job(
+            "two processes", "training_step", recipe, *words, "lightning.trainer.devices=2", **one_thread
+        )
+
+
+NOT_FUSED = "model.params.optimizer.params.fused=false"
+LEAN: dict[str, tuple[list[str], list[str]]] = {
+    "AdamW not fused": ([], [NOT_FUSED]),
+    "gradient checkpointing": ([], ["model.params.gradient_checkpointing=true"]),
+    "frozen text encoder": (["configs/frozen-text-encoder.yaml"], []),
+    "bf16 autocast": (["configs/bf16.yaml"], []),
+    "bf16 weights": (["configs/bf16-weights.yaml"], []),
+}
+"""Recipes for less memory: overlays and words."""
+
+PRIOR: dict[str, list[str]] = {
+    "chunks of 4": ["data.params.prior.chunk_size=4"],
+    "chunks of 64": ["data.params.prior.chunk_size=64"],
+    "no guidance": ["data.params.prior.guidance_scale=1.0"],
+    "guided for the middle of the noise levels": ["data.params.prior.guidance_interval=[200,800]"],
+    "ancestral sampler, 50 steps": ["data.params.prior.sampler=ddpm", "data.params.prior.steps=50"],
+    "frozen copy in bf16": ["data.params.prior.precision=bf16"],
+}
+"""Ways to draw a chunk of prior samples."""
+
+
+def measured(job: Job, out: Path) -> list[dict[str, Any]]:
+    """The rows of one job, done in a process of its own."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **job.get("env", {}),
+    }
+    command = [
+        sys.executable,
+        str(PROJECT / "scripts" / "benchmark_one.py"),
+        json.dumps({**job, "out": str(out)}),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if not out.exists():
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"measuring {job['group']}, {job['variant']} failed: {lines[-1]}")
+    return json.loads(out.read_text())
+
+
+def summarize(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Per variant: median and range over rounds, ratio to its group's first, share of the machine's rates."""
+    rates = {variant: work(found[0]) / statistics.median(r["seconds"] for r in found)
+             for (group, variant), found in rows.items() if group == "machine"}  # fmt: skip
+    first = {}
+    summary = []
+    for (group, variant), found in rows.items():
+        seconds = [row["seconds"] for row in found]
+        first.setdefault(group, found)
+        median = statistics.median(seconds)
+        line = {
+            "group": group,
+            "variant": variant,
+            "seconds": median,
+            "least": min(seconds),
+            "most": max(seconds),
+        }
+        line["peak_bytes"] = max((row["peak_bytes"] for row in found if "peak_bytes" in row), default=None)
+        if group != "machine":
+            pairs = zip(first[group], found, strict=True)
+            line["times_as_fast"] = statistics.median(speed(ours) / speed(theirs) for theirs, ours in pairs)
+        if found[0].get("images"):
+            line["images_per_second"] = found[0]["images"] / median
+        if found[0].get("flops"):
+            line["flops"] = found[0]["flops"]
+            products = [rate for name, rate in rates.items() if "matmul" in name and "float32" in name]
+            if products and group != "machine":
+                line["share_of_fp32_matmul"] = line["flops"] / median / products[0]
+        if found[0].get("bytes"):
+            line["bytes_per_second"] = found[0]["bytes"] / median
+        if "pictures" in found[0]:
+            line["largest_difference"] = difference(first[group][0]["pictures"], found[0]["pictures"])
+        summary.append(line)
+    return summary
+
+
+def work(row: dict[str, Any]) -> float:
+    """FLOPs or bytes of a repeat."""
+    return row.get("flops") or row["bytes"]
+
+
+def speed(row: dict[str, Any]) -> float:
+    """Images a second, or repeats where there are no images."""
+    return (row.get("images") or 1) / row["seconds"]
+
+
+def difference(ours: str, theirs: str) -> int:
+    """Largest difference of two files of pictures, in levels of 255."""
+    import numpy as np
+
+    return int(np.abs(np.load(ours).astype(int) - np.load(theirs).astype(int)).max())
+
+
+def table(summary: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The figures as a Markdown table."""
+    lines = [
+        f"{options.model} on {machine_name()}, {date.today()}; {options.rounds} rounds of {options.repeats} repeats",
+        "",
+        "| what | variant | ms (least to most) | times as fast | images/s | GFLOP | of fp32 matmul | peak GB | note |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary:
+        spread = f"{1e3 * row['seconds']:.0f} ({1e3 * row['least']:.0f} to {1e3 * row['most']:.0f})"
+        note = ""
+        if row["group"] == "machine" and "flops" in row:
+            note = f"{row['flops'] / row['seconds'] / 1e12:.2f} TFLOP/s"
+        elif "bytes_per_second" in row:
+            note = f"{row['bytes_per_second'] / 1e9:.2f} GB/s"
+        elif "largest_difference" in row:
+            note = f"pictures differ by {row['largest_difference']}/255"
+        cells = [
+            row["group"], row["variant"], spread,
+            shown(row.get("times_as_fast"), "{:.2f}"), shown(row.get("images_per_second"), "{:.1f}"),
+            shown(row.get("flops"), "{:.1f}", 1e9), shown(row.get("share_of_fp32_matmul"), "{:.0%}"),
+            shown(row.get("peak_bytes"), "{:.2f}", 1e9), note,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def shown(value: float | None, pattern: str, unit: float = 1) -> str:
+    """`value` in `unit`, or nothing."""
+    return "" if value is None else pattern.format(value / unit)
+
+
+def base_of(model: str) -> str:
+    """The base to measure on; random weights of the full architecture are made the first time."""
+    if model == "toy":
+        return "assets/base"
+    folder = PROJECT / ".cache" / f"random-{model}"
+    if not folder.exists():
+        from ldm.models.from_scratch import write_random_base
+
+        print(f"writing random weights to {folder}", file=sys.stderr)
+        write_random_base(PROJECT / "configs" / "stable-diffusion" / model.removeprefix("sd-"), folder)
+    return str(folder)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def machine_name() -> str:
+    """GPU, or processor and number of cores, and torch's version."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""Measure one thing in a process of its own, for scripts/benchmark.py, which says what to measure as JSON.
+
+    python scripts/benchmark_one.py '{"measure": "training_step", "configs": [...], "words": [...], ...}'
+
+Writes a JSON list of rows to the file `out`: seconds of one repeat, images and FLOPs in it, peak memory. Times
+are means over `repeats` after `warm` untimed ones, the device's queue emptied before the clock is read.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+import main as training  # noqa: E402
+from ldm import processes  # noqa: E402
+from ldm.config import load_config  # noqa: E402
+from ldm.training.step_callback import StepCallback  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+WITHOUT = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
+"""What a training step is measured without; loss record, guard and progress bar stay."""
+
+Job = dict[str, Any]
+Row = dict[str, Any]
+
+
+def machine(job: Job) -> list[Row]:
+    """The machine's own rates, to hold the others against: matrix product and copy."""
+    side = 8192 if CUDA else 2048
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(side, side, device=DEVICE).to(dtype)
+        row = timed(job, lambda a=a: a @ a, images=0)
+        rows.append({**row, "variant": f"matmul {side} {str(dtype).split('.')[1]}", "flops": 2 * side**3})
+    source = torch.empty(2**30 if CUDA else 2**28, dtype=torch.uint8, device=DEVICE).random_()
+    target = torch.empty_like(source)
+    row = timed(job, lambda: target.copy_(source), images=0)
+    return [*rows, {**row, "variant": "copy (read + write)", "bytes": 2 * source.numel()}]
+
+
+def training_step(job: Job) -> list[Row]:
+    """An optimizer step of main.py, its loss record, guard and progress bar included."""
+    data, model, trainer, folder = build(job, job["warm"] + job["repeats"] + 1)
+    clock = StepClock(job["warm"], job["repeats"], job.get("profile"))
+    trainer.callbacks.append(clock)
+    with folder:
+        trainer.fit(model, data)
+    samples = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    return [{**clock.row, "images": samples}] if trainer.is_global_zero else []
+
+
+def plain_step(job: Job) -> list[Row]:
+    """The same modules, batch and precision in the loop of a plain script: every image encoded in every step, a
+    UNet pass for the subject and one for the class, AdamW parameter by parameter."""
+    from ldm.diffusion.sampling import make_scheduler
+
+    data, module, _, folder = build(job, 1)
+    model = module.model.to(DEVICE)
+    model.unet.train(), model.text_encoder.train()
+    settings = module.optimizer.keywords | {"fused": None, "foreach": False}
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, module.learning_rate, **settings)
+    scheduler = make_scheduler("ddpm", model.scheduler_config)
+    count, views = data.batch_size, data.subject.views
+    pixels = torch.stack([data.subject.pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
+    prompts = (module.with_identifier(data.subject.prompts[0]), data.prior_prompt)
+
+    def half_of_the_loss(prompt: str) -> torch.Tensor:
+        with torch.no_grad():
+            latents = model.vae.encode(pixels).latent_dist.sample() * model.vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, model.num_timesteps, (count,), device=DEVICE)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        states = model.text_encoder(model.tokenize([prompt] * count).to(DEVICE)).last_hidden_state
+        answer = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        return torch.nn.functional.mse_loss(answer.float(), target)
+
+    def step() -> None:
+        loss = half_of_the_loss(prompts[0]) + half_of_the_loss(prompts[1])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    velocity = model.prediction_type == "v_prediction"
+    with folder:
+        return [timed(job, step, images=count)]
+
+
+def prior(job: Job) -> list[Row]:
+    """One chunk of class-prior samples, as the run draws them."""
+    data, module, _, folder = build(job, 1)
+    module.frozen.take(data.prior["precision"])
+    module.model.to(DEVICE)
+    numbers = range(data.prior["chunk_size"])
+    shape = module.model.latent_shape(data.size, data.size)
+
+    def draw() -> None:
+        module.frozen.sample_prior(numbers, data.prior_prompt, shape, data.seed, data.prior)
+
+    with folder:
+        return [timed(job, draw, images=len(numbers))]
+
+
+def txt2img(job: Job) -> list[Row]:
+    """Pictures from a prompt as scripts/txt2img.py draws them."""
+    from ldm.data.images import to_image
+    from ldm.models.load import load_for_sampling
+    from ldm.randomness import image_generator
+
+    model = load_for_sampling(job["base"]).model.to(DEVICE, DTYPES[job["dtype"]])
+    shape = model.latent_shape(*[job.get("size") or model.native_size] * 2)
+
+    def draw() -> list[Any]:
+        generators = [image_generator(seed) for seed in range(job["images"])]
+        prompts = [job["prompt"]] * job["images"]
+        latents = model.sample(prompts, generators, shape, "ddim", job["steps"], job["scale"])
+        return [to_image(pixels) for pixels in model.decode(latents)]
+
+    return [timed(job, draw, job["images"], pictures=True)]
+
+
+def pipeline(job: Job) -> list[Row]:
+    """The same pictures by diffusers' pipeline."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(job["base"], torch_dtype=DTYPES[job["dtype"]])
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(DEVICE)
+
+    def draw() -> list[Any]:
+        return pipe(
+            [job["prompt"]] * job["images"],
+            num_inference_steps=job["steps"],
+            guidance_scale=job["scale"],
+            generator=[torch.Generator().manual_seed(seed) for seed in range(job["images"])],
+            height=job.get("size"),
+            width=job.get("size"),
+        ).images
+
+    return [timed(job, draw, job["images"], pictures=True)]
+
+
+def checkpoint(job: Job) -> list[Row]:
+    """A full state: written and synced, against as many plain bytes; and read."""
+    from ldm.formats.safe_loading import load_checkpoint
+
+    data, model, trainer, folder = build(job, 1)
+    with folder as name:
+        trainer.fit(model, data)
+        path, plain = Path(name) / "state.ckpt", Path(name) / "plain"
+        saved = timed(job, lambda: trainer.save_checkpoint(path), images=0, count_flops=False)
+        size = path.stat().st_size
+        content = torch.empty(min(size, 2**28), dtype=torch.uint8).random_().numpy().tobytes()
+
+        def write() -> None:
+            with open(plain, "wb", buffering=0) as file:
+                for start in range(0, size, len(content)):
+                    file.write(content[: size - start])
+                file.flush()
+                import os
+
+                os.fsync(file.fileno())
+
+        written = timed(job, write, images=0, count_flops=False)
+        plain.unlink()
+        loaded = timed(job, lambda: load_checkpoint(path), images=0, count_flops=False)
+    return [
+        {**written, "variant": "as many plain bytes, synced", "bytes": size},
+        {**saved, "variant": "save", "bytes": size},
+        {**loaded, "variant": "load", "bytes": size},
+    ]
+
+
+def start_up(job: Job) -> list[Row]:
+    """From the command to the first prior chunk's first step, against the bare imports of the libraries."""
+    imports = (
+        "import torch, pytorch_lightning, diffusers, transformers; from diffusers import AutoencoderKL, "
+    )
+    imports += "UNet2DConditionModel; from transformers import CLIPTextModel, CLIPTokenizer"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", imports], check=True)
+    bare = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as logs:
+        words = ["main.py", "--base", *job["configs"], "-l", logs, *job["words"]]
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *words], cwd=PROJECT, stderr=subprocess.PIPE)
+        seen = b""
+        while b"prior samples" not in seen:
+            piece = process.stderr.read1()
+            if not piece:
+                raise RuntimeError(f"main.py ended before it drew a prior sample: {seen.decode()[-2000:]}")
+            seen += piece
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.wait()
+    return [
+        {"variant": "bare imports", "seconds": bare},
+        {"variant": "main.py to the first prior chunk", "seconds": seconds},
+    ]
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MEASURES = (machine, training_step, plain_step, prior, txt2img, pipeline, checkpoint, start_up)
+
+
+class StepClock(StepCallback):
+    """Times `repeats` optimizer steps after `warm` ones, and counts the FLOPs of the one after."""
+
+    def __init__(self, warm: int, repeats: int, profile: str | None):
+        self.warm, self.repeats, self.profile = warm, repeats, profile
+        self.row: Row = {}
+        self.flops = FlopCounterMode(display=False)
+
+    def on_step(self, trainer: Any, pl_module: Any) -> None:
+        step = trainer.global_step
+        if step == self.warm:
+            if self.profile:
+                self.profiler = torch.profiler.profile()
+                self.profiler.__enter__()
+            self.start = now()
+        elif step == self.warm + self.repeats:
+            self.row = {"seconds": (now() - self.start) / self.repeats, "peak_bytes": peak_bytes()}
+            if self.profile:
+                self.profiler.__exit__(None, None, None)
+                write_profile(self.profiler, self.profile)
+            self.flops.__enter__()
+        elif step == self.warm + self.repeats + 1:
+            self.flops.__exit__(None, None, None)
+            self.row["flops"] = self.flops.get_total_flops() * trainer.world_size
+
+
+def write_profile(profiler: Any, path: str) -> None:
+    """A Chrome trace, and beside it the table of the operators that took longest."""
+    profiler.export_chrome_trace(path)
+    order = "self_cuda_time_total" if CUDA else "self_cpu_time_total"
+    Path(path).with_suffix(".txt").write_text(profiler.key_averages().table(sort_by=order, row_limit=40))
+
+
+def build(job: Job, max_steps: int) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory]:
+    """What main.py builds for the job's config, without what is not measured, in a folder for its files."""
+    training.quiet()
+    words = ["lightning.logger=null", *WITHOUT, *job["words"], f"lightning.trainer.max_steps={max_steps}"]
+    config = load_config([str(PROJECT / path) for path in job["configs"]], words)
+    folder = tempfile.TemporaryDirectory()
+    return *training.build(config, Path(folder.name), trusted_only=False), folder
+
+
+def timed(
+    job: Job, act: Callable[[], Any], images: int, pictures: bool = False, count_flops: bool = True
+) -> Row:
+    """Seconds of `act`, FLOPs in it, and the process's peak memory; pictures: keep those it returns."""
+    row: Row = {"images": images}
+    flops = FlopCounterMode(display=False)
+    for _ in range(job["warm"]):
+        result = act()
+    start = now()
+    for _ in range(job["repeats"]):
+        result = act()
+    row |= {"seconds": (now() - start) / job["repeats"], "peak_bytes": peak_bytes()}
+    if count_flops:
+        with flops:
+            act()
+        row["flops"] = flops.get_total_flops()
+    if pictures:
+        import numpy as np
+
+        row["pictures"] = str(Path(job["out"]).with_suffix(".npy"))
+        np.save(row["pictures"], np.stack([np.asarray(picture) for picture in result]))
+    return row
+
+
+def now() -> float:
+    """Seconds, once the device has done all it was given."""
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of the GPU's allocator, or without a GPU of the whole process, its libraries included."""
+    if CUDA:
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(job: Job) -> None:
+    """Do one job and write its rows."""
+    rows = {function.__name__: function for function in MEASURES}[job["measure"]](job)
+    if processes.rank() == 0:
+        Path(job["out"]).write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    measure(json.loads(sys.argv[1]))
