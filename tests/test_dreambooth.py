@@ -321,3 +321,27 @@ def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_gauge_is_set(t
     assert held[0] == {"prior"}  # the gauge has its predictions, the bank only its first chunk
     assert held[-1] == set()
     assert module.frozen._model is None
+
+
+def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(train, tiny_config, tmp_path):
+    from ldm.config import load_config
+    from main import build
+
+    words = ["data.params.prior.fill_at_start=true"]
+    data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path, trusted_only=False)
+    held, gradients = [], []
+
+    def look(*_):
+        held.append(module.frozen.users.copy())
+        gradients.extend(p.grad for p in module.parameters())
+
+    module.on_train_batch_end = look
+    trainer.fit(module, data)
+    assert held[0] == set()
+    assert not any(gradient is not None for gradient in gradients)  # freed as soon as they are used
+    early, late = train(*words, name="early"), train(name="late")
+    assert (early / "metrics.jsonl").read_bytes() == (late / "metrics.jsonl").read_bytes()
+    chunks = sorted(path.name for path in (late / "prior").glob("*.safetensors"))
+    assert chunks
+    for name in chunks:
+        assert (late / "prior" / name).read_bytes() == (early / "prior" / name).read_bytes()

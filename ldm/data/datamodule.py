@@ -115,7 +115,7 @@ class DreamBoothData(LightningDataModule):
             "prompt": self.prior_prompt,
             "size": self.size,
             "seed": self.seed,
-            **self.prior,
+            **{key: value for key, value in self.prior.items() if key != "fill_at_start"},
         }
         draw = draw_prior
         if self.prior_files:

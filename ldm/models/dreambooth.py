@@ -179,6 +179,11 @@ class DreamBooth(LightningModule):
         elif gradient_clip_val:
             nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Now and not before the next backward pass: prior samples and the next forward pass have their room.
+        optimizer.zero_grad()
+
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """What trains. The rest is the base's, and comes from there."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -225,7 +230,10 @@ class DreamBooth(LightningModule):
             )
 
         self.encode_views(self.trainer.datamodule.subject)
-        self.trainer.datamodule.bank.load_existing()
+        data = self.trainer.datamodule
+        data.bank.load_existing()
+        if data.with_prior and data.prior.get("fill_at_start"):
+            data.bank.fill(range(data.prior_count))
         self.frozen.done_with("setup")
 
     def encode_views(self, subject: Any) -> None:
