@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", metavar="TRACE.json", help="also profile a training step: Chrome trace, and .txt"
     )
-    parser.add_argument("--quick", action="store_true", help="one round of one repeat, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="see within a minute that it runs: its figures mean little"
+    )
     return exit_code_of(run, parser.parse_args(argv))
 
 
@@ -63,21 +65,21 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     base = base_of(options.model)
     jobs = [job for group in options.only for job in jobs_of(group, options, base)]
+    turns = in_one_process(jobs) if options.quick else [[job] for job in jobs]
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        tqdm(total=options.rounds * len(jobs), desc="measuring", unit="process", file=sys.stderr) as bar,
+        tqdm(total=options.rounds * len(turns), desc="measuring", unit="process", file=sys.stderr) as bar,
     ):
         for number in range(options.rounds):
-            for index, job in enumerate(jobs):
-                bar.set_postfix_str(f"{job['group']}: {job['variant']}")
-                out = Path(folder) / f"{number}-{index}.json"
-                for row in measured(job, out):
-                    rows.setdefault((job["group"], row.get("variant", job["variant"])), []).append(row)
+            for index, turn in enumerate(turns):
+                bar.set_postfix_str(f"{turn[0]['group']}: {turn[0]['variant']}")
+                for row in measured(turn, Path(folder) / f"{number}-{index}.json"):
+                    rows.setdefault((row["group"], row["variant"]), []).append(row)
                 bar.update()
         if options.profile:
             step = next(job for job in jobs_of("step", options, base) if job["measure"] == "training_step")
-            measured({**step, "profile": options.profile}, Path(folder) / "profile.json")
+            measured([{**step, "profile": options.profile}], Path(folder) / "profile.json")
         summary = summarize(rows)
     print(table(summary, options))
     if options.out:
@@ -171,23 +173,23 @@ PRIOR: dict[str, list[str]] = {
 """Ways to draw a chunk of prior samples."""
 
 
-def measured(job: Job, out: Path) -> list[dict[str, Any]]:
-    """The rows of one job, done in a process of its own."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        **job.get("env", {}),
-    }
-    command = [
-        sys.executable,
-        str(PROJECT / "scripts" / "benchmark_one.py"),
-        json.dumps({**job, "out": str(out)}),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+def in_one_process(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs to see that everything runs: one variant a group, but two where two are to agree."""
+    several = {"step", "txt2img"}
+    first = {job["group"]: job for job in reversed(jobs)}
+    kept = [job for job in jobs if job["group"] in several or job is first[job["group"]]]
+    return [kept] if kept else []
+
+
+def measured(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
+    """The rows of `jobs`, done in a process of their own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(PROJECT / "scripts" / "benchmark_one.py"), json.dumps(jobs), str(out)]
+    done = subprocess.run(command, env=environment | jobs[0].get("env", {}), capture_output=True, text=True)
     if not out.exists():
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"measuring {job['group']}, {job['variant']} failed: {lines[-1]}")
+        names = ", ".join(f"{job['group']} {job['variant']}".strip() for job in jobs)
+        raise UserError(f"measuring {names} failed: {lines[-1]}")
     return json.loads(out.read_text())
 
 

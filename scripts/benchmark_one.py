@@ -1,12 +1,13 @@
 """Measure one thing in a process of its own, for scripts/benchmark.py, which says what to measure as JSON.
 
-    python scripts/benchmark_one.py '{"measure": "training_step", "configs": [...], "words": [...], ...}'
+    python scripts/benchmark_one.py '[{"measure": "training_step", "configs": [...], ...}]' rows.json
 
-Writes a JSON list of rows to the file `out`: seconds of one repeat, images and FLOPs in it, peak memory. Times
+Writes a JSON list of rows: seconds of one repeat, images and FLOPs in it, peak memory. Times
 are means over `repeats` after `warm` untimed ones, the device's queue emptied before the clock is read.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -172,9 +173,6 @@ def checkpoint(job: Job) -> list[Row]:
             with open(plain, "wb", buffering=0) as file:
                 for start in range(0, size, len(content)):
                     file.write(content[: size - start])
-                file.flush()
-                import os
-
                 os.fsync(file.fileno())
 
         written = timed(job, write, images=0, count_flops=False)
@@ -280,7 +278,7 @@ def timed(
     if pictures:
         import numpy as np
 
-        row["pictures"] = str(Path(job["out"]).with_suffix(".npy"))
+        row["pictures"] = job["pictures"]
         np.save(row["pictures"], np.stack([np.asarray(picture) for picture in result]))
     return row
 
@@ -299,12 +297,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(job: Job) -> None:
-    """Do one job and write its rows."""
-    rows = {function.__name__: function for function in MEASURES}[job["measure"]](job)
+def measure(jobs: list[Job], out: Path) -> None:
+    """Do the jobs and write their rows."""
+    functions, rows = {function.__name__: function for function in MEASURES}, []
+    for index, job in enumerate(jobs):
+        job["pictures"] = str(out.with_suffix(f".{index}.npy"))
+        found = functions[job["measure"]](job)
+        rows += [{"group": job["group"], "variant": job["variant"], **row} for row in found]
     if processes.rank() == 0:
-        Path(job["out"]).write_text(json.dumps(rows))
+        out.write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
-    measure(json.loads(sys.argv[1]))
+    measure(json.loads(sys.argv[1]), Path(sys.argv[2]))

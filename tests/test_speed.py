@@ -1,0 +1,50 @@
+"""scripts/benchmark.py runs and counts right. What it measures is no test's business: machines differ."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scripts.benchmark import summarize
+from tests.conftest import PROJECT
+
+
+def test_quick_benchmark(tmp_path):
+    out = tmp_path / "benchmark.json"
+    words = ["--quick", "--only", "machine", "step", "txt2img", "checkpoint", "--out", out]
+    command = [sys.executable, "scripts/benchmark.py", *map(str, words)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {(row["group"], row["variant"]): row for row in json.loads(out.read_text())["rows"]}
+    for group, variant in rows:
+        assert f"| {group} | {variant} |" in done.stdout
+    plain, ours = rows["step", "plain loop"], rows["step", "this project"]
+    assert 0.8 * plain["flops"] < ours["flops"] < plain["flops"]  # what it saves is the encoding
+    assert ours["times_as_fast"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert rows["txt2img", "this project"]["largest_difference"] <= 1  # the pipeline's pictures
+    assert rows["checkpoint", "save"]["bytes_per_second"] > 0
+
+
+def test_a_ratio_is_taken_within_rounds():
+    """A machine that slows down between rounds slows both variants of a round."""
+
+    def row(seconds, images=4):
+        return {"seconds": seconds, "images": images, "flops": 8, "peak_bytes": int(seconds)}
+
+    rows = {
+        ("step", "plain loop"): [row(2.0), row(20.0), row(200.0)],
+        ("step", "this"): [row(1.0), row(5.0), row(100.0)],
+    }
+    plain, ours = summarize(rows)
+    assert plain["times_as_fast"] == 1
+    assert ours["times_as_fast"] == 2  # of 2, 4 and 2
+    assert (ours["seconds"], ours["least"], ours["most"], ours["peak_bytes"]) == (5.0, 1.0, 100.0, 100)
+    assert ours["images_per_second"] == pytest.approx(0.8)
+
+
+def test_a_measurement_that_fails_is_one_line(tmp_path):
+    words = ["scripts/benchmark.py", "--quick", "--only", "step", "--size", "50"]
+    done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().splitlines()[-1].startswith("error: measuring step plain loop")
