@@ -4,7 +4,8 @@
 
 A small classifier of nouns, scenes and colours is trained on the world's pictures alone (a minute or two,
 then cached), and its accuracy on unseen pictures is the first row of the table: no figure below it can be
-trusted further than that. Withheld members appear in no training, neither the base's nor the judge's.
+trusted further than that. A second opinion is the embedded CLIP's, which learnt apart from it. Withheld
+members appear in no training, neither the base's nor the judges'.
 """
 
 import argparse
@@ -182,12 +183,15 @@ def spread(look: Tensor) -> float:
     return float(torch.pdist(look).mean())
 
 
-def sampler_of(model, steps: int, guidance_scale: float) -> Callable[[list[str], int], Tensor]:
+def sampler_of(
+    model,
+    steps: int,
+    guidance_scale: float,
+    sampler: str = "dpmpp_2m",
+    guidance_interval: Sequence[int] | None = None,
+) -> Callable[[list[str], int], Tensor]:
     """`(prompts, first seed) -> pictures [B, 3, S, S]`; picture k has seed `first seed + k`."""
-    from ldm.diffusion.guidance import guided
-    from ldm.diffusion.sampling import initial_noise, make_scheduler, sample
-
-    side = model.native_size
+    shape = model.latent_shape(model.native_size, model.native_size)
 
     @torch.no_grad()
     def draw(prompts: list[str], first_seed: int) -> Tensor:
@@ -195,16 +199,31 @@ def sampler_of(model, steps: int, guidance_scale: float) -> Callable[[list[str],
         for start in range(0, len(prompts), 40):
             part = prompts[start : start + 40]
             generators = [image_generator(first_seed + start + k) for k in range(len(part))]
-            denoise = guided(model.predict, model.embed(part), model.embed([""] * len(part)), guidance_scale)
-            scheduler = make_scheduler("dpmpp_2m", model.scheduler_config)
-            noise = initial_noise(generators, model.latent_shape(side, side))
-            pictures.append(model.decode(sample(denoise, scheduler, noise, generators, steps)))
+            settings = (shape, sampler, steps, guidance_scale)
+            latents = model.sample(part, generators, *settings, guidance_interval=guidance_interval)
+            pictures.append(model.decode(latents))
         return torch.cat(pictures)
 
     return draw
 
 
-def judge_base(base: str, art: Path, cache: Path, steps: int, guidance_scale: float) -> dict[str, float]:
+def second_opinion(
+    clip: str, world: World, asked: Sequence[tuple[int, int]], pixels: Tensor
+) -> dict[str, float]:
+    """How often the CLIP's nearest text has the noun, and the scene, that was asked for (as indices)."""
+    from ldm.data.images import to_image
+    from ldm.evaluation.features import Clip
+    from scripts.judge_features import zero_shot
+
+    pictures = [
+        (world.nouns[n], world.scenes[s], to_image(p)) for (n, s), p in zip(asked, pixels, strict=True)
+    ]
+    return zero_shot(Clip(clip), world, pictures)
+
+
+def judge_base(
+    base: str, art: Path, cache: Path, steps: int, guidance_scale: float, clip: str
+) -> dict[str, float]:
     """The quality table: what is measured -> figure."""
     from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -232,10 +251,13 @@ def judge_base(base: str, art: Path, cache: Path, steps: int, guidance_scale: fl
     draw = sampler_of(model, steps, guidance_scale)
     asked = [(n, s) for n in range(len(world.nouns)) for s in range(len(world.scenes))]
     prompts = [f"a photo of {with_article(world.nouns[n])} {world.scenes[s]}" for n, s in asked]
-    seen = verdicts(judge, draw(prompts, 0))
+    drawn = draw(prompts, 0)
+    seen = verdicts(judge, drawn)
     right = (seen[:, :2] == torch.tensor(asked)).float()
     table["samples: noun as asked"] = float(right[:, 0].mean())
     table["samples: scene as asked"] = float(right[:, 1].mean())
+    for question, share in second_opinion(clip, world, asked, drawn).items():
+        table[f"samples: {question} as asked, by the CLIP's nearest text"] = share
     for n, noun in enumerate(world.nouns):
         table[f"samples: noun as asked, {noun}"] = float(right[[a[0] == n for a in asked], 0].mean())
 
@@ -264,10 +286,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where the trained judge is kept")
     parser.add_argument("--steps", type=int, default=25, help="sampler steps (DPM-Solver++ 2M)")
     parser.add_argument("--scale", type=float, default=4.0, help="classifier-free guidance")
+    parser.add_argument("--clip", default="assets/features/clip", help="for a second opinion")
+    parser.add_argument(
+        "--prior", action="store_true", help="compare ways to draw class-prior samples instead"
+    )
     parser.add_argument("--out", type=Path, help="also write the table as JSON here")
     options = parser.parse_args(argv)
     try:
-        table = judge_base(options.base, options.art, options.cache, options.steps, options.scale)
+        table = judge_base(
+            options.base, options.art, options.cache, options.steps, options.scale, options.clip
+        )
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return EXIT_USER_ERROR
