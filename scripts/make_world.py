@@ -7,6 +7,7 @@ The art is in the repository; only `art` needs the three packages it came from:
     python scripts/make_world.py tokenizer
     python scripts/make_world.py subject
     python scripts/make_world.py benchmark
+    python scripts/make_world.py tuning --out .cache/tuning
     python scripts/make_world.py sheet --out world.png
 """
 
@@ -212,12 +213,21 @@ BENCHMARK = {
 """Subjects of the embedded benchmark, all withheld for evaluation: folder and member."""
 
 
-def make_benchmark(art: Path, out: Path, images: int = 5) -> None:
-    """A dataset in the DreamBooth dataset's layout: each subject on `images` different scenes."""
+TUNING = {
+    "dog": "dog-walking-noto",
+    "rabbit": "rabbit-face-twemoji",
+    "boat": "boat-sail-fluent",
+    "taxi": "car-taxi-noto",
+}
+"""Subjects that settings are chosen on, all withheld for that: folder and member."""
+
+
+def make_dataset(art: Path, out: Path, subjects: dict[str, str], role: str, images: int = 5) -> None:
+    """A dataset in the DreamBooth dataset's layout: each subject, withheld for `role`, on `images` scenes."""
     world = World(art)
     lines = ["Classes", "", "subject_name,class"]
-    for number, (folder, name) in enumerate(BENCHMARK.items()):
-        assert name in world.withheld["evaluation"], name
+    for number, (folder, name) in enumerate(subjects.items()):
+        assert name in world.withheld[role], name
         lines.append(f"{folder},{world.members[name].noun}")
         order = np.random.default_rng(generator(0, "benchmark scenes", number).initial_seed())
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -244,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["art", "tokenizer", "subject", "benchmark", "sheet"])
+    parser.add_argument("what", choices=["art", "tokenizer", "subject", "benchmark", "tuning", "sheet"])
     parser.add_argument("--packages", type=Path, default=Path("."), help="folder with the three npm packages")
     parser.add_argument("--art", type=Path, default=Path("assets/world"))
     parser.add_argument("--out", type=Path, help="default: where the repository keeps it")
@@ -257,7 +267,9 @@ def main(argv: list[str] | None = None) -> int:
         elif options.what == "subject":
             make_subject(options.art, options.out or Path("assets/subject/dog"))
         elif options.what == "benchmark":
-            make_benchmark(options.art, options.out or Path("assets/benchmark"))
+            make_dataset(options.art, options.out or Path("assets/benchmark"), BENCHMARK, "evaluation")
+        elif options.what == "tuning":
+            make_dataset(options.art, options.out or Path(".cache/tuning"), TUNING, "tuning")
         else:
             make_sheet(options.art, options.out or Path("world.png"))
     except UserError as mistake:
