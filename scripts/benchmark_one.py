@@ -9,6 +9,7 @@ are means over `repeats` after `warm` untimed ones, the device's queue emptied b
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,31 @@ def prior(job: Job) -> list[Row]:
 
 
 def txt2img(job: Job) -> list[Row]:
-    """Pictures from a prompt as scripts/txt2img.py draws them."""
+    """Pictures by diffusers' pipeline and as scripts/txt2img.py draws them, in turns in one process: they do the same
+    arithmetic, and a difference between processes would be larger than one between them."""
+    import numpy as np
+
+    seconds: dict[str, list[float]] = {}
+    rows = []
+    acts = {"diffusers' pipeline": by_pipeline(job), "this project": by_this_project(job)}
+    for number in range(job["warm"] + job["repeats"]):
+        for name, act in acts.items():
+            start = now()
+            act()
+            if number >= job["warm"]:
+                seconds.setdefault(name, []).append(now() - start)
+    for name, act in acts.items():
+        with FlopCounterMode(display=False) as flops:
+            pictures = act()
+        path = f"{job['pictures']}-{len(rows)}.npy"
+        np.save(path, np.stack([np.asarray(picture) for picture in pictures]))
+        row = {"variant": name, "images": job["images"], "flops": flops.get_total_flops(), "pictures": path}
+        rows.append({**row, "seconds": statistics.median(seconds[name]), "peak_bytes": peak_bytes()})
+    return rows
+
+
+def by_this_project(job: Job) -> Callable[[], list[Any]]:
+    """Draws the job's pictures as scripts/txt2img.py does."""
     from ldm.data.images import to_image
     from ldm.models.load import load_for_sampling
     from ldm.randomness import image_generator
@@ -132,11 +157,11 @@ def txt2img(job: Job) -> list[Row]:
         latents = model.sample(prompts, generators, shape, "ddim", job["steps"], job["scale"])
         return [to_image(pixels) for pixels in model.decode(latents)]
 
-    return [timed(job, draw, job["images"], pictures=True)]
+    return draw
 
 
-def pipeline(job: Job) -> list[Row]:
-    """The same pictures by diffusers' pipeline."""
+def by_pipeline(job: Job) -> Callable[[], list[Any]]:
+    """Draws the same pictures by diffusers' pipeline."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(job["base"], torch_dtype=DTYPES[job["dtype"]])
@@ -154,7 +179,7 @@ def pipeline(job: Job) -> list[Row]:
             width=job.get("size"),
         ).images
 
-    return [timed(job, draw, job["images"], pictures=True)]
+    return draw
 
 
 def checkpoint(job: Job) -> list[Row]:
@@ -214,7 +239,7 @@ def start_up(job: Job) -> list[Row]:
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MEASURES = (machine, training_step, plain_step, prior, txt2img, pipeline, checkpoint, start_up)
+MEASURES = (machine, training_step, plain_step, prior, txt2img, checkpoint, start_up)
 
 
 class StepClock(StepCallback):
@@ -259,27 +284,20 @@ def build(job: Job, max_steps: int) -> tuple[Any, Any, Any, tempfile.TemporaryDi
     return *training.build(config, Path(folder.name), trusted_only=False), folder
 
 
-def timed(
-    job: Job, act: Callable[[], Any], images: int, pictures: bool = False, count_flops: bool = True
-) -> Row:
-    """Seconds of `act`, FLOPs in it, and the process's peak memory; pictures: keep those it returns."""
+def timed(job: Job, act: Callable[[], Any], images: int, count_flops: bool = True) -> Row:
+    """Seconds of `act`, FLOPs in it, and the process's peak memory."""
     row: Row = {"images": images}
     flops = FlopCounterMode(display=False)
     for _ in range(job["warm"]):
-        result = act()
+        act()
     start = now()
     for _ in range(job["repeats"]):
-        result = act()
+        act()
     row |= {"seconds": (now() - start) / job["repeats"], "peak_bytes": peak_bytes()}
     if count_flops:
         with flops:
             act()
         row["flops"] = flops.get_total_flops()
-    if pictures:
-        import numpy as np
-
-        row["pictures"] = job["pictures"]
-        np.save(row["pictures"], np.stack([np.asarray(picture) for picture in result]))
     return row
 
 
@@ -301,7 +319,7 @@ def measure(jobs: list[Job], out: Path) -> None:
     """Do the jobs and write their rows."""
     functions, rows = {function.__name__: function for function in MEASURES}, []
     for index, job in enumerate(jobs):
-        job["pictures"] = str(out.with_suffix(f".{index}.npy"))
+        job["pictures"] = str(out.with_suffix(f".{index}"))
         found = functions[job["measure"]](job)
         rows += [{"group": job["group"], "variant": job["variant"], **row} for row in found]
     if processes.rank() == 0:
