@@ -40,7 +40,7 @@ def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
     rows, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
     assert [row["step"] for row in rows] == [row["step"] for row in validation] == [0, 5, 10]
     assert [row["drift"] for row in rows] == [row["drift"] for row in validation]
-    assert all(row["score"] == row["dino"] - row["drift"] for row in rows)
+    assert all(row["score"] == row["dino"] - 4.0 * row["drift"] for row in rows)  # the overlay's drift_weight
 
     best = max(rows[1:], key=lambda row: row["score"])["step"]
     assert load_for_sampling(run / "checkpoints" / "best-fidelity.ckpt").step == best
