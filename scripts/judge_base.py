@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.data.world import World, with_article  # noqa: E402
 from ldm.data.world_pictures import fingerprint  # noqa: E402
-from ldm.errors import EXIT_USER_ERROR, UserError  # noqa: E402
+from ldm.errors import exit_code_of  # noqa: E402
 from ldm.models.autoencoder import psnr  # noqa: E402
 from ldm.randomness import generator, image_generator  # noqa: E402
 
@@ -287,23 +287,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=25, help="sampler steps (DPM-Solver++ 2M)")
     parser.add_argument("--scale", type=float, default=4.0, help="classifier-free guidance")
     parser.add_argument("--clip", default="assets/features/clip", help="for a second opinion")
-    parser.add_argument(
-        "--prior", action="store_true", help="compare ways to draw class-prior samples instead"
-    )
     parser.add_argument("--out", type=Path, help="also write the table as JSON here")
-    options = parser.parse_args(argv)
-    try:
-        table = judge_base(
-            options.base, options.art, options.cache, options.steps, options.scale, options.clip
-        )
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return exit_code_of(run, parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Judge; print the table, and write it."""
+    table = judge_base(options.base, options.art, options.cache, options.steps, options.scale, options.clip)
     for what, figure in table.items():
         print(f"{what:66s} {figure:7.3f}")
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

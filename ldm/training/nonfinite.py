@@ -40,10 +40,10 @@ class SkipNonFinite(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.counts = self.counts.to(pl_module.device)
         self._bad = torch.zeros((), dtype=torch.bool, device=pl_module.device)
-        self._every = (
-            1 if pl_module.device.type == "cpu" else self.read_every_steps
-        )  # the host waits for no CPU
         self._on_device = all(group.get("fused") for o in trainer.optimizers for group in o.param_groups)
+        # Reading makes the host wait for the device, unless it has to for the update, or is the device itself.
+        waits = self._on_device and pl_module.device.type != "cpu"
+        self._every = self.read_every_steps if waits else 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._bad = self._bad | ~torch.isfinite(loss.detach())
@@ -66,7 +66,7 @@ class SkipNonFinite(StepCallback):
                 parameter.grad = None  # an optimizer passes over what has no gradient
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._on_device or is_due(trainer.global_step, self._every, trainer.max_steps):
+        if is_due(trainer.global_step, self._every, trainer.max_steps):
             self._read(trainer)
 
     def state_dict(self) -> dict[str, Any]:
