@@ -119,7 +119,7 @@ def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]
         yield job("this project", "training_step", recipe)
     elif group == "lean":
         yield job("the recipe", "training_step", recipe)
-        for variant, (configs, words) in LEAN.items():
+        for variant, (configs, words) in (LEAN | (ON_A_GPU if has_gpu() else {})).items():
             yield job(variant, "training_step", recipe, *words, configs=configs)
     elif group == "prior":
         whole = {**few, "words": [f"model.params.base={base}", *size]}
@@ -160,6 +160,8 @@ LEAN: dict[str, tuple[list[str], list[str]]] = {
     "bf16 weights": (["configs/bf16-weights.yaml"], []),
 }
 """Recipes for less memory: overlays and words."""
+
+ON_A_GPU: dict[str, tuple[list[str], list[str]]] = {"TF32 products": ([], ["model.params.tf32=true"])}
 
 PRIOR: dict[str, list[str]] = {
     "chunks of 4": ["data.params.prior.chunk_size=4"],

@@ -241,6 +241,43 @@ def test_weights_in_bf16_take_half_and_learn_all_the_same(train):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_compiled_blocks_have_the_gradients_of_plain_ones(tiny):
+    """The graphs that a GPU's compiler is given, run one operation at a time; names of weights stay."""
+    gradients = {}
+    for compiled in (False, True):
+        model = LatentDiffusion.from_base(tiny)
+        model.unet.requires_grad_(True)
+        names = set(model.unet.state_dict())
+        if compiled:
+            model.unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        assert set(model.unet.state_dict()) == names
+        draws = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, *model.latent_shape(16, 16), generator=draws)
+        states = model.embed(["a photo of a dog", "a photo of a sks dog"])
+        model.predict(latents, torch.tensor([10, 700]), states).square().mean().backward()
+        gradients[compiled] = {name: p.grad for name, p in model.unet.named_parameters()}
+    assert any("attn2" in name for name in gradients[True])
+    for name, gradient in gradients[False].items():
+        torch.testing.assert_close(gradients[True][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compile for")
+def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tiny, tmp_path, capsys):
+    from main import main
+
+    words = ["--base", RECIPE, str(PROJECT / "configs" / "gpu-speed.yaml"), "--actual_resume", str(tiny)]
+    assert main([*words, "--logdir", str(tmp_path / "logs")]) == 2
+    assert "model.params.compile is for GPUs" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_tf32_is_a_setting(train):
+    train("model.params.tf32=true", "lightning.trainer.max_steps=1", name="tf32")
+    assert torch.get_float32_matmul_precision() == "high"
+    train("lightning.trainer.max_steps=1", name="exact")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_gradients_are_clipped_in_every_precision(train, monkeypatch):
     """Lightning's own clipping refuses the fused optimizer under mixed precision."""
     from ldm.models.dreambooth import DreamBooth

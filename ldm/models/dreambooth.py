@@ -39,6 +39,8 @@ class DreamBooth(LightningModule):
         clip_skip: int = 1,
         gradient_checkpointing: bool = False,
         weights_precision: str = "fp32",
+        compile: bool = False,
+        tf32: bool = False,
         revision: str | None = None,
         variant: str | None = None,
         use_ema: bool = True,
@@ -73,6 +75,7 @@ class DreamBooth(LightningModule):
         self.prior_loss_weight = prior_loss_weight
         self.min_snr_gamma = min_snr_gamma
         self.export_dtype = export_dtype
+        self.compile_blocks, self.tf32 = compile, tf32
         self.frozen = FrozenBase(self.model)
         self._choose_what_trains(gradient_checkpointing)
 
@@ -115,6 +118,9 @@ class DreamBooth(LightningModule):
     def check(self, data: Any) -> None:
         """Raise UserError for data that this model cannot be trained on, before anything is written."""
         self.model.latent_shape(data.size, data.size)
+        if self.compile_blocks and not torch.cuda.is_available():
+            # On a CPU torch 2.13's compiled convolutions have had gradients of zero.
+            raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
         for prompt in data.subject.prompts:
             if PLACEHOLDER not in prompt and self.identifier not in prompt.split():
                 raise UserError(
@@ -126,6 +132,7 @@ class DreamBooth(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         data = self.trainer.datamodule
         with_prior = self.prior_loss_weight > 0
         latent_shape = self.model.latent_shape(data.size, data.size)
@@ -229,6 +236,8 @@ class DreamBooth(LightningModule):
                 f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
             )
 
+        if self.compile_blocks and self.device.type == "cuda":
+            self.model.unet.compile_repeated_blocks(fullgraph=True)
         self.encode_views(self.trainer.datamodule.subject)
         data = self.trainer.datamodule
         data.bank.load_existing()

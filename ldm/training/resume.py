@@ -23,6 +23,7 @@ UNAFFECTING = (
     "model.params.total_steps",
     "model.params.decay_steps",
     "data.params.num_workers",
+    "model.params.compile",
     "model.params.gradient_checkpointing",
     "model.params.export_dtype",
     # How an optimizer step's samples are shared out; their number is compared.
