@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.data.world import CELL, COLOURS, SCENES, World  # noqa: E402
+from ldm.data.world import CELL, COLOURS, NAMES, SCENES, World  # noqa: E402
 from ldm.errors import EXIT_USER_ERROR, UserError  # noqa: E402
 from ldm.randomness import generator  # noqa: E402
 
@@ -170,7 +170,7 @@ def make_tokenizer(out: Path, window: int = 32) -> None:
     from ldm.formats.diffusers_folder import write_tokenizer
 
     spoken = " ".join([*DRAWINGS, *SCENES, *COLOURS]).split()
-    words = sorted({*spoken, *TEMPLATE_WORDS, *RARE})
+    words = sorted({*spoken, *NAMES, *TEMPLATE_WORDS, *RARE})
     merges = learn_merges(words)
     letters = byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]

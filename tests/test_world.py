@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from ldm.data.world import SCENES, World, with_article
+from ldm.data.world import NAMES, SCENES, World, with_article
+from ldm.data.world import caption as caption_of
 from ldm.data.world_pictures import WorldPictures, WorldSamples
 from ldm.errors import UserError
 from scripts.make_world import RARE, make_subject, make_tokenizer
@@ -42,6 +43,22 @@ def test_captions_say_what_is_shown(world):
         assert facts.noun in caption
         assert (facts.colour or "") in caption
         assert any(caption.endswith(scene) for scene in SCENES) <= caption.endswith(facts.scene)
+
+
+def test_captions_can_call_individuals_by_name(world):
+    called: dict[tuple[str, str], set[str]] = {}
+    for index in range(2000):
+        facts = world.facts(0, index)
+        plain, named = caption_of(facts), caption_of(facts, by_name=True)
+        if facts.name is None:
+            assert named == plain
+            assert facts.variant > 0, "every known member in its own hues has a name"
+        else:
+            assert f"{facts.name} {facts.noun}" in named
+            assert named.replace(f"{facts.name} ", "").split()[-1] == plain.split()[-1]
+            called.setdefault((facts.noun, facts.name), set()).add(facts.member)
+        assert not set(NAMES) & set(plain.split())
+    assert all(len(members) == 1 for members in called.values()), "one name, one individual of a noun"
 
 
 def test_articles():
@@ -85,19 +102,33 @@ def test_samples_are_a_function_of_their_number(tmp_path, world):
     one, again = samples[11], samples[11]
     assert (one["noise"] == again["noise"]).all()
     assert one["timestep"] == again["timestep"]
-    picture = world.picture(0, one["index"])[0]
+    picture, words, _ = world.picture(0, one["index"])
+    assert one["caption"] == words
     assert np.allclose(np.moveaxis(one["pixels"].numpy(), 0, -1), picture / 127.5 - 1, atol=1e-6)
+
+
+def test_the_share_of_captions_with_names_is_a_setting(tmp_path):
+    options = {"art": str(ASSETS / "world"), "count": 64, "latent_shape": (4, 2, 2), "cache": str(tmp_path)}
+    shares = {}
+    for share in (0.0, 0.5, 1.0):
+        data = WorldPictures(**options, caption_dropout=0.0, name_share=share)
+        data.setup("fit")
+        samples = [WorldSamples(data)[n] for n in range(64)]
+        shares[share] = np.mean([bool(set(NAMES) & set(one["caption"].split())) for one in samples])
+    named = np.mean([data.world.facts(0, index).name is not None for index in range(64)])
+    assert shares[0.0] == 0
+    assert 0 < shares[0.5] < shares[1.0] == named
 
 
 def test_each_word_is_one_token(tokenizer, world):
     words = {word for index in range(300) for word in world.picture(0, index)[1].split()}
-    for word in words | set(RARE):
+    for word in words | set(RARE) | set(NAMES):
         assert len(tokenizer(word).input_ids) == 3, word
     assert tokenizer.model_max_length == 32
 
 
 def test_rare_tokens_occur_in_no_caption(world):
-    words = {word for index in range(1000) for word in world.picture(0, index)[1].split()}
+    words = {word for i in range(1000) for word in caption_of(world.facts(0, i), by_name=True).split()}
     assert len(set(RARE)) >= 30
     assert not words & set(RARE)
     assert all(len(token) <= 3 for token in RARE)

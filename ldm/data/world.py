@@ -40,6 +40,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 LIVING = {"dog", "cat", "rabbit", "owl", "horse", "teddy bear"}
 """Nouns whose members differ mildly in hue: a green horse would be no horse without the word "green"."""
 
+NAMES = ("bruno", "clara", "felix", "greta", "hugo", "irma", "jonas", "lotte", "oscar", "wanda")
+"""What the first, second, ... known member of a noun is called where captions tell individuals apart.
+
+So the model has met words before a noun that stand for one individual, as a subject's identifier will.
+"""
+
 
 class Canvas:
     """Coordinates in [0, 1] (y grows downwards), soft-edged masks, and the draws of one picture."""
@@ -315,25 +321,35 @@ class Member:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a picture shows; `colour` is None where the member keeps its own."""
+    """What a picture shows; `colour` is None where the member keeps its own.
+
+    name: what the individual is called; members in other hues (variant > 0) are strangers and have none.
+    style: chooses between longer and shorter captions, in [0, 1).
+    """
 
     noun: str
     member: str
     scene: str
     colour: str | None
+    variant: int
+    name: str | None
+    style: float
+    tells_scene: bool
 
 
 def with_article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def caption(facts: Facts, style: float, with_scene: bool) -> str:
-    """The words for a picture; `style` in [0, 1) chooses between the longer and the shorter forms."""
-    thing = f"{facts.colour} {facts.noun}" if facts.colour else facts.noun
-    words = (
-        f"a photo of {with_article(thing)}" if style < 0.7 else with_article(thing) if style < 0.95 else thing
-    )
-    return f"{words} {facts.scene}" if with_scene else words
+def caption(facts: Facts, by_name: bool = False) -> str:
+    """The words for a picture; `by_name` adds the individual's name, where it has one: "a red hugo dog"."""
+    words = [facts.colour, facts.name if by_name else None, facts.noun]
+    thing = " ".join(word for word in words if word)
+    if facts.style < 0.95:
+        thing = with_article(thing)
+    if facts.style < 0.7:
+        thing = f"a photo of {thing}"
+    return f"{thing} {facts.scene}" if facts.tells_scene else thing
 
 
 def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
@@ -430,15 +446,26 @@ class World:
 
     def picture(self, seed: int, index: int, purpose: str = "world") -> tuple[NDArray[np.uint8], str, Facts]:
         """Picture `index`: pixels [S, S, 3], caption, facts. Another purpose is another, unseen stream."""
+        facts, rng = self._script(seed, index, purpose)
+        pixels = self.compose(facts.member, facts.scene, rng, facts.colour, facts.variant)
+        return pixels, caption(facts), facts
+
+    def facts(self, seed: int, index: int, purpose: str = "world") -> Facts:
+        """What picture `index` shows, without drawing it."""
+        return self._script(seed, index, purpose)[0]
+
+    def _script(self, seed: int, index: int, purpose: str) -> tuple[Facts, np.random.Generator]:
+        """The facts of picture `index`, and the generator that goes on to draw it."""
         rng = np.random.default_rng(generator(seed, purpose, index).initial_seed())
         noun = self.nouns[int(rng.integers(len(self.nouns)))]
-        name = self.known[noun][int(rng.integers(len(self.known[noun])))]
+        place = int(rng.integers(len(self.known[noun])))
         scene = self.scenes[int(rng.integers(len(self.scenes)))]
         colour = self.colours[int(rng.integers(len(self.colours)))] if rng.random() < 0.2 else None
         variant = 0 if rng.random() < 0.5 else 1 + int(rng.integers(self.VARIANTS - 1))
-        style, with_scene = float(rng.random()), bool(rng.random() < 0.88)
-        facts = Facts(noun, name, scene, colour)
-        return self.compose(name, scene, rng, colour, variant), caption(facts, style, with_scene), facts
+        style, tells_scene = float(rng.random()), bool(rng.random() < 0.88)
+        name = NAMES[place] if variant == 0 and place < len(NAMES) else None
+        member = self.known[noun][place]
+        return Facts(noun, member, scene, colour, variant, name, style, tells_scene), rng
 
 
 def shifted_hue(picture: Image.Image, degrees: float) -> Image.Image:

@@ -1,7 +1,6 @@
 """Numbered pictures of the embedded world as training samples."""
 
 import hashlib
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.world import SCENES, World
+from ldm.data.world import SCENES, World, caption
 from ldm.randomness import generator, permutation
 
 
@@ -24,6 +23,7 @@ class WorldPictures(pl.LightningDataModule):
     art: folder of the world's art. cache: where the pictures are kept once drawn (12 KB each).
     latent_shape: (C, h, w) of the noise that comes with each sample.
     caption_dropout: share of samples whose caption is empty, for classifier-free guidance.
+    name_share: share of samples whose caption calls the individual by its name, where it has one.
     """
 
     def __init__(
@@ -35,20 +35,23 @@ class WorldPictures(pl.LightningDataModule):
         latent_shape: tuple[int, int, int] = (4, 16, 16),
         num_timesteps: int = 1000,
         caption_dropout: float = 0.1,
+        name_share: float = 0.0,
         cache: str = ".cache/world",
         num_workers: int = 0,
     ):
         super().__init__()
         self.art, self.count, self.seed, self.batch_size = art, count, seed, batch_size
         self.latent_shape, self.num_timesteps = tuple(latent_shape), num_timesteps
-        self.caption_dropout, self.cache, self.num_workers = caption_dropout, Path(cache), num_workers
+        self.caption_dropout, self.name_share = caption_dropout, name_share
+        self.cache, self.num_workers = Path(cache), num_workers
 
     def prepare_data(self) -> None:
         drawn(World(self.art), self.seed, self.count, self.cache)
 
     def setup(self, stage: str) -> None:
-        self.pixels, self.captions = drawn(World(self.art), self.seed, self.count, self.cache)
-        """Pictures [N, S, S, 3] in 0..255 (memory-mapped) and their captions."""
+        self.world = World(self.art)
+        self.pixels = drawn(self.world, self.seed, self.count, self.cache)
+        """[N, S, S, 3] in 0..255, memory-mapped."""
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -76,10 +79,11 @@ class WorldSamples(Dataset):
         noise = torch.randn(data.latent_shape, generator=draws)
         timestep = int(torch.randint(data.num_timesteps, (), generator=draws))
         dropped = float(torch.rand((), generator=draws)) < data.caption_dropout
+        by_name = float(torch.rand((), generator=draws)) < data.name_share
         return {
             "index": index,
             "pixels": torch.from_numpy(data.pixels[index].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1,
-            "caption": "" if dropped else data.captions[index],
+            "caption": "" if dropped else caption(data.world.facts(data.seed, index), by_name),
             "noise": noise,
             "timestep": timestep,
         }
@@ -90,23 +94,19 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return permutation(count, seed, "world order", epoch)
 
 
-def drawn(world: World, seed: int, count: int, cache: Path) -> tuple[NDArray[np.uint8], list[str]]:
-    """The world's first `count` pictures [N, S, S, 3] and captions, drawn once and then read from `cache`."""
-    folder = cache / f"{fingerprint(world)}-{seed}-{count}"
-    if not folder.is_dir():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
+def drawn(world: World, seed: int, count: int, cache: Path) -> NDArray[np.uint8]:
+    """The world's first `count` pictures, [N, S, S, 3], drawn once and then read from `cache`."""
+    path = cache / f"{fingerprint(world)}-{seed}-{count}.npy"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.npy")
         shape = (count, world.size, world.size, 3)
-        pixels = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, shape)
-        captions = []
+        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
         for i in range(count):
-            pixels[i], words, _ = world.picture(seed, i)
-            captions.append(words)
+            pixels[i] = world.picture(seed, i)[0]
         pixels.flush()
-        (partial / "captions.json").write_text(json.dumps(captions))
-        os.replace(partial, folder)
-    captions = json.loads((folder / "captions.json").read_text())
-    return np.load(folder / "pixels.npy", mmap_mode="r"), captions
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
 
 
 def fingerprint(world: World) -> str:

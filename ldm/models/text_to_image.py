@@ -24,6 +24,8 @@ class TextToImage(pl.LightningModule):
     """Learns eps(x_t, t, caption) on the latents of the datamodule's pictures.
 
     first_stage, tokenizer: folders. unet, text_encoder, scheduler: configs of the networks and the schedule.
+    token_std: of the new token embeddings. One that no caption holds stays as it starts, and should count in its
+    sentence as much as a trained one does: it may become a subject's identifier.
     min_snr_gamma: clips the weight of nearly clean samples (arXiv 2303.09556).
     latent_cache: where the latents of all pictures are kept, so that each is encoded once.
     """
@@ -40,6 +42,7 @@ class TextToImage(pl.LightningModule):
         warmup_steps: int = 300,
         decay_steps: int = 4_000,
         weight_decay: float = 0.01,
+        token_std: float = 0.06,
         min_snr_gamma: float | None = 5.0,
         average_decay: float = 0.999,
         latent_cache: str = ".cache/latents",
@@ -49,6 +52,7 @@ class TextToImage(pl.LightningModule):
         words = read_tokenizer(Path(tokenizer), text_encoder["vocab_size"])
         with keyed_weights(seed, "text_encoder"):
             reader = CLIPTextModel(CLIPTextConfig(**text_encoder))
+            nn.init.normal_(reader.get_input_embeddings().weight, std=token_std)
         with keyed_weights(seed, "unet"):
             denoiser = UNet2DConditionModel.from_config(unet)
         self.model = LatentDiffusion(
