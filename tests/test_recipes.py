@@ -25,7 +25,7 @@ RECIPES = {
     "v2": ("v2", []),
     "multi-gpu-fp16": ("v1", ["multi-gpu-fp16"]),
     "bf16": ("v1", ["bf16"]),
-    "gpu-speed": ("v1", ["gpu-speed", "bf16"]),
+    "gpu-speed": ("v1", ["gpu-speed"]),
     "low-memory": ("v1", ["low-memory"]),
     "v2, low-memory, bf16": ("v2", ["low-memory", "bf16"]),
     "low-memory, bf16-weights": ("v1", ["low-memory", "bf16-weights"]),

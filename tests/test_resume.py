@@ -268,7 +268,7 @@ def test_an_accepted_change_is_recorded_and_stays(cut, monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
         resume(cut, "--accept-changes", "model.params.learning_rate=1e-3")
     record = json.loads((cut / "configs" / "start-001.json").read_text())
-    assert record["accepted_changes"] == {"model.params.learning_rate": [1e-4, 1e-3]}
+    assert record["accepted_changes"] == {"model.params.learning_rate": [2e-4, 1e-3]}
     assert record["resumed_from"] == 5
     assert (
         "going on with changes: model.params.learning_rate was 0.0001, now 0.001" in capsys.readouterr().err
