@@ -53,7 +53,7 @@ def draw(options: argparse.Namespace) -> None:
         ("the subject's images", subject),
         (f'base: "{bare[0]}"', sample(LatentDiffusion.from_base(base).eval(), bare, options)),
         (
-            f'fine-tuned: "a photo of [V] {word} ..." ' + ", ".join(SCENES),
+            f'fine-tuned: "... [V] {word}" ' + ", ".join(SCENES),
             sample(tuned.model, list(map(tuned.with_identifier, scenes)), options),
         ),
         (f'fine-tuned: "{bare[0]}"', sample(tuned.model, bare, options)),
