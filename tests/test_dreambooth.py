@@ -322,7 +322,7 @@ def test_train_false_checks_and_stops(train, tiny_config, tmp_path, capsys):
 
 def test_scale_lr(train):
     run = train("data.params.batch_size=2", "--scale_lr")
-    assert checkpoint(run)["config"]["model"]["params"]["learning_rate"] == pytest.approx(2e-4)
+    assert checkpoint(run)["config"]["model"]["params"]["learning_rate"] == pytest.approx(4e-4)  # 2 of 2e-4
 
 
 def test_no_test_skips_what_follows_the_last_step(train):

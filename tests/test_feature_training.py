@@ -1,5 +1,6 @@
 """Training of the embedded feature networks through main: losses by hand, a short run, what it exports."""
 
+import json
 import math
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from tests.runs import spoil_loss
 
 LAYERS = "hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2"
 NETWORK = f"{{{LAYERS}, image_size: 64, patch_size: 16}}"
+SIZE = len(json.loads((PROJECT / "assets" / "base" / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
 WORDS = (
-    "vocab_size: 928, max_position_embeddings: 32, bos_token_id: 926, eos_token_id: 927, pad_token_id: 927"
+    f"vocab_size: {SIZE}, max_position_embeddings: 32, bos_token_id: {SIZE - 2}, eos_token_id: {SIZE - 1},"
+    f" pad_token_id: {SIZE - 1}"
 )
 DOG = PROJECT / "assets" / "subject" / "dog"
 

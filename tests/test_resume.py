@@ -271,7 +271,7 @@ def test_an_accepted_change_is_recorded_and_stays(cut, monkeypatch, capsys):
     assert record["accepted_changes"] == {"model.params.learning_rate": [2e-4, 1e-3]}
     assert record["resumed_from"] == 5
     assert (
-        "going on with changes: model.params.learning_rate was 0.0001, now 0.001" in capsys.readouterr().err
+        "going on with changes: model.params.learning_rate was 0.0002, now 0.001" in capsys.readouterr().err
     )
     assert resume(cut) == 0  # alone, although no checkpoint of the new course was saved yet
     assert state(cut)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3
