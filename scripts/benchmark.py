@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ CONFIGS = {
     "sd-v1": [RECIPE, "configs/stable-diffusion/v1.yaml"],
     "sd-v2": [RECIPE, "configs/stable-diffusion/v2.yaml"],
 }
-GROUPS = ("machine", "step", "lean", "prior", "txt2img", "checkpoint", "start-up", "processes")
+GROUPS = ("machine", "step", "lean", "memory", "prior", "txt2img", "checkpoint", "start-up", "processes")
 
 Job = dict[str, Any]
 
@@ -98,6 +99,7 @@ def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]
         "repeats": options.repeats,
     }  # fmt: skip
     few = {**recipe, "repeats": min(options.repeats, 6), "warm": 1}
+    whole = {**few, "words": [f"model.params.base={base}", *size]}
 
     def job(
         variant: str, measure: str, kind: Job, *words: str, configs: Sequence[str] = (), **more: Any
@@ -121,8 +123,10 @@ def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]
         yield job("the recipe", "training_step", recipe)
         for variant, (configs, words) in (LEAN | (ON_A_GPU if has_gpu() else {})).items():
             yield job(variant, "training_step", recipe, *words, configs=configs)
+    elif group == "memory":
+        for variant, overlays in SMALLER.items():
+            yield job(variant, "memory", whole, configs=overlays)
     elif group == "prior":
-        whole = {**few, "words": [f"model.params.base={base}", *size]}
         yield job("the recipe", "prior", whole)
         for variant, words in PRIOR.items():
             yield job(variant, "prior", whole, *words)
@@ -162,6 +166,12 @@ LEAN: dict[str, tuple[list[str], list[str]]] = {
 """Recipes for less memory: overlays and words."""
 
 ON_A_GPU: dict[str, tuple[list[str], list[str]]] = {"TF32 products": ([], ["model.params.tf32=true"])}
+
+SMALLER: dict[str, list[str]] = {"the recipe": []}
+if find_spec("bitsandbytes"):
+    SMALLER["low-memory.yaml"] = ["configs/low-memory.yaml"]
+    SMALLER["low-memory.yaml, bf16-weights.yaml"] = ["configs/low-memory.yaml", "configs/bf16-weights.yaml"]
+"""Overlays whose memory is counted; the low-memory one takes its optimizer from a package that is not required."""
 
 PRIOR: dict[str, list[str]] = {
     "chunks of 4": ["data.params.prior.chunk_size=4"],
@@ -212,7 +222,7 @@ def summarize(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> list[dict[st
             "most": max(seconds),
         }
         line["peak_bytes"] = max((row["peak_bytes"] for row in found if "peak_bytes" in row), default=None)
-        if group != "machine":
+        if group not in ("machine", "memory"):
             pairs = zip(first[group], found, strict=True)
             line["times_as_fast"] = statistics.median(speed(ours) / speed(theirs) for theirs, ours in pairs)
         if found[0].get("images"):

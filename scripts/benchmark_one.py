@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,31 @@ def plain_step(job: Job) -> list[Row]:
     velocity = model.prediction_type == "v_prediction"
     with folder:
         return [timed(job, step, images=count)]
+
+
+def memory(job: Job) -> list[Row]:
+    """The most memory that tensors take at any moment of a short run: a chunk of prior samples, the views encoded, two
+    steps, validation and sample images, in as few sampler steps as there can be, since more take no more memory."""
+    words = [
+        "lightning.callbacks.checkpoint=null", "lightning.callbacks.validation.params.monitor=null",
+        "lightning.callbacks.samples.params.steps=1", "data.params.prior.steps=1",
+        "data.params.prior.count=${data.params.prior.chunk_size}",
+    ]  # fmt: skip
+    data, module, trainer, folder = build({**job, "words": [*words, *job["words"]]}, 2, without=())
+    start = now()
+    with folder as name:
+        if CUDA:
+            trainer.fit(module, data)
+            most = torch.cuda.max_memory_allocated()
+        else:
+            trace = Path(name) / "trace.json"
+            held = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+            with torch.profiler.profile(profile_memory=True) as profiler:
+                trainer.fit(module, data)
+            profiler.export_chrome_trace(str(trace))
+            events = (event.get("args", {}) for event in json.loads(trace.read_text())["traceEvents"])
+            most = sum(held.values()) + max(event.get("Total Allocated", 0) for event in events)
+    return [{"seconds": now() - start, "peak_bytes": most}]
 
 
 def prior(job: Job) -> list[Row]:
@@ -239,7 +264,7 @@ def start_up(job: Job) -> list[Row]:
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MEASURES = (machine, training_step, plain_step, prior, txt2img, checkpoint, start_up)
+MEASURES = (machine, training_step, plain_step, memory, prior, txt2img, checkpoint, start_up)
 
 
 class StepClock(StepCallback):
@@ -275,10 +300,12 @@ def write_profile(profiler: Any, path: str) -> None:
     Path(path).with_suffix(".txt").write_text(profiler.key_averages().table(sort_by=order, row_limit=40))
 
 
-def build(job: Job, max_steps: int) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory]:
-    """What main.py builds for the job's config, without what is not measured, in a folder for its files."""
+def build(
+    job: Job, max_steps: int, without: Sequence[str] = WITHOUT
+) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory]:
+    """What main.py builds for the job's config, `without` what is not measured, in a folder for its files."""
     training.quiet()
-    words = ["lightning.logger=null", *WITHOUT, *job["words"], f"lightning.trainer.max_steps={max_steps}"]
+    words = ["lightning.logger=null", *without, *job["words"], f"lightning.trainer.max_steps={max_steps}"]
     config = load_config([str(PROJECT / path) for path in job["configs"]], words)
     folder = tempfile.TemporaryDirectory()
     return *training.build(config, Path(folder.name), trusted_only=False), folder

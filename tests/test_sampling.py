@@ -57,6 +57,23 @@ def test_guidance_is_two_passes_in_one(model):
 
 
 @torch.no_grad()
+def test_the_first_stage_takes_large_images_one_by_one(model, monkeypatch):
+    """Five images of 512 px at once would take more memory than a training step."""
+    pixels = torch.randn(5, 3, 16, 16, generator=image_generator(0)).clamp(-1, 1)
+    alone = [model.posterior(image[None]) for image in pixels]
+    decoded = torch.cat([model.decode(mean) for mean, _ in alone])
+    sizes = []
+    for network in (model.vae.encoder, model.vae.decoder):
+        monkeypatch.setattr(network, "forward", lambda x, act=network.forward: sizes.append(len(x)) or act(x))
+    monkeypatch.setattr("ldm.models.latent_diffusion.PIXELS_AT_ONCE", 16 * 16)
+    mean, std = model.posterior(pixels)
+    assert torch.equal(mean, torch.cat([m for m, _ in alone]))
+    assert torch.equal(std, torch.cat([s for _, s in alone]))
+    assert torch.equal(model.decode(mean), decoded)
+    assert sizes == [1] * 10
+
+
+@torch.no_grad()
 def test_no_second_half_without_guidance(model):
     calls = []
 

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
+from ldm.formats.base import load_base
 from scripts.benchmark import summarize
 from tests.conftest import PROJECT
 
 
 def test_quick_benchmark(tmp_path):
     out = tmp_path / "benchmark.json"
-    words = ["--quick", "--only", "machine", "step", "txt2img", "checkpoint", "--out", out]
+    words = ["--quick", "--only", "machine", "step", "memory", "txt2img", "checkpoint", "--out", out]
     command = [sys.executable, "scripts/benchmark.py", *map(str, words)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -23,6 +24,10 @@ def test_quick_benchmark(tmp_path):
     assert 0.8 * plain["flops"] < ours["flops"] < plain["flops"]  # what it saves is the encoding
     assert ours["times_as_fast"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert rows["txt2img", "this project"]["largest_difference"] <= 1  # the pipeline's pictures
+    base = load_base(PROJECT / "assets" / "base")
+    parameters = sum(p.numel() for network in (base.unet, base.text_encoder) for p in network.parameters())
+    kept = 12 * parameters  # bytes: fp32 weights and AdamW's moments; gradients, activations come on top
+    assert 1.2 * kept < rows["memory", "the recipe"]["peak_bytes"] < 2.5 * kept
     assert rows["checkpoint", "save"]["bytes_per_second"] > 0
 
 

@@ -26,6 +26,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUBJECT_FILE = "dreambooth.json"
 """Lies in an exported folder and says what [V] and the class are there, and at which step it was written."""
 
+PIXELS_AT_ONCE = 512 * 512
+"""In one pass of the first stage: one image of Stable Diffusion's size, 64 of the embedded base's."""
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -124,9 +127,11 @@ class LatentDiffusion(nn.Module):
 
         Scaled as latents are, to about unit variance.
         """
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        parts = pixels.to(self.vae.dtype).split(_images_at_once(*pixels.shape[2:]))
+        posteriors = [self.vae.encode(part).latent_dist for part in parts]
         scale = self.vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+        return mean.float() * scale, std.float() * scale
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Latents [B, C, h, w] drawn from the posterior of `pixels` with standard normal `noise` of that shape."""
@@ -137,7 +142,8 @@ class LatentDiffusion(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(unscaled).sample.float().clamp(-1, 1)
+        parts = unscaled.split(_images_at_once(*(side * self.factor for side in latents.shape[2:])))
+        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [B, L], padded to the text window L; a warning says what of a longer prompt is cut."""
@@ -231,6 +237,11 @@ class LatentDiffusion(nn.Module):
                 f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'",
                 stacklevel=3,
             )
+
+
+def _images_at_once(height: int, width: int) -> int:
+    """Images in one pass of the first stage, whose activations at full resolution would be the most memory of a run."""
+    return max(PIXELS_AT_ONCE // (height * width), 1)
 
 
 def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
