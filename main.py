@@ -236,11 +236,11 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
     from pytorch_lightning.plugins.precision import MixedPrecision
 
     from ldm.config import instantiate_from_config
+    from ldm.formats.modules import weights_on
     from ldm.training.checkpoint import AtomicCheckpointIO
 
     lightning = config["lightning"]
     data = instantiate_from_config(config["data"], trusted_only)
-    model = instantiate_from_config(config["model"], trusted_only)
     callbacks = [instantiate_from_config(c, trusted_only) for c in lightning["callbacks"].values() if c]
     settings, io = dict(lightning["trainer"]), AtomicCheckpointIO({"config": config})
     for key in ("max_steps", "accumulate_grad_batches"):
@@ -270,6 +270,8 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"config lightning.trainer: {error}") from error
+    with weights_on(trainer.strategy.root_device):
+        model = instantiate_from_config(config["model"], trusted_only)
     if hasattr(model, "check"):
         model.check(data)
     io.stamp["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
@@ -346,6 +348,7 @@ def quiet() -> None:
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a package for what is not used here
     # Through tqdm, so that it does not end up in the middle of a progress bar.
     warnings.showwarning = lambda message, category, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     for pattern in (

@@ -20,5 +20,8 @@ setup(
         "safetensors>=0.5",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+    extras_require={
+        "low-memory": ["bitsandbytes>=0.50"],
+        "test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"],
+    },
 )

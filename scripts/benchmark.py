@@ -99,7 +99,9 @@ def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]
         "repeats": options.repeats,
     }  # fmt: skip
     few = {**recipe, "repeats": min(options.repeats, 6), "warm": 1}
-    whole = {**few, "words": [f"model.params.base={base}", *size]}
+    # Convolutions in fp16 take a CPU minutes; bf16 takes as much memory.
+    half = ["data.params.prior.precision=bf16"] if options.model != "toy" and not has_gpu() else []
+    whole = {**few, "words": [f"model.params.base={base}", *size, *half]}
 
     def job(
         variant: str, measure: str, kind: Job, *words: str, configs: Sequence[str] = (), **more: Any

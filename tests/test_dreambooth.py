@@ -271,6 +271,24 @@ def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tiny, tmp
     assert not (tmp_path / "logs").exists()
 
 
+def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_path, monkeypatch):
+    """The meta device stands in for a GPU here: nothing is computed with weights before the run starts."""
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    from ldm.config import load_config
+    from main import build
+
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
+    config = load_config([str(RECIPE), str(tiny_config)], [])
+    _, module, _ = build(config, tmp_path, trusted_only=False)
+    assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float32)}
+    copy = module.model.frozen_copy(torch.float16)
+    assert {(p.device.type, p.dtype) for p in copy.unet.parameters()} == {("meta", torch.float16)}
+    assert {
+        p.device.type for p in LatentDiffusion.from_base(config["model"]["params"]["base"]).parameters()
+    } == {"cpu"}
+
+
 def test_tf32_is_a_setting(train):
     train("model.params.tf32=true", "lightning.trainer.max_steps=1", name="tf32")
     assert torch.get_float32_matmul_precision() == "high"

@@ -1,8 +1,6 @@
 """The recipes for Stable Diffusion: full-size models on the meta device, one real step on scaled-down ones."""
 
 import json
-import sys
-import types
 
 import pytest
 import torch
@@ -36,16 +34,6 @@ RECIPES = {
 
 UNET = {"v1": 859_520_964, "v2": 865_910_724}
 TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840}
-
-
-@pytest.fixture(autouse=True)
-def bitsandbytes(monkeypatch):
-    """Stands for the package, which needs a GPU: its 8-bit AdamW takes AdamW's arguments."""
-    package, optim = types.ModuleType("bitsandbytes"), types.ModuleType("bitsandbytes.optim")
-    optim.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})
-    package.optim = optim
-    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
 
 
 def files(name):

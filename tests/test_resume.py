@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from ldm.models.dreambooth import DreamBooth
 from ldm.models.frozen import FrozenBase
+from ldm.training.checkpoint import tensors_in
 from ldm.training.validation import Validation
 from main import main
 from tests.conftest import PROJECT, RECIPE
@@ -49,6 +51,21 @@ def error_of(capsys) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
+
+
+def test_an_optimizer_with_a_state_of_8_bits_goes_on_where_it_was(train, monkeypatch):
+    words = [
+        *QUICK,
+        "model.params.optimizer.target=bitsandbytes.optim.AdamW8bit",
+        "model.params.optimizer.params={min_8bit_size: 64}",
+    ]
+    whole = train(*words, name="whole")
+    assert torch.uint8 in {tensor.dtype for tensor in tensors_in(state(whole)["optimizer_states"])}
+    at_call(monkeypatch, DreamBooth, "training_step", {5}, send(signal.SIGTERM))
+    cut = train(*words, expect=STOPPED, name="cut")
+    monkeypatch.undo()
+    assert resume(cut) == 0
+    assert_same_run(cut, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,7 @@ def load_base(
     configs: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
-    """Read a base model onto the CPU in `dtype`, every key and shape accounted for.
+    """Read a base model in `dtype` (onto the CPU, or `modules.weights_on`), every key and shape accounted for.
 
     base: a folder in diffusers' layout, a hub id (`owner/name`), or a single CompVis/A1111 file.
     revision: branch, tag or commit of a hub id.

@@ -3,7 +3,9 @@
 A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -15,6 +17,18 @@ from ldm.errors import UserError
 COMPONENTS = ("unet", "vae", "text_encoder")
 LISTED_KEYS = 6
 """How many key names of one kind an error message spells out."""
+
+_device = ContextVar("device of the weights that are read", default="cpu")
+
+
+@contextmanager
+def weights_on(device: torch.device | str) -> Iterator[None]:
+    """Weights that are read inside go from their mapped file straight to `device`, and never lie whole in between."""
+    token = _device.set(str(device))
+    try:
+        yield
+    finally:
+        _device.reset(token)
 
 
 def empty_module(component: str, config: Mapping) -> nn.Module:
@@ -57,12 +71,16 @@ def listed(names: Iterable[str]) -> str:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """Give a meta-device `module` its `tensors`, which must fit, in `dtype`.
+    """Give a meta-device `module` its `tensors`, which must fit, in `dtype` on the device of `weights_on`.
 
     They are copied, since a file's tensors are mapped from it: a file that is replaced during a run would
     change the model, and tensors that lie where the file put them compute other last digits.
     """
-    owned = {key: value.to(dtype, copy=True) for key, value in tensors.items()}
+    device = torch.device(_device.get())
+    here = (
+        device.type == "cpu"
+    )  # elsewhere the move is the copy; half as much where the file is in half precision
+    owned = {key: value.to(device).to(dtype, copy=here) for key, value in tensors.items()}
     module.load_state_dict(owned, assign=True)
     if isinstance(module, CLIPTextModel):  # the one buffer that is not saved: 0, 1, ..., length - 1
         length = module.config.max_position_embeddings

@@ -266,7 +266,7 @@ class DreamBooth(LightningModule):
             layer.requires_grad_(False)
         if gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
-            text_encoder.gradient_checkpointing_enable()
+            text_encoder.activation_checkpointing_enable()
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
