@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     base = base_of(options.model)
     jobs = [job for group in options.only for job in jobs_of(group, options, base)]
+    if not find_spec("bitsandbytes"):
+        jobs = [job for job in jobs if job["variant"] not in WITH_BITSANDBYTES]
     turns = in_one_process(jobs) if options.quick else [[job] for job in jobs]
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with (
@@ -164,16 +166,22 @@ LEAN: dict[str, tuple[list[str], list[str]]] = {
     "frozen text encoder": (["configs/frozen-text-encoder.yaml"], []),
     "bf16 autocast": (["configs/bf16.yaml"], []),
     "bf16 weights": (["configs/bf16-weights.yaml"], []),
-}
+    "8-bit AdamW": ([], ["model.params.optimizer.target=bitsandbytes.optim.AdamW8bit",
+                         "model.params.optimizer.params={weight_decay: 0.01}"]),
+}  # fmt: skip
 """Recipes for less memory: overlays and words."""
 
 ON_A_GPU: dict[str, tuple[list[str], list[str]]] = {"TF32 products": ([], ["model.params.tf32=true"])}
 
-SMALLER: dict[str, list[str]] = {"the recipe": []}
-if find_spec("bitsandbytes"):
-    SMALLER["low-memory.yaml"] = ["configs/low-memory.yaml"]
-    SMALLER["low-memory.yaml, bf16-weights.yaml"] = ["configs/low-memory.yaml", "configs/bf16-weights.yaml"]
-"""Overlays whose memory is counted; the low-memory one takes its optimizer from a package that is not required."""
+SMALLER: dict[str, list[str]] = {
+    "the recipe": [],
+    "low-memory.yaml": ["configs/low-memory.yaml"],
+    "low-memory.yaml, bf16-weights.yaml": ["configs/low-memory.yaml", "configs/bf16-weights.yaml"],
+}
+"""Overlays whose memory is counted."""
+
+WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
+"""Variants that are left out where that package is not installed."""
 
 PRIOR: dict[str, list[str]] = {
     "chunks of 4": ["data.params.prior.chunk_size=4"],
