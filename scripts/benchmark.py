@@ -128,8 +128,9 @@ def jobs_of(group: str, options: argparse.Namespace, base: str) -> Iterator[Job]
         for variant, (configs, words) in (LEAN | (ON_A_GPU if has_gpu() else {})).items():
             yield job(variant, "training_step", recipe, *words, configs=configs)
     elif group == "memory":
-        for variant, overlays in SMALLER.items():
-            yield job(variant, "memory", whole, configs=overlays)
+        quick = has_gpu() or options.model == "toy"  # of full size, each takes a CPU a quarter of an hour
+        for variant, (configs, words) in (SMALLER | (LEAN if quick else {})).items():
+            yield job(variant, "memory", whole, *words, configs=configs)
     elif group == "prior":
         yield job("the recipe", "prior", whole)
         for variant, words in PRIOR.items():
@@ -169,16 +170,16 @@ LEAN: dict[str, tuple[list[str], list[str]]] = {
     "8-bit AdamW": ([], ["model.params.optimizer.target=bitsandbytes.optim.AdamW8bit",
                          "model.params.optimizer.params={weight_decay: 0.01}"]),
 }  # fmt: skip
-"""Recipes for less memory: overlays and words."""
+"""What saves memory or time, one thing at a time: overlays and words."""
 
 ON_A_GPU: dict[str, tuple[list[str], list[str]]] = {"TF32 products": ([], ["model.params.tf32=true"])}
 
-SMALLER: dict[str, list[str]] = {
-    "the recipe": [],
-    "low-memory.yaml": ["configs/low-memory.yaml"],
-    "low-memory.yaml, bf16-weights.yaml": ["configs/low-memory.yaml", "configs/bf16-weights.yaml"],
+SMALLER: dict[str, tuple[list[str], list[str]]] = {
+    "the recipe": ([], []),
+    "low-memory.yaml": (["configs/low-memory.yaml"], []),
+    "low-memory.yaml, bf16-weights.yaml": (["configs/low-memory.yaml", "configs/bf16-weights.yaml"], []),
 }
-"""Overlays whose memory is counted."""
+"""Recipes that are for less memory as a whole."""
 
 WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
 """Variants that are left out where that package is not installed."""

@@ -105,10 +105,11 @@ def plain_step(job: Job) -> list[Row]:
 
 def memory(job: Job) -> list[Row]:
     """The most memory that tensors take at any moment of a short run: a chunk of prior samples, the views encoded, two
-    steps, validation and sample images, in as few sampler steps as there can be, since more take no more memory."""
+    steps, validation and sample images. One of what comes one after the other takes as much as many do."""
     words = [
         "lightning.callbacks.checkpoint=null", "lightning.callbacks.validation.params.monitor=null",
-        "lightning.callbacks.samples.params.steps=1", "data.params.prior.steps=1",
+        "lightning.callbacks.validation.params.num_timesteps=1", "lightning.callbacks.samples.params.steps=1",
+        'lightning.callbacks.samples.params.prompts=["a photo of [V]"]', "data.params.prior.steps=1",
         "data.params.prior.count=${data.params.prior.chunk_size}",
     ]  # fmt: skip
     data, module, trainer, folder = build({**job, "words": [*words, *job["words"]]}, 2, without=())
