@@ -21,7 +21,6 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "low-memory": ["bitsandbytes>=0.50"],
         "test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"],
     },
 )
