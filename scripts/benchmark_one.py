@@ -110,9 +110,11 @@ def memory(job: Job) -> list[Row]:
         "lightning.callbacks.checkpoint=null", "lightning.callbacks.validation.params.monitor=null",
         "lightning.callbacks.validation.params.num_timesteps=1", "lightning.callbacks.samples.params.steps=1",
         'lightning.callbacks.samples.params.prompts=["a photo of [V]"]', "data.params.prior.steps=1",
-        "data.params.prior.count=${data.params.prior.chunk_size}",
     ]  # fmt: skip
-    data, module, trainer, folder = build({**job, "words": [*words, *job["words"]]}, 2, without=())
+    # More than the steps need, so that the frozen copy stays in memory unless all are drawn at the start.
+    chunk_size = config_of(job, words)["data"]["params"]["prior"]["chunk_size"]
+    words.append(f"data.params.prior.count={2 * chunk_size}")
+    data, module, trainer, folder = build(job, 2, words)
     start = now()
     with folder as name:
         if CUDA:
@@ -302,14 +304,19 @@ def write_profile(profiler: Any, path: str) -> None:
 
 
 def build(
-    job: Job, max_steps: int, without: Sequence[str] = WITHOUT
+    job: Job, max_steps: int, words: Sequence[str] = WITHOUT
 ) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory]:
-    """What main.py builds for the job's config, `without` what is not measured, in a folder for its files."""
+    """What main.py builds for the job's config, with `words` for what is not measured, in a folder for its files."""
     training.quiet()
-    words = ["lightning.logger=null", *without, *job["words"], f"lightning.trainer.max_steps={max_steps}"]
-    config = load_config([str(PROJECT / path) for path in job["configs"]], words)
+    config = config_of(job, [*words, f"lightning.trainer.max_steps={max_steps}"])
     folder = tempfile.TemporaryDirectory()
     return *training.build(config, Path(folder.name), trusted_only=False), folder
+
+
+def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:
+    """The job's config, with `words` where the job's own do not say otherwise."""
+    paths = [str(PROJECT / path) for path in job["configs"]]
+    return load_config(paths, ["lightning.logger=null", *words, *job["words"]])
 
 
 def timed(job: Job, act: Callable[[], Any], images: int, count_flops: bool = True) -> Row:
