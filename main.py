@@ -348,7 +348,6 @@ def quiet() -> None:
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a package for what is not used here
     # Through tqdm, so that it does not end up in the middle of a progress bar.
     warnings.showwarning = lambda message, category, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     for pattern in (
