@@ -245,6 +245,9 @@ def summarize(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> list[dict[st
                 line["share_of_fp32_matmul"] = line["flops"] / median / products[0]
         if found[0].get("bytes"):
             line["bytes_per_second"] = found[0]["bytes"] / median
+            copies = [rate for name, rate in rates.items() if "copy" in name]
+            if copies and group != "machine":
+                line["share_of_copy"] = line["bytes_per_second"] / copies[0]
         if "pictures" in found[0]:
             line["largest_difference"] = difference(first[group][0]["pictures"], found[0]["pictures"])
         summary.append(line)
@@ -283,6 +286,8 @@ def table(summary: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
             note = f"{row['flops'] / row['seconds'] / 1e12:.2f} TFLOP/s"
         elif "bytes_per_second" in row:
             note = f"{row['bytes_per_second'] / 1e9:.2f} GB/s"
+            if "share_of_copy" in row:
+                note += f", {row['share_of_copy']:.0%} of the copy's"
         elif "largest_difference" in row:
             note = f"pictures differ by {row['largest_difference']}/255"
         cells = [

@@ -28,7 +28,9 @@ def test_quick_benchmark(tmp_path):
     parameters = sum(p.numel() for network in (base.unet, base.text_encoder) for p in network.parameters())
     kept = 12 * parameters  # bytes: fp32 weights and AdamW's moments; gradients, activations come on top
     assert 1.2 * kept < rows["memory", "the recipe"]["peak_bytes"] < 2.5 * kept
-    assert rows["checkpoint", "save"]["bytes_per_second"] > 0
+    save, copy = rows["checkpoint", "save"], rows["machine", "copy (read + write)"]
+    assert save["share_of_copy"] == pytest.approx(save["bytes_per_second"] / copy["bytes_per_second"])
+    assert 0 < save["share_of_copy"] < 1
 
 
 def test_a_ratio_is_taken_within_rounds():
