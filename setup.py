@@ -20,7 +20,5 @@ setup(
         "safetensors>=0.5",
         "tqdm>=4.66",
     ],
-    extras_require={
-        "test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"],
-    },
+    extras_require={"test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"]},
 )

@@ -176,7 +176,7 @@ def by_this_project(job: Job) -> Callable[[], list[Any]]:
     from ldm.models.load import load_for_sampling
     from ldm.randomness import image_generator
 
-    model = load_for_sampling(job["base"]).model.to(DEVICE, DTYPES[job["dtype"]])
+    model = load_for_sampling(job["base"], DEVICE).model.to(DEVICE, DTYPES[job["dtype"]])
     shape = model.latent_shape(*[job.get("size") or model.native_size] * 2)
 
     def draw() -> list[Any]:

@@ -122,13 +122,11 @@ def drawn_images(
     from ldm.evaluation.protocol import plan
     from ldm.formats.checkpoint_files import newest_checkpoint
     from ldm.formats.fingerprint import file_hash
-    from ldm.formats.modules import weights_on
     from ldm.models.load import load_for_sampling
     from scripts.txt2img import choose_dtype
 
     path = newest_checkpoint(options.ckpt) if (options.ckpt / "checkpoints").is_dir() else options.ckpt
-    with weights_on(device):
-        loaded = load_for_sampling(path)
+    loaded = load_for_sampling(path, device)
     loaded.identifier = options.identifier or loaded.identifier
     subject = find_subject(options, loaded.class_word)
     folder = run_folder(options.ckpt)

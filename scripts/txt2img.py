@@ -72,7 +72,6 @@ def run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ldm.data.images import grid, save_image
-    from ldm.formats.modules import weights_on
     from ldm.models.load import load_for_sampling
 
     prompts = read_prompts(options)
@@ -80,8 +79,7 @@ def run(options: argparse.Namespace) -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     device = choose_device(options.device)
-    with weights_on(device):
-        loaded = load_for_sampling(options.ckpt)
+    loaded = load_for_sampling(options.ckpt, device)
     model = loaded.model.to(device, choose_dtype(options.precision, device))
     height, width = options.H or model.native_size, options.W or model.native_size
     shape = model.latent_shape(height, width)

@@ -77,10 +77,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -
     change the model, and tensors that lie where the file put them compute other last digits.
     """
     device = torch.device(_device.get())
-    here = (
-        device.type == "cpu"
-    )  # elsewhere the move is the copy; half as much where the file is in half precision
-    owned = {key: value.to(device).to(dtype, copy=here) for key, value in tensors.items()}
+    # To another device the move is the copy, and half as much of it where the file is in half precision.
+    copy = device.type == "cpu"
+    owned = {key: value.to(device).to(dtype, copy=copy) for key, value in tensors.items()}
     module.load_state_dict(owned, assign=True)
     if isinstance(module, CLIPTextModel):  # the one buffer that is not saved: 0, 1, ..., length - 1
         length = module.config.max_position_embeddings

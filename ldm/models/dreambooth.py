@@ -77,7 +77,7 @@ class DreamBooth(LightningModule):
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
         self.gradient_norm: Tensor | None = None
-        """Of the step's gradients, where a callback has computed it already."""
+        """Of this step's gradients before they are clipped, where a callback computes it at every step."""
         self.frozen = FrozenBase(self.model)
         self._choose_what_trains(gradient_checkpointing)
 
@@ -185,13 +185,10 @@ class DreamBooth(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val and self.gradient_norm is None:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         elif gradient_clip_val:
-            if self.gradient_norm is None:
-                self.gradient_norm = nn.utils.get_total_norm(
-                    [p.grad for p in parameters if p.grad is not None]
-                )
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
-        self.gradient_norm = None
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ldm.errors import UserError
 from ldm.formats.checkpoint_files import newest_checkpoint
+from ldm.formats.modules import weights_on
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
 from ldm.models.prompts import fill_in_identifier
@@ -32,20 +35,22 @@ BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "prediction_type", "cli
 """Settings of a run's model that say how its base is loaded."""
 
 
-def load_for_sampling(path: str | Path) -> LoadedModel:
+def load_for_sampling(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
+    device: where the weights are read to.
     Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
     """
     path = Path(path)
     if (path / "checkpoints").is_dir():
         path = newest_checkpoint(path)
-    if path.is_file():
-        content = load_checkpoint(path)
-        if "base_fingerprint" in content:
-            return _load_run(path, content)
+    with weights_on(device):
+        if path.is_file():
+            content = load_checkpoint(path)
+            if "base_fingerprint" in content:
+                return _load_run(path, content)
+        model = LatentDiffusion.from_base(path).eval()
     about = read_subject(path)
-    model = LatentDiffusion.from_base(path).eval()
     return LoadedModel(model, about.get("identifier"), about.get("class_word"), about.get("step"))
 
 
