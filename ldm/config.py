@@ -37,6 +37,19 @@ TRUSTED_TARGETS = {
 """What a config that came with a checkpoint may build, beside this project's own classes (`ldm.*`)."""
 
 
+MOVED = {
+    "ldm.data.world.": "ldm.world.drawing.",
+    "ldm.data.world_pictures.": "ldm.world.pictures.",
+    "ldm.data.world_views.": "ldm.world.views.",
+    "ldm.models.autoencoder.": "ldm.world.autoencoder.",
+    "ldm.models.contrastive.": "ldm.world.contrastive.",
+    "ldm.models.dreambooth.": "ldm.methods.dreambooth.",
+    "ldm.models.self_distillation.": "ldm.world.self_distillation.",
+    "ldm.models.text_to_image.": "ldm.world.text_to_image.",
+}
+"""Modules that have moved: configs of older runs name them by their former place."""
+
+
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked."""
     if not paths:
@@ -124,6 +137,9 @@ def get_class(target: str, trusted_only: bool = False) -> Any:
     )
     if trusted_only and not target.startswith("ldm.") and target not in TRUSTED_TARGETS:
         raise untrusted
+    former = next((old for old in MOVED if target.startswith(old)), None)
+    if former:
+        target = MOVED[former] + target.removeprefix(former)
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)

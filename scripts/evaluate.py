@@ -285,7 +285,7 @@ def write(
     """metrics.json, images.csv (empty cells: not measured of this kind of image), report.html."""
     from ldm.evaluation.report import report
     from ldm.evaluation.scores import COLUMNS
-    from ldm.formats.atomic import replacing
+    from ldm.files import replacing
 
     with replacing(out / "images.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.data.world import World, with_article  # noqa: E402
-from ldm.data.world_pictures import fingerprint  # noqa: E402
 from ldm.errors import exit_code_of  # noqa: E402
-from ldm.models.autoencoder import psnr  # noqa: E402
 from ldm.randomness import generator, image_generator  # noqa: E402
+from ldm.world.autoencoder import psnr  # noqa: E402
+from ldm.world.drawing import World, with_article  # noqa: E402
+from ldm.world.pictures import fingerprint  # noqa: E402
 
 NO_COLOUR = "its own"
 SECOND_LOOKS = 8

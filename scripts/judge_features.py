@@ -49,8 +49,8 @@ def judge(options: argparse.Namespace) -> dict:
     from PIL import Image
 
     from ldm.data.images import to_tensor
-    from ldm.data.world import World
     from ldm.evaluation.features import Clip, Dino
+    from ldm.world.drawing import World
 
     torch.set_grad_enabled(False)
     world, clip, dino = World(options.art), Clip(options.clip), Dino(options.dino)
@@ -121,8 +121,8 @@ def zero_shot(clip, world, pictures: list[tuple]) -> dict[str, float]:
     """How often the right one of all nouns, and of all scenes, has the nearest text."""
     import torch
 
-    from ldm.data.world import with_article
     from ldm.evaluation.metrics import cosine
+    from ldm.world.drawing import with_article
 
     every = [f"a photo of {with_article(noun)} {scene}" for noun in world.nouns for scene in world.scenes]
     texts = clip.texts(every).unflatten(0, (len(world.nouns), len(world.scenes)))

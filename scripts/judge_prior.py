@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Draw, judge, and print a row a way."""
-    from ldm.data.world import World
     from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.world.drawing import World
     from scripts.judge_base import exam, features, trained_judge
 
     world = World(options.art)
@@ -63,7 +63,7 @@ def judged(
     way: dict[str, Any], model: Any, judge: Any, world: Any, real: list[Any], count: int
 ) -> dict[str, float]:
     """Means over nouns. real: the judge's features of world pictures, a noun each."""
-    from ldm.data.world import with_article
+    from ldm.world.drawing import with_article
     from scripts.judge_base import features, sampler_of, spread, verdicts
 
     draw, found = sampler_of(model, **way), {"noun": [], "variety": [], "shift": []}

@@ -24,9 +24,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.data.world import CELL, COLOURS, NAMES, SCENES, World  # noqa: E402
 from ldm.errors import EXIT_USER_ERROR, UserError  # noqa: E402
 from ldm.randomness import generator  # noqa: E402
+from ldm.world.drawing import CELL, COLOURS, NAMES, SCENES, World  # noqa: E402
 
 VENDORS = {
     "noto": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64/{}.png"),

@@ -3,7 +3,7 @@
 import sys
 
 from ldm import processes
-from ldm.models.dreambooth import DreamBooth
+from ldm.methods.dreambooth import DreamBooth
 from main import main
 
 training_step = DreamBooth.training_step

@@ -8,11 +8,11 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from ldm.data.world import World
 from ldm.diffusion.loss import denoising_error
-from ldm.models.autoencoder import Autoencoder, psnr, start_deterministic
-from ldm.models.from_scratch import warm_stable_decay
-from ldm.models.text_to_image import TextToImage
+from ldm.world.autoencoder import Autoencoder, psnr, start_deterministic
+from ldm.world.drawing import World
+from ldm.world.from_scratch import warm_stable_decay
+from ldm.world.text_to_image import TextToImage
 from main import main
 from scripts.judge_base import (
     area_under_curve,

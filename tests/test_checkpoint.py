@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.formats.atomic import replacing
-from ldm.models.dreambooth import DreamBooth
+from ldm.files import replacing
+from ldm.methods.dreambooth import DreamBooth
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import AtomicCheckpointIO, is_finite
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows

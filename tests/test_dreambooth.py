@@ -82,7 +82,7 @@ def test_the_run_folder_says_what_was_run(finished):
 def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
     """One batch of the data module through `training_step`, against the paper's formula written out."""
     from ldm.config import load_config
-    from main import build
+    from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
     trainer.strategy.connect(module)
@@ -276,7 +276,7 @@ def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_pat
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
     from ldm.config import load_config
-    from main import build
+    from ldm.training.run import build
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
     config = load_config([str(RECIPE), str(tiny_config)], [])
@@ -298,7 +298,7 @@ def test_tf32_is_a_setting(train):
 
 def test_gradients_are_clipped_in_every_precision(train, monkeypatch):
     """Lightning's own clipping refuses the fused optimizer under mixed precision."""
-    from ldm.models.dreambooth import DreamBooth
+    from ldm.methods.dreambooth import DreamBooth
 
     norms = []
 
@@ -367,7 +367,7 @@ def test_wandb_offline_gets_scalars_images_and_config(train, tmp_path):
 
 def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_gauge_is_set(tiny_config, tmp_path):
     from ldm.config import load_config
-    from main import build
+    from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
     held = []
@@ -380,7 +380,7 @@ def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_gauge_is_set(t
 
 def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(train, tiny_config, tmp_path):
     from ldm.config import load_config
-    from main import build
+    from ldm.training.run import build
 
     words = ["data.params.prior.fill_at_start=true"]
     data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path, trusted_only=False)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ldm.data.images import image_files, load_image
-from ldm.data.world_views import Views, WorldViews
 from ldm.evaluation.features import Clip, Dino
-from ldm.models.contrastive import ContrastivePretraining, contrastive_loss
-from ldm.models.self_distillation import SelfDistillation, balanced, distillation_loss
 from ldm.training.loss_record import read_rows
+from ldm.world.contrastive import ContrastivePretraining, contrastive_loss
+from ldm.world.self_distillation import SelfDistillation, balanced, distillation_loss
+from ldm.world.views import Views, WorldViews
 from main import main
 from scripts.judge_features import main as judge
 from tests.conftest import PROJECT

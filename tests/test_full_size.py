@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ldm.models.from_scratch import write_random_base
+from ldm.formats.random_base import write_random_base
 from ldm.training.loss_record import read_rows
 from tests.conftest import PROJECT, RECIPE
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ldm.models.dreambooth import DreamBooth
+from ldm.methods.dreambooth import DreamBooth
 from ldm.training.checkpoint import Checkpointing
 from ldm.training.loss_record import read_rows
 from ldm.training.nonfinite import SkipNonFinite

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.models.dreambooth import DreamBooth
-from ldm.models.frozen import FrozenBase
+from ldm.methods.dreambooth import DreamBooth
+from ldm.methods.frozen import FrozenBase
 from ldm.training.checkpoint import tensors_in
 from ldm.training.validation import Validation
 from main import main

@@ -66,7 +66,7 @@ def test_references_in_a_runs_config_are_refused(run, monkeypatch, capsys, path,
         "ldm.training.run_folder.remove_temporaries",  # nor is every function of it meant to be called
         "ldm.formats.hub.fetch",
         "ldm.data.datamodule.Path",
-        "ldm.models.dreambooth.Callable",
+        "ldm.methods.dreambooth.Callable",
     ],
 )
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from ldm.data.world import NAMES, SCENES, World, with_article
-from ldm.data.world import caption as caption_of
-from ldm.data.world_pictures import WorldPictures, WorldSamples
 from ldm.errors import UserError
+from ldm.world.drawing import NAMES, SCENES, World, with_article
+from ldm.world.drawing import caption as caption_of
+from ldm.world.pictures import WorldPictures, WorldSamples
 from scripts.make_world import RARE, make_subject, make_tokenizer
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
-from ldm.formats.atomic import replacing_folder
+from ldm.files import replacing_folder
 from ldm.formats.components import SCHEDULE_KEYS, Components
 from ldm.formats.modules import COMPONENTS, assemble, text_prefix
 from ldm.formats.safe_loading import load_checkpoint

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.formats.atomic import replacing
+from ldm.files import replacing
 from ldm.formats.components import Components
 from ldm.formats.compvis_layout import (
     compvis_key_map,

@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from ldm import processes
 from ldm.errors import UserError
-from ldm.formats.atomic import replacing
+from ldm.files import replacing
 from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.training.resume import link_or_copy, take_optimizer_settings

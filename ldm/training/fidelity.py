@@ -14,7 +14,7 @@ from ldm.evaluation import metrics
 from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
-from ldm.formats.atomic import going_on_without
+from ldm.files import going_on_without
 from ldm.randomness import image_generator
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics

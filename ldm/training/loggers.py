@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning import Trainer
 
-from ldm.formats.atomic import replacing
+from ldm.files import replacing
 
 WANDB_ID = Path("configs", "wandb-id.txt")
 

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm import processes
-from ldm.formats.atomic import replacing
+from ldm.files import replacing
 from ldm.training.loggers import flush_loggers, log_metrics
 from ldm.training.step_callback import StepCallback, is_due
 

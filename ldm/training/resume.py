@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.errors import UserError
-from ldm.formats.atomic import replacing, sync
+from ldm.files import replacing, sync
 from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from ldm.config import save_config
 from ldm.errors import UserError
-from ldm.formats.atomic import replacing
+from ldm.files import replacing
 from ldm.formats.checkpoint_files import CONFIG
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"

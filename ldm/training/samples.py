@@ -8,7 +8,7 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.data.images import grid, save_image, to_image
-from ldm.formats.atomic import going_on_without
+from ldm.files import going_on_without
 from ldm.randomness import image_generator
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.diffusion.loss import alpha_sigma
-from ldm.formats.atomic import going_on_without
+from ldm.files import going_on_without
 from ldm.formats.checkpoint_files import BEST
 from ldm.randomness import generator
 from ldm.training.checkpoint import save

@@ -1,6 +1,6 @@
-"""Measure one thing in a process of its own, for scripts/benchmark.py, which says what to measure as JSON.
+"""Measure one thing in a process of its own, for scripts/benchmark_speed.py, which says what to measure as JSON.
 
-    python scripts/benchmark_one.py '[{"measure": "training_step", "configs": [...], ...}]' rows.json
+    python scripts/benchmark_speed_one.py '[{"measure": "training_step", "configs": [...], ...}]' rows.json
 
 Writes a JSON list of rows: seconds of one repeat, images and FLOPs in it, peak memory. Times
 are means over `repeats` after `warm` untimed ones, the device's queue emptied before the clock is read.
@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-import main as training  # noqa: E402
 from ldm import processes  # noqa: E402
 from ldm.config import load_config  # noqa: E402
+from ldm.training.run import build as build_run  # noqa: E402
+from ldm.training.run import quiet  # noqa: E402
 from ldm.training.step_callback import StepCallback  # noqa: E402
 
 CUDA = torch.cuda.is_available()
@@ -307,10 +308,10 @@ def build(
     job: Job, max_steps: int, words: Sequence[str] = WITHOUT
 ) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory]:
     """What main.py builds for the job's config, with `words` for what is not measured, in a folder for its files."""
-    training.quiet()
+    quiet()
     config = config_of(job, [*words, f"lightning.trainer.max_steps={max_steps}"])
     folder = tempfile.TemporaryDirectory()
-    return *training.build(config, Path(folder.name), trusted_only=False), folder
+    return *build_run(config, Path(folder.name), trusted_only=False), folder
 
 
 def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:

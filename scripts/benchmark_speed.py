@@ -1,4 +1,4 @@
-"""Speed and memory: `python scripts/benchmark.py --model toy --out benchmark.json`.
+"""Speed and memory: `python scripts/benchmark_speed.py --model toy --out benchmark.json`.
 
 Every variant runs in a process of its own, one after the other, round after round; a ratio is the median over
 rounds of first variant / this variant within the round, so that a machine that slows down slows both. sd-v1 and
@@ -206,7 +206,12 @@ def in_one_process(jobs: Sequence[Job]) -> list[list[Job]]:
 def measured(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
     """The rows of `jobs`, done in a process of their own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(PROJECT / "scripts" / "benchmark_one.py"), json.dumps(jobs), str(out)]
+    command = [
+        sys.executable,
+        str(PROJECT / "scripts" / "benchmark_speed_one.py"),
+        json.dumps(jobs),
+        str(out),
+    ]
     done = subprocess.run(command, env=environment | jobs[0].get("env", {}), capture_output=True, text=True)
     if not out.exists():
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -311,7 +316,7 @@ def base_of(model: str) -> str:
         return "assets/base"
     folder = PROJECT / ".cache" / f"random-{model}"
     if not folder.exists():
-        from ldm.models.from_scratch import write_random_base
+        from ldm.formats.random_base import write_random_base
 
         print(f"writing random weights to {folder}", file=sys.stderr)
         write_random_base(PROJECT / "configs" / "stable-diffusion" / model.removeprefix("sd-"), folder)

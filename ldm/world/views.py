@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.images import to_tensor
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.world import World
 from ldm.randomness import generator
+from ldm.world.drawing import World
 
 
 class WorldViews(pl.LightningDataModule):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from ldm.formats.atomic import replacing_folder
+from ldm.files import replacing_folder
 from ldm.formats.diffusers_folder import read_tokenizer
-from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
 
 
 class ContrastivePretraining(pl.LightningModule):

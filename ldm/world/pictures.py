@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.world import SCENES, World, caption
 from ldm.randomness import generator, permutation
+from ldm.world.drawing import SCENES, World, caption
 
 
 class WorldPictures(pl.LightningDataModule):

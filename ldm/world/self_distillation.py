@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from ldm.formats.atomic import replacing_folder
-from ldm.models.contrastive import write_preprocessing
-from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.files import replacing_folder
+from ldm.world.contrastive import write_preprocessing
+from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
 
 
 class Head(nn.Module):

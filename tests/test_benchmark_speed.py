@@ -1,4 +1,4 @@
-"""scripts/benchmark.py runs and counts right. What it measures is no test's business: machines differ."""
+"""scripts/benchmark_speed.py runs and counts right. What it measures is no test's business: machines differ."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from ldm.formats.base import load_base
-from scripts.benchmark import summarize
+from scripts.benchmark_speed import summarize
 from tests.conftest import PROJECT
 
 
 def test_quick_benchmark(tmp_path):
     out = tmp_path / "benchmark.json"
     words = ["--quick", "--only", "machine", "step", "memory", "txt2img", "checkpoint", "--out", out]
-    command = [sys.executable, "scripts/benchmark.py", *map(str, words)]
+    command = [sys.executable, "scripts/benchmark_speed.py", *map(str, words)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {(row["group"], row["variant"]): row for row in json.loads(out.read_text())["rows"]}
@@ -51,7 +51,7 @@ def test_a_ratio_is_taken_within_rounds():
 
 
 def test_a_measurement_that_fails_is_one_line(tmp_path):
-    words = ["scripts/benchmark.py", "--quick", "--only", "step", "--size", "50"]
+    words = ["scripts/benchmark_speed.py", "--quick", "--only", "step", "--size", "50"]
     done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.rstrip().splitlines()[-1].startswith("error: measuring step plain loop")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm.formats.atomic import replacing_folder
+from ldm.files import replacing_folder
 from ldm.formats.diffusers_folder import write_network
-from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
 
 
 class Autoencoder(pl.LightningModule):

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.diffusion.loss import denoising_error
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
-from ldm.models.from_scratch import keyed_weights, update_average, warm_stable_decay
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
 
 
 class TextToImage(pl.LightningModule):

@@ -1,6 +1,6 @@
 """Train, sample and score every subject of a dataset, and write the paper's table with rows for us.
 
-    python scripts/benchmark_subjects.py --data assets/benchmark --outdir logs/benchmark
+    python scripts/benchmark_quality.py --data assets/benchmark --outdir logs/benchmark
 
 The dataset has the layout of the DreamBooth dataset (prompts_and_classes.txt and a folder a subject). Stop it
 at any time and start it again; start it several times, on one machine or on several that share a disk, and
@@ -159,7 +159,7 @@ def plan(options: argparse.Namespace) -> list[Task]:
 
 def check_settings(options: argparse.Namespace) -> None:
     """One folder holds one benchmark: results of other settings must not end up in one table."""
-    from ldm.formats.atomic import replacing
+    from ldm.files import replacing
 
     settings = {
         "data": str(options.data.resolve()),

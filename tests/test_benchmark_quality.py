@@ -1,4 +1,4 @@
-"""scripts/benchmark_subjects.py: the dataset's layout, shared claims, resuming, the table of means."""
+"""scripts/benchmark_quality.py: the dataset's layout, shared claims, resuming, the table of means."""
 
 import fcntl
 import json
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ldm.data.images import image_files
-from ldm.data.world import World
 from ldm.errors import UserError
 from ldm.evaluation.benchmark import means, read_dataset, wrong_noun
-from scripts import benchmark_subjects
-from scripts.benchmark_subjects import main
+from ldm.world.drawing import World
+from scripts import benchmark_quality
+from scripts.benchmark_quality import main
 from tests.test_report import Page
 from tests.tiny_features import tiny_features
 
@@ -49,8 +49,8 @@ def pretend(monkeypatch):
             task.result.write_text(json.dumps(measured(0.1 * len(commands))))
         return True
 
-    monkeypatch.setattr(benchmark_subjects, "child", child)
-    monkeypatch.setattr(benchmark_subjects, "listen", lambda: None)
+    monkeypatch.setattr(benchmark_quality, "child", child)
+    monkeypatch.setattr(benchmark_quality, "listen", lambda: None)
     return commands
 
 
@@ -132,7 +132,7 @@ def test_a_dataset_without_its_list_is_one_line(tmp_path):
 
 
 def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeypatch, tmp_path, capsys):
-    works = benchmark_subjects.child
+    works = benchmark_quality.child
 
     def child(script, words, task, claimed):
         if script == "main.py" and task.subject.name == "cat":
@@ -140,7 +140,7 @@ def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeyp
             return False
         return works(script, words, task, claimed)
 
-    monkeypatch.setattr(benchmark_subjects, "child", child)
+    monkeypatch.setattr(benchmark_quality, "child", child)
     assert main(["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--variants", "prior"]) == 1
     assert "failed: cat, DreamBooth: error: base nowhere: no such folder" in capsys.readouterr().err
     assert "| DreamBooth (1 subject) |" in (tmp_path / "table.md").read_text()

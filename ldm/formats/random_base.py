@@ -1,0 +1,38 @@
+"""Whole bases of random weights, to measure size and speed on."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm.formats.components import Components
+from ldm.formats.diffusers_folder import (
+    load_tokenizer,
+    read_json,
+    read_scheduler_config,
+    save_diffusers_folder,
+)
+
+
+def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a base with random weights in diffusers' layout; returns `folder`. Its pictures mean nothing.
+
+    configs: component configs and tokenizer, such as configs/stable-diffusion/v1.
+    """
+
+    def config(component: str) -> dict:
+        return read_json(configs / component / "config.json")
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        components = Components(
+            vae=AutoencoderKL.from_config(config("vae")),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**config("text_encoder"))),
+            unet=UNet2DConditionModel.from_config(config("unet")),
+            tokenizer=load_tokenizer(configs),
+            scheduler_config=read_scheduler_config(configs),
+            source="random",
+            fingerprint="0" * 32,
+        )
+    return save_diffusers_folder(components, folder, dtype)
