@@ -174,7 +174,7 @@ def txt2img(job: Job) -> list[Row]:
 def by_this_project(job: Job) -> Callable[[], list[Any]]:
     """Draws the job's pictures as scripts/txt2img.py does."""
     from ldm.data.images import to_image
-    from ldm.models.load import load_for_sampling
+    from ldm.methods.load import load_for_sampling
     from ldm.randomness import image_generator
 
     model = load_for_sampling(job["base"], DEVICE).model.to(DEVICE, DTYPES[job["dtype"]])

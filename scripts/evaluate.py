@@ -122,7 +122,7 @@ def drawn_images(
     from ldm.evaluation.protocol import plan
     from ldm.formats.checkpoint_files import newest_checkpoint
     from ldm.formats.fingerprint import file_hash
-    from ldm.models.load import load_for_sampling
+    from ldm.methods.load import load_for_sampling
     from scripts.txt2img import choose_dtype
 
     path = newest_checkpoint(options.ckpt) if (options.ckpt / "checkpoints").is_dir() else options.ckpt

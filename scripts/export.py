@@ -41,9 +41,9 @@ def export(options: argparse.Namespace) -> None:
     import transformers
 
     from ldm.formats.single_file import save_single_file
+    from ldm.methods.load import load_for_sampling
+    from ldm.methods.model_card import card_of
     from ldm.models.latent_diffusion import DTYPES
-    from ldm.models.load import load_for_sampling
-    from ldm.models.model_card import card_of
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()

@@ -39,8 +39,8 @@ def draw(options: argparse.Namespace) -> None:
     """Sample every row, and save them on one sheet with their titles."""
     from ldm.config import read_plain
     from ldm.data.images import image_files, load_image, resize_and_crop, save_image
+    from ldm.methods.load import load_for_sampling
     from ldm.models.latent_diffusion import LatentDiffusion
-    from ldm.models.load import load_for_sampling
 
     config = read_plain(Path(options.run) / "configs" / "config.yaml")
     data, base = config["data"]["params"], config["model"]["params"]["base"]

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ldm.data.images import grid, save_image
-    from ldm.models.load import load_for_sampling
+    from ldm.methods.load import load_for_sampling
 
     prompts = read_prompts(options)
     for name in ("steps", "n_iter", "n_samples"):

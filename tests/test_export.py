@@ -15,8 +15,8 @@ from safetensors import safe_open
 from ldm.formats.base import load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.modules import COMPONENTS
-from ldm.models.load import load_for_sampling
-from ldm.models.model_card import model_card
+from ldm.methods.load import load_for_sampling
+from ldm.methods.model_card import model_card
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
 from tests.small_sd import small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture

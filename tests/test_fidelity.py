@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.models.load import load_for_sampling
+from ldm.methods.load import load_for_sampling
 from ldm.training.loss_record import read_rows
 from main import main
 from tests.conftest import PROJECT, RECIPE

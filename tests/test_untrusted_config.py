@@ -10,7 +10,7 @@ import yaml
 
 from ldm.config import check_trusted, read_plain, save_config
 from ldm.errors import UserError
-from ldm.models.load import load_for_sampling
+from ldm.methods.load import load_for_sampling
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK, resume, state

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.methods.frozen import FrozenBase
+from ldm.methods.model_card import card_of_run
 from ldm.models.latent_diffusion import DTYPES, LatentDiffusion, read_subject, text_transformer
-from ldm.models.model_card import card_of_run
 from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from ldm.formats.checkpoint_files import CONFIG
+from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.load import LoadedModel
 from ldm.models.prompts import PLACEHOLDER
 
 LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
