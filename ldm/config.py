@@ -9,7 +9,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
+from ldm.files import replacing
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -210,13 +210,8 @@ class _NoAliases(yaml.SafeDumper):
 
 def save_config(config: Mapping[str, Any], path: str | Path) -> None:
     """Write `config` as YAML, under its final name only when complete."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
+    with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yaml.dump(dict(config), file, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

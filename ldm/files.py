@@ -1,26 +1,45 @@
-"""Files and folders that are whole or not there, whatever ends the process that writes them."""
+"""Write beside, sync, rename: files and folders that are whole or absent, whatever ends their writer."""
 
 import contextlib
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 
-def temporary_sibling(path: Path) -> Path:
-    """A name beside `path`, so that a rename stays on one file system.
+@contextlib.contextmanager
+def replacing(path: Path, *, sync: bool = True, shared: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it becomes `path` when the block ends without an error.
 
-    It is the same each time: what a killed process left there is replaced by the next, and never piles up.
+    sync: flush the file and its folder to the disk. False where a power cut may lose the file or leave it
+        empty, because it is checked when read, drawn again, or only looked at.
+    shared: several processes may write `path` at once, each to a temporary of its own; the last one wins.
+        What a killed process leaves is not cleared away by the next, as it is otherwise.
+
+    Makes the folder. A link at `path` is replaced, not followed. Raises OSError.
     """
-    return path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path, shared)
+    temporary.unlink(missing_ok=True)  # never write through a link that somebody left there
+    try:
+        yield temporary
+        set_usual_mode(temporary)
+        if sync:
+            sync_to_disk(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if sync:
+        sync_to_disk(path.parent)
 
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to write to; it takes the place of `folder`, synced, when the block ends well.
 
-    Folders cannot be exchanged in one move: for a moment between two renames there is none under the name.
+    Folders cannot be exchanged in one move: between two renames there is none under the name for a moment.
     """
     temporary, old = temporary_sibling(folder), folder.with_name(f".{folder.name}.old.tmp")
     if old.exists() and not folder.exists():  # killed between the renames
@@ -33,35 +52,27 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 set_usual_mode(path)
-        sync_tree(temporary)
+        for path in (*sorted(temporary.rglob("*")), temporary):
+            sync_to_disk(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if folder.exists():
         folder.replace(old)
     temporary.replace(folder)
-    sync(folder.parent)
+    sync_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path`, synced, when the block ends without an error."""
-    temporary = temporary_sibling(path)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        set_usual_mode(temporary)
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+def temporary_sibling(path: Path, shared: bool = False) -> Path:
+    """A name beside `path`, so that a rename stays on one file system; `shared`: never given twice."""
+    own = f".{uuid.uuid4().hex[:12]}" if shared else ""
+    return path.with_name(f".{path.name}{own}.tmp")
 
 
 @contextlib.contextmanager
 def going_on_without(what: str) -> Iterator[None]:
-    """Make a warning of a failed write of something that a run can do without."""
+    """Turn a failed write of something that a run can do without into a warning."""
     try:
         yield
     except OSError as error:
@@ -74,18 +85,12 @@ def set_usual_mode(path: Path) -> None:
     """Give a file the permissions that open() gives: safetensors makes its files readable by their owner alone."""
     umask = os.umask(0o077)  # it cannot be read without being set
     os.umask(umask)
-    with contextlib.suppress(PermissionError):  # a file system that keeps no permissions
+    with contextlib.suppress(PermissionError):  # some file systems keep no permissions
         path.chmod(0o666 & ~umask)
 
 
-def sync_tree(folder: Path) -> None:
-    """Bring a folder and everything in it to the disk."""
-    for path in (*sorted(folder.rglob("*")), folder):
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,6 @@ trainings, those right after --evaluation the measuring. A run's weights are rem
 import argparse
 import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -332,6 +331,7 @@ def write_table(tasks: Sequence[Task], options: argparse.Namespace) -> str:
     from ldm.config import load_settings
     from ldm.evaluation.benchmark import markdown, means, table_rows
     from ldm.evaluation.benchmark_page import benchmark_page
+    from ldm.files import replacing
 
     done = {variant: {} for variant in options.variants}
     for task in tasks:
@@ -349,9 +349,9 @@ def write_table(tasks: Sequence[Task], options: argparse.Namespace) -> str:
         "benchmark.html": benchmark_page(options.outdir, rows, done, VARIANTS, variants),
     }
     for name, text in texts.items():
-        own = options.outdir / f".{name}.{os.getpid()}.tmp"  # several processes may end at once
-        own.write_text(text, encoding="utf-8")
-        own.replace(options.outdir / name)
+        # Several processes may end at once.
+        with replacing(options.outdir / name, sync=False, shared=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return texts["table.md"]
 
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "files": set(),
     "randomness": set(),
     "processes": set(),
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "diffusion": GROUND | {"diffusion"},
     "data": GROUND | {"data"},
     "formats": GROUND | {"formats"},

@@ -1,6 +1,5 @@
 """Pictures from disk to tensors and back: the project's only conversion of the pixel range."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import replacing
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -101,8 +101,5 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
 
 def save_image(image: Image.Image, path: str | Path, **options) -> None:
     """Write a PNG at `path`, under that name only when complete. `options` go to Pillow."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG", **options)
-    os.replace(temporary, path)
+    with replacing(Path(path), sync=False) as temporary:
+        image.save(temporary, format="PNG", **options)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldm import processes
+from ldm.files import replacing
 
 Draw = Callable[[Sequence[int]], Tensor]
 """`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""
@@ -91,15 +91,12 @@ class PriorBank:
         return self.folder / f"{chunk:05d}.safetensors"
 
     def _write(self, chunk: int, latents: Tensor) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{chunk:05d}.tmp"
         # One metadata key: safetensors writes several in no fixed order, and equal chunks are equal files.
         about = json.dumps({"settings": self.settings, "sha256": _digest(latents)})
         try:
-            temporary.write_bytes(save({"latents": latents.contiguous()}, {"about": about}))
-            os.replace(temporary, self._path(chunk))
+            with replacing(self._path(chunk), sync=False) as temporary:  # a chunk's hash is checked when read
+                temporary.write_bytes(save({"latents": latents.contiguous()}, {"about": about}))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             warnings.warn(
                 f"{self._path(chunk)} cannot be written ({error}); a resume draws it again", stacklevel=2
             )

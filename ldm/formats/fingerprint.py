@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ldm.files import replacing
+
 HASH_BYTES = 16
 
 
@@ -45,8 +47,5 @@ def file_hash(path: Path) -> str:
 
 def remember(path: Path, digest: str) -> None:
     """Write `digest` to `path` in one move; a cache that cannot be written only costs time."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), replacing(path, sync=False, shared=True) as temporary:
         temporary.write_text(digest, encoding="ascii")
-        temporary.replace(path)

@@ -14,7 +14,7 @@ from ldm.evaluation import metrics
 from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
-from ldm.files import going_on_without
+from ldm.files import going_on_without, replacing
 from ldm.randomness import image_generator
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
@@ -99,7 +99,8 @@ class Fidelity(StepCallback):
             self._rows.append(row)
             with going_on_without(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [row])
-                self.path.with_suffix(".svg").write_text(plot(self._rows))
+                with replacing(self.path.with_suffix(".svg"), sync=False) as temporary:
+                    temporary.write_text(plot(self._rows))
             is_best = best(self._rows) is row
         values = {f"val/{key}": row[key] for key in ("dino", "clip_i", "clip_t") if key in row}
         log_metrics(trainer, values, trainer.global_step)

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.errors import UserError
-from ldm.files import replacing, sync
+from ldm.files import replacing, sync_to_disk
 from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
 
@@ -139,7 +139,7 @@ def go_on_from(checkpoint: Path | None, folder: Path) -> None:
     for path in older_states(folder):
         if step_in_name(path) > step:
             path.unlink()
-    sync(folder)
+    sync_to_disk(folder)
 
 
 def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:

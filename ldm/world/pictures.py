@@ -1,7 +1,6 @@
 """Numbered pictures of the embedded world as training samples."""
 
 import hashlib
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.sampler import CountingBatchSampler
+from ldm.files import replacing
 from ldm.randomness import generator, permutation
 from ldm.world.drawing import SCENES, World, caption
 
@@ -98,14 +98,12 @@ def drawn(world: World, seed: int, count: int, cache: Path) -> NDArray[np.uint8]
     """The world's first `count` pictures, [N, S, S, 3], drawn once and then read from `cache`."""
     path = cache / f"{fingerprint(world)}-{seed}-{count}.npy"
     if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.npy")
         shape = (count, world.size, world.size, 3)
-        pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        for i in range(count):
-            pixels[i] = world.picture(seed, i)[0]
-        pixels.flush()
-        os.replace(partial, path)
+        with replacing(path, shared=True) as temporary:
+            pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            for i in range(count):
+                pixels[i] = world.picture(seed, i)[0]
+            pixels.flush()
     return np.load(path, mmap_mode="r")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.diffusion.loss import denoising_error
+from ldm.files import replacing
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -134,15 +134,13 @@ def encoded(
     """
     path = cache / f"{weights_hash(vae)}-{len(pixels)}.npy"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.npy")
         parts = []
         for first in range(0, len(pixels), chunk):
             picture = torch.from_numpy(pixels[first : first + chunk].astype(np.float32)).permute(0, 3, 1, 2)
             mean = vae.encode((picture / 127.5 - 1).to(vae.device)).latent_dist.mean
             parts.append((mean * vae.config.scaling_factor).half().cpu().numpy())
-        np.save(partial, np.concatenate(parts))
-        os.replace(partial, path)
+        with replacing(path, shared=True) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.concatenate(parts))
     return np.load(path, mmap_mode="r")
 
 
