@@ -9,12 +9,13 @@ import pytest
 
 from tests.conftest import PROJECT
 
-GROUND = {"errors", "files", "randomness", "processes"}
+GROUND = {"errors", "files", "randomness", "processes", "values"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "randomness": set(),
     "processes": set(),
+    "values": set(),
     "config": {"errors", "files"},
     "diffusion": GROUND | {"diffusion"},
     "data": GROUND | {"data"},

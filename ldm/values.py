@@ -1,0 +1,186 @@
+"""Types of settings: what a number or a name may be, stated once and checked wherever it comes from.
+
+`ldm/schema.py` holds a config's values against the annotations of what its `target` names, and `option` makes an
+argparse `type=` of the same annotations. The checks are pydantic's, without coercions: 1.5 is no `int`, nor is
+true; an `int` is a fine `float`; infinity and NaN are refused everywhere.
+"""
+
+import argparse
+import difflib
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+
+
+@dataclass(frozen=True)
+class Must:
+    """A rule of our own, for use in `Annotated`: `test(value)` is true for what is allowed."""
+
+    test: Callable[[Any], bool]
+    words: str
+    """All that is allowed, to follow "it must be "."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: Any) -> Any:
+        if not self.test(value):
+            raise ValueError(self.words)
+        return value
+
+
+class Unaffecting:
+    """Marks a setting, in `Annotated`, that leaves the loss record as it is, up to rounding: a resume may change it."""
+
+
+def _is_folder_name(name: str) -> bool:
+    plain = name.isprintable() and not set(name) & set("/\\")
+    return plain and name not in ("", ".", "..") and len(name.encode()) <= 255
+
+
+Count = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Seed = Annotated[int, Must(lambda seed: 0 <= seed < 2**63, "a whole number from 0 to below 2**63")]
+"""What torch's generators take, with room for `seed + k`."""
+Text = Annotated[str, Must(lambda text: bool(text.strip()), "text that is not empty")]
+FolderName = Annotated[
+    str, Must(_is_folder_name, "a plain folder name: no slashes, not '..', 255 bytes at most")
+]
+TimestepInterval = Annotated[
+    Sequence[NonNegativeInt],
+    Must(lambda pair: len(pair) == 2 and pair[0] < pair[1], "two rising timesteps, as in [200, 800]"),
+]
+"""Timesteps from the first to below the second."""
+Precision = Literal["fp32", "bf16", "fp16"]
+SamplerName = Literal["ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
+"""`ldm.diffusion.sampling.SAMPLERS` says what each is."""
+
+
+def option(annotation: Any) -> Callable[[str], Any]:
+    """A `type=` for argparse that reads a word as `annotation`; what is not allowed is told in one line."""
+
+    def read(word: str) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            return _adapter(annotation, strict=False).validate_strings(word)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"'{word}': it must be {allowed(annotation)}") from error
+
+    return read
+
+
+def problem_with(value: Any, annotation: Any) -> str | None:
+    """What is wrong with `value`, to follow the name of its key; None where `annotation` allows it."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(annotation, strict=True).validate_python(value)
+    except ValidationError:
+        return f"is {_shown(value)}: it must be {allowed(annotation)}{_nearest(value, annotation)}"
+    return None
+
+
+def allowed(annotation: Any) -> str:
+    """`annotation` in words, such as "a whole number of at least 1, or null"."""
+    kind, rules = _parts(annotation)
+    for rule in rules:
+        if isinstance(rule, Must):
+            return rule.words
+    members = get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return ", or ".join(allowed(member) for member in members)
+    if get_origin(kind) is Literal:
+        return (
+            " or ".join(map(str, members)) if len(members) < 3 else f"one of {', '.join(map(str, members))}"
+        )
+    return _bounded(_kind(get_origin(kind) or kind, members), rules)
+
+
+def _kind(kind: Any, members: Sequence[Any]) -> str:
+    """A plain type in words; members: those of a list's or dictionary's type."""
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if not isinstance(kind, type):
+        return str(kind)
+    if is_dataclass(kind) or issubclass(kind, Mapping):
+        return "keys and values"
+    if issubclass(kind, Collection):
+        return f"a list, each item {allowed(members[0])}" if members else "a list"
+    return f"a {kind.__name__}"
+
+
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+    Callable: "a target with its params",
+}
+
+
+def _bounded(words: str, rules: Sequence[Any]) -> str:
+    """`words` of a type with the bounds among an annotation's rules."""
+    bounds: dict[str, Any] = {}
+    for rule in rules:
+        bounds |= {
+            name: getattr(rule, name)
+            for name in ("ge", "gt", "le", "lt", "min_length")
+            if hasattr(rule, name)
+        }
+    if "ge" in bounds and "le" in bounds:
+        return f"{words.replace('finite ', '')} from {bounds['ge']} to {bounds['le']}"
+    said = {
+        "ge": "of at least",
+        "gt": "above",
+        "le": "of at most",
+        "lt": "below",
+        "min_length": "of length at least",
+    }
+    return " ".join([words, *(f"{said[name]} {bound}" for name, bound in bounds.items())])
+
+
+def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The plain type of an annotation, and its rules."""
+    if get_origin(annotation) is Annotated:
+        kind, *rules = get_args(annotation)
+        return kind, tuple(rules)
+    return annotation, ()
+
+
+def _nearest(value: Any, annotation: Any) -> str:
+    """The allowed word most like `value`, as a question."""
+    close = difflib.get_close_matches(str(value), [str(name) for name in _names(annotation)], n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _names(annotation: Any) -> list[Any]:
+    """The words that an annotation lists."""
+    kind, _ = _parts(annotation)
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return [name for member in get_args(kind) for name in _names(member)]
+    return []
+
+
+def _shown(value: Any) -> str:
+    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return words if len(words) <= 60 else words[:57] + "..."
+
+
+def _adapter(annotation: Any, strict: bool) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    settings = ConfigDict(strict=strict, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(annotation, config=settings)
