@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
-from ldm.files import replacing
+from ldm.files import find, replacing
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -215,7 +215,7 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
+    path = find(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file; the recipes are in configs/")
     try:

@@ -1,4 +1,7 @@
-"""Write beside, sync, rename: files and folders that are whole or absent, whatever ends their writer."""
+"""Where files lie, and how they are written: beside, synced, renamed.
+
+A file or folder is whole or absent, whatever ends its writer; and nothing is written through a link.
+"""
 
 import contextlib
 import os
@@ -7,6 +10,39 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from ldm.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+"""The repository's folder."""
+
+
+def find(path: str | Path) -> Path:
+    """`path` as seen from the working folder or, where nothing is there, from the project's folder."""
+    path = Path(path)
+    return path if path.exists() or not (PROJECT / path).exists() else PROJECT / path
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError where anything below `folder` is neither a file nor a folder, but a link, a pipe or a device.
+
+    For folders that a stranger may have made, before anything in them is read or written: a link would lead
+    out of them. `folder` itself may be a link, which is its user's own.
+    """
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in folders + files):
+            if path.is_symlink() and not _is_shortcut_of_wandb(path, folder):
+                raise UserError(
+                    f"{path} is a link, and nothing in a run folder may lead out of it: replace it by what it names"
+                )
+            if not (path.is_symlink() or path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is neither a file nor a folder: remove it")
+
+
+def _is_shortcut_of_wandb(path: Path, folder: Path) -> bool:
+    """W&B leaves links to its newest run beside it, and never opens them."""
+    home = folder / "wandb"
+    return path.parent == home and path.resolve().is_relative_to(home.resolve())
 
 
 @contextlib.contextmanager

@@ -9,12 +9,13 @@ import pytest
 
 from tests.conftest import PROJECT
 
-GROUND = {"errors", "files", "randomness", "processes", "values"}
+GROUND = {"errors", "command_line", "files", "randomness", "processes", "values"}
 MAY_IMPORT = {
     "errors": set(),
-    "files": set(),
+    "command_line": {"errors"},
+    "files": {"errors"},
     "randomness": set(),
-    "processes": set(),
+    "processes": {"errors"},
     "values": set(),
     "config": {"errors", "files"},
     "diffusion": GROUND | {"diffusion"},

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.files import replacing
+from ldm.files import find, replacing
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -24,8 +24,8 @@ _FULL_SCALE = {"I": (255, 65535), "F": (1.0, 255.0, 65535.0)}
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The pictures in `folder`, sorted by name; raises UserError where there are none."""
-    folder = Path(folder)
+    """The pictures in `folder` (see `files.find`), sorted by name; raises UserError where there are none."""
+    folder = find(folder)
     if not folder.is_dir():
         raise UserError(f"image folder {folder}: no such folder")
     files = sorted(

@@ -17,8 +17,8 @@ from torch import Tensor
 from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.preprocessing import Preprocessing
+from ldm.files import find
 
-PROJECT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
@@ -27,7 +27,7 @@ class FeatureNetwork:
     """What CLIP and DINO share: where they come from, and images in batches."""
 
     def __init__(self, where: str, revision: str | None, device: Any, batch_size: int, files: Sequence[str]):
-        self.folder, commit, weights = find(where, revision, files)
+        self.folder, commit, weights = locate(where, revision, files)
         self.preprocessing = Preprocessing.read(self.folder / "preprocessor_config.json")
         self.device, self.batch_size = torch.device(device), batch_size
         self.facts: dict[str, Any] = {
@@ -138,17 +138,17 @@ def load_networks(settings: Mapping[str, Any], device: Any = "cpu") -> tuple[Din
     return dino, clip, Lpips(settings["lpips"], device) if settings["lpips"] else None
 
 
-def find(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None, Path]:
+def locate(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None, Path]:
     """The folder of a network, its commit on the hub (None for a local one), and its weight file.
 
-    A relative path is looked for here first, then in the project's folder, and a hub id last.
+    A local folder (see `files.find`) comes before a hub id of the same name.
     """
-    for folder in (Path(where), PROJECT / where):
-        if folder.is_dir():
-            weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-            if weights is None:
-                raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in that folder")
-            return folder, None, weights
+    folder = find(where)
+    if folder.is_dir():
+        weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        if weights is None:
+            raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in that folder")
+        return folder, None, weights
     if where.count("/") != 1 or where.startswith((".", "/", "assets/")):
         raise UserError(
             f"feature network {where}: no such folder; name another, or a hub id such as facebook/dino-vits16"

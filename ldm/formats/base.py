@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ldm.errors import UserError
+from ldm.files import find
 from ldm.formats import diffusers_folder, hub, single_file
 from ldm.formats.components import Components
 from ldm.formats.fingerprint import files_fingerprint
@@ -94,8 +95,8 @@ def fingerprint(
 
 
 def locate(base: str | Path, revision: str | None, variant: str | None) -> Path:
-    """The local folder or file of `base`; a hub id is fetched first."""
-    path = Path(base).expanduser()
+    """The local folder or file of `base` (see `files.find`); a hub id is fetched first."""
+    path = find(Path(base).expanduser())
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.files import replacing
+from ldm.files import PROJECT, replacing
 from ldm.formats.components import Components
 from ldm.formats.compvis_layout import (
     compvis_key_map,
@@ -38,7 +38,7 @@ from ldm.formats.diffusers_folder import new_vae_name, read_json, read_scheduler
 from ldm.formats.modules import COMPONENTS, assemble, empty_module, misfit
 from ldm.formats.safe_loading import is_safetensors, load_checkpoint
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "stable-diffusion"
+CONFIGS = PROJECT / "configs" / "stable-diffusion"
 PREDICTION_TYPES = {
     "epsilon": "epsilon",
     "eps": "epsilon",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ldm.errors import UserError
+from ldm.files import find
 from ldm.formats.checkpoint_files import newest_checkpoint
 from ldm.formats.modules import weights_on
 from ldm.formats.safe_loading import load_checkpoint
@@ -41,7 +42,7 @@ def load_for_sampling(path: str | Path, device: torch.device | str = "cpu") -> L
     device: where the weights are read to.
     Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
     """
-    path = Path(path)
+    path = find(path)
     if (path / "checkpoints").is_dir():
         path = newest_checkpoint(path)
     with weights_on(device):

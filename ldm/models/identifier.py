@@ -17,9 +17,10 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
+from ldm.files import PROJECT
 from ldm.randomness import permutation
 
-SHORT_WORDS = Path(__file__).resolve().parents[2] / "assets" / "short-words.txt"
+SHORT_WORDS = PROJECT / "assets" / "short-words.txt"
 BYTE_TOKENS = 512
 """The ids before the first merge: each byte, within a word and at its end."""
 

@@ -29,8 +29,6 @@ SUBJECT_FILE = "dreambooth.json"
 PIXELS_AT_ONCE = 512 * 512
 """In one pass of the first stage: one image of Stable Diffusion's size, 64 of the embedded base's."""
 
-PROJECT = Path(__file__).resolve().parents[2]
-
 
 def text_transformer(text_encoder: nn.Module) -> nn.Module:
     """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
@@ -65,12 +63,7 @@ class LatentDiffusion(nn.Module):
 
     @classmethod
     def from_base(cls, base: str | Path, clip_skip: int = 1, **options) -> "LatentDiffusion":
-        """Load `base`: a diffusers folder, hub id or single file. `options` go to `ldm.formats.base.load_base`.
-
-        A relative path is looked for here first, then in the project's folder.
-        """
-        if not Path(base).exists() and (PROJECT / base).exists():
-            base = PROJECT / base
+        """Load `base`: a diffusers folder, hub id or single file. `options` go to `ldm.formats.base.load_base`."""
         return cls(load_base(base, **options), clip_skip)
 
     def components(self) -> Components:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from ldm.config import save_config
 from ldm.errors import UserError
-from ldm.files import replacing
+from ldm.files import PROJECT, replacing
 from ldm.formats.checkpoint_files import CONFIG
 
 FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
@@ -161,9 +161,8 @@ def share(folder: Path | None, step: int | None) -> tuple[Path, int | None]:
 def _git_revision() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        here = Path(__file__).parent
         return subprocess.run(
-            command, cwd=here, capture_output=True, text=True, check=True, timeout=10
+            command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from ldm.files import replacing_folder
+from ldm.files import find, replacing_folder
 from ldm.formats.diffusers_folder import read_tokenizer
 from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
 
@@ -37,7 +37,7 @@ class ContrastivePretraining(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.folder = Path(tokenizer)
+        self.folder = find(tokenizer)
         with keyed_weights(seed, "clip"):
             self.model = CLIPModel(CLIPConfig(**network))
         self.tokenizer = read_tokenizer(self.folder, self.model.config.text_config.vocab_size)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm.errors import UserError
+from ldm.files import find
 from ldm.randomness import generator
 
 Picture = NDArray[np.float32]
@@ -378,7 +379,7 @@ class World:
     """Each drawing comes in its own colours and two neighbouring hues."""
 
     def __init__(self, art: str | Path = "assets/world", size: int = 64):
-        self.art, self.size = Path(art), size
+        self.art, self.size = find(art), size
         try:
             members = json.loads((self.art / "members.json").read_text())
             withheld = json.loads((self.art / "withheld.json").read_text())

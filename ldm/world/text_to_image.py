@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.diffusion.loss import denoising_error
-from ldm.files import replacing
+from ldm.files import find, replacing
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -49,7 +49,7 @@ class TextToImage(pl.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        words = read_tokenizer(Path(tokenizer), text_encoder["vocab_size"])
+        words = read_tokenizer(find(tokenizer), text_encoder["vocab_size"])
         with keyed_weights(seed, "text_encoder"):
             reader = CLIPTextModel(CLIPTextConfig(**text_encoder))
             nn.init.normal_(reader.get_input_embeddings().weight, std=token_std)
@@ -57,7 +57,7 @@ class TextToImage(pl.LightningModule):
             denoiser = UNet2DConditionModel.from_config(unet)
         self.model = LatentDiffusion(
             Components(
-                vae=read_vae(Path(first_stage), variant=None, dtype=torch.float32),
+                vae=read_vae(find(first_stage), variant=None, dtype=torch.float32),
                 text_encoder=reader,
                 unet=denoiser,
                 tokenizer=words,
