@@ -1,10 +1,11 @@
-"""Files are whole or absent, whoever else writes the same name and whatever lies in the way."""
+"""Files are found, are whole or absent, and nothing is written through a link."""
 
 import os
 
 import pytest
 
-from ldm.files import replacing
+from ldm.errors import UserError
+from ldm.files import PROJECT, find, refuse_links, replacing
 
 
 def fail_halfway(path):
@@ -56,3 +57,40 @@ def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path, name):
     assert outside.read_text() == "mine"
     assert (run / "a.json").read_text() == "new"
     assert not (run / "a.json").is_symlink()
+
+
+def test_a_path_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find("configs/dreambooth.yaml") == PROJECT / "configs" / "dreambooth.yaml"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "dreambooth.yaml").write_text("mine")
+    assert str(find("configs/dreambooth.yaml")) == "configs/dreambooth.yaml"
+    assert str(find("nowhere")) == "nowhere"  # an error names what was asked for
+
+
+@pytest.mark.parametrize("place", ["file", "folder/file", "folder", ".file.tmp"])
+def test_links_below_a_folder_are_refused(tmp_path, place):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (run / "other").mkdir(parents=True)
+    for target in (outside, run / "other"):  # a link within the folder is refused too: the rule stays simple
+        (run / place).parent.mkdir(exist_ok=True)
+        (run / place).symlink_to(target)
+        with pytest.raises(UserError, match="is a link"):
+            refuse_links(run)
+        (run / place).unlink()
+    refuse_links(run)
+    os.mkfifo(run / "pipe")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        refuse_links(run)
+
+
+def test_links_of_wandb_to_its_newest_run_are_its_own(tmp_path):
+    home = tmp_path / "run" / "wandb"
+    (home / "offline-run-1").mkdir(parents=True)
+    (home / "latest-run").symlink_to("offline-run-1", target_is_directory=True)
+    (tmp_path / "link").symlink_to("run")
+    refuse_links(tmp_path / "run")
+    refuse_links(tmp_path / "link")  # the folder itself may be reached through one
+    (home / "debug.log").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="debug.log is a link"):
+        refuse_links(tmp_path / "run")
