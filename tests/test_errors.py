@@ -1,6 +1,7 @@
 """What reaches the terminal, and the exit code a shell sees."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_other_errors_are_bugs_and_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         exit_code_of(lambda: 1 / 0)
     with pytest.raises(FileNotFoundError):
-        exit_code_of(lambda: open("/nowhere"))
+        exit_code_of(Path("/nowhere").stat)
 
 
 def test_a_mistake_on_the_command_line_is_one_line(capsys):

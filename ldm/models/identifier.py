@@ -12,7 +12,6 @@ run. `sks`, much used elsewhere, is a rifle's name, and gun-shaped drift is on r
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import CLIPTokenizer
 
