@@ -46,12 +46,12 @@ def text_prefix(module: nn.Module) -> str:
     return "text_model." if hasattr(module, "text_model") else ""
 
 
-def misfit(module: nn.Module, tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
-    """How `tensors` differ from what `module` needs, as one phrase; empty when every key and shape fits.
+def misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
+    """How `tensors` differ from those `wanted`, as one phrase; empty where names and shapes are the same.
 
-    surplus: further keys of this network that the file holds and nothing needs.
+    What is no floating-point tensor does not fit either. surplus: further keys that the file holds and
+    nothing needs.
     """
-    wanted = module.state_dict()
     missing = [key for key in wanted if key not in tensors]
     left_over = [*(key for key in tensors if key not in wanted), *surplus]
     reshaped = [
@@ -59,7 +59,17 @@ def misfit(module: nn.Module, tensors: Mapping[str, Tensor], surplus: Iterable[s
         for key in wanted
         if key in tensors and tensors[key].shape != wanted[key].shape
     ]
-    kinds = {"missing": missing, "left over": left_over, "of another shape": reshaped}
+    other = [
+        f"{key} {str(tensors[key].dtype).removeprefix('torch.')}"
+        for key in wanted
+        if key in tensors and not tensors[key].is_floating_point()
+    ]
+    kinds = {
+        "missing": missing,
+        "left over": left_over,
+        "of another shape": reshaped,
+        "not floating-point numbers": other,
+    }
     return "; ".join(f"{len(keys)} {kind} ({listed(keys)})" for kind, keys in kinds.items() if keys)
 
 
@@ -107,7 +117,10 @@ def assemble(
         name: {text_prefix(module) + key: value for key, value in weights[name].items()}
         for name, module in modules.items()
     }
-    misfits = {name: misfit(module, weights[name], surplus.pop(name, ())) for name, module in modules.items()}
+    misfits = {
+        name: misfit(module.state_dict(), weights[name], surplus.pop(name, ()))
+        for name, module in modules.items()
+    }
     misfits |= {
         name: f"{len(list(keys))} left over ({listed(keys)})" for name, keys in surplus.items() if keys
     }

@@ -231,7 +231,9 @@ def published_version(components: Components) -> str | None:
         meant = {
             name: empty_module(name, read_json(CONFIGS / version / name / "config.json")) for name in networks
         }
-        if not any(misfit(meant[name], network.state_dict()) for name, network in networks.items()):
+        if not any(
+            misfit(meant[name].state_dict(), network.state_dict()) for name, network in networks.items()
+        ):
             return version
     return None
 

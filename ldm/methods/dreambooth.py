@@ -17,7 +17,8 @@ from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.methods.frozen import FrozenBase
 from ldm.methods.model_card import card_of_run
-from ldm.models.latent_diffusion import DTYPES, LatentDiffusion, read_subject, text_transformer
+from ldm.methods.what_trains import choose_what_trains, restore
+from ldm.models.latent_diffusion import DTYPES, LatentDiffusion, read_subject
 from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
 
@@ -79,7 +80,10 @@ class DreamBooth(LightningModule):
         self.gradient_norm: Tensor | None = None
         """Of this step's gradients before they are clipped, where a callback computes it at every step."""
         self.frozen = FrozenBase(self.model)
-        self._choose_what_trains(gradient_checkpointing)
+        choose_what_trains(self.model, self.learning_rate, self.text_encoder_learning_rate)
+        if gradient_checkpointing:
+            self.model.unet.enable_gradient_checkpointing()
+            self.model.text_encoder.activation_checkpointing_enable()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""
@@ -202,12 +206,8 @@ class DreamBooth(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """Strict on what trains: a key missing or left over is an error; the base's own weights stay."""
-        differing = self.state_dict().keys() ^ state_dict.keys()
-        if strict and differing:
-            raise UserError(
-                f"checkpoint of another model: {len(differing)} keys differ, such as {min(differing)}"
-            )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        learned = {key.removeprefix("model."): value for key, value in state_dict.items()}
+        restore(self.model, learned, "checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["identifier"] = self.identifier
@@ -260,17 +260,6 @@ class DreamBooth(LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         if self.trainer.datamodule.bank.full:
             self.frozen.done_with("prior")
-
-    def _choose_what_trains(self, gradient_checkpointing: bool) -> None:
-        self.model.unet.requires_grad_(self.learning_rate > 0)
-        text_encoder = self.model.text_encoder.requires_grad_(self.text_encoder_learning_rate > 0)
-        # Layers past the one that conditions get no gradient; DDP would wait for it.
-        layers = text_transformer(text_encoder).encoder.layers
-        for layer in layers[len(layers) + 1 - self.model.clip_skip :]:
-            layer.requires_grad_(False)
-        if gradient_checkpointing:
-            self.model.unet.enable_gradient_checkpointing()
-            text_encoder.activation_checkpointing_enable()
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

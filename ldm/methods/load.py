@@ -12,6 +12,7 @@ from ldm.files import find
 from ldm.formats.checkpoint_files import newest_checkpoint
 from ldm.formats.modules import weights_on
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.methods.what_trains import choose_what_trains, restore
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
 from ldm.models.prompts import fill_in_identifier
 
@@ -64,12 +65,9 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
         raise UserError(
             f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place"
         )
-    trained = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-    missing = model.load_state_dict(trained, strict=False)
-    if missing.unexpected_keys:
-        raise UserError(
-            f"checkpoint {path}: its base has no {missing.unexpected_keys[0]}; is it the right base?"
-        )
+    choose_what_trains(model, params["learning_rate"], params.get("text_encoder_learning_rate"))
+    learned = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+    restore(model, learned, f"checkpoint {path}")
     config = content["config"]
     class_word = config["data"]["params"].get("class_word")
     return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"], config)
