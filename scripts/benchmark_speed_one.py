@@ -26,6 +26,7 @@ sys.path.insert(0, str(PROJECT))
 
 from ldm import processes  # noqa: E402
 from ldm.config import load_config  # noqa: E402
+from ldm.devices import DTYPES  # noqa: E402
 from ldm.training.run import build as build_run  # noqa: E402
 from ldm.training.run import quiet  # noqa: E402
 from ldm.training.step_callback import StepCallback  # noqa: E402
@@ -174,17 +175,16 @@ def txt2img(job: Job) -> list[Row]:
 def by_this_project(job: Job) -> Callable[[], list[Any]]:
     """Draws the job's pictures as scripts/txt2img.py does."""
     from ldm.data.images import to_image
+    from ldm.diffusion.sampling import Sampling
     from ldm.methods.load import load_for_sampling
-    from ldm.randomness import image_generator
 
     model = load_for_sampling(job["base"], DEVICE).model.to(DEVICE, DTYPES[job["dtype"]])
-    shape = model.latent_shape(*[job.get("size") or model.native_size] * 2)
+    sampling, size = Sampling("ddim", job["steps"], job["scale"]), job.get("size")
 
     def draw() -> list[Any]:
-        generators = [image_generator(seed) for seed in range(job["images"])]
         prompts = [job["prompt"]] * job["images"]
-        latents = model.sample(prompts, generators, shape, "ddim", job["steps"], job["scale"])
-        return [to_image(pixels) for pixels in model.decode(latents)]
+        pictures = model.images(prompts, range(job["images"]), sampling, size, size)
+        return [to_image(pixels) for pixels in pictures]
 
     return draw
 
@@ -267,7 +267,6 @@ def start_up(job: Job) -> list[Row]:
     ]
 
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MEASURES = (machine, training_step, plain_step, memory, prior, txt2img, checkpoint, start_up)
 
 

@@ -82,10 +82,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Draw or find the images, score them, write the result."""
     from ldm.config import load_settings
+    from ldm.devices import choose_device
     from ldm.evaluation.features import load_networks
     from ldm.evaluation.protocol import prompt_set
     from ldm.evaluation.scores import Networks, score
-    from scripts.txt2img import choose_device
 
     config = load_settings([CONFIG, *options.config], options.overrides)
     device = choose_device(options.device)
@@ -119,11 +119,11 @@ def drawn_images(
     options: argparse.Namespace, config: Mapping[str, Any], networks: Any, device: Any
 ) -> tuple[Subject, list[Any], dict[str, Any], Path]:
     """Subject, the protocol's images drawn by --ckpt, facts about the model, output folder."""
+    from ldm.devices import choose_dtype
     from ldm.evaluation.protocol import plan
     from ldm.formats.checkpoint_files import newest_checkpoint
     from ldm.formats.fingerprint import file_hash
     from ldm.methods.load import load_for_sampling
-    from scripts.txt2img import choose_dtype
 
     path = newest_checkpoint(options.ckpt) if (options.ckpt / "checkpoints").is_dir() else options.ckpt
     loaded = load_for_sampling(path, device)
@@ -230,8 +230,8 @@ def draw(loaded: Any, items: Sequence[Any], sampling: Mapping[str, Any], about: 
     from tqdm import tqdm
 
     from ldm.data.images import save_image, to_image
+    from ldm.diffusion.sampling import Sampling
     from ldm.evaluation.folder import png_text
-    from ldm.randomness import image_generator
     from scripts.txt2img import batches
 
     def metadata(item: Any) -> dict[str, str]:
@@ -246,19 +246,13 @@ def draw(loaded: Any, items: Sequence[Any], sampling: Mapping[str, Any], about: 
 
     missing = [item for item in items if not item.path.is_file() or png_text(item.path) != metadata(item)]
     model = loaded.model
-    shape = model.latent_shape(model.native_size, model.native_size)
+    settings = Sampling(sampling["sampler"], sampling["steps"], sampling["guidance_scale"])
     done = len(items) - len(missing)
     with tqdm(total=len(items), initial=done, desc="sampling", unit="image", file=sys.stderr) as bar:
         for batch in batches(missing, sampling["batch_size"]):
-            latents = model.sample(
-                [loaded.with_identifier(item.prompt) for item in batch],
-                [image_generator(item.seed) for item in batch],
-                shape,
-                sampling["sampler"],
-                sampling["steps"],
-                sampling["guidance_scale"],
-            )
-            for item, pixels in zip(batch, model.decode(latents), strict=True):
+            prompts = [loaded.with_identifier(item.prompt) for item in batch]
+            pictures = model.images(prompts, [item.seed for item in batch], settings)
+            for item, pixels in zip(batch, pictures, strict=True):
                 save_image(to_image(pixels), item.path, pnginfo=png_info(metadata(item)))
             bar.update(len(batch))
     if torch.cuda.is_available():

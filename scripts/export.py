@@ -40,10 +40,10 @@ def export(options: argparse.Namespace) -> None:
     import diffusers
     import transformers
 
+    from ldm.devices import DTYPES
     from ldm.formats.single_file import save_single_file
     from ldm.methods.load import load_for_sampling
     from ldm.methods.model_card import card_of
-    from ldm.models.latent_diffusion import DTYPES
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()

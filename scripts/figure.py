@@ -66,12 +66,11 @@ def draw(options: argparse.Namespace) -> None:
 def sample(model: Any, prompts: list[str], options: argparse.Namespace) -> list[Any]:
     """One image a prompt, with seeds counted up from --seed."""
     from ldm.data.images import to_image
-    from ldm.randomness import image_generator
+    from ldm.diffusion.sampling import Sampling
 
-    generators = [image_generator(options.seed + k) for k in range(len(prompts))]
-    shape = model.latent_shape(model.native_size, model.native_size)
-    latents = model.sample(prompts, generators, shape, "dpmpp_2m", options.steps, options.scale)
-    return [to_image(pixels) for pixels in model.decode(latents)]
+    seeds = range(options.seed, options.seed + len(prompts))
+    sampling = Sampling("dpmpp_2m", options.steps, options.scale)
+    return [to_image(pixels) for pixels in model.images(prompts, seeds, sampling)]
 
 
 def sheet(rows: list[tuple[str, list[Any]]], zoom: int) -> Any:

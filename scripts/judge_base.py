@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.diffusion.sampling import Sampling  # noqa: E402
 from ldm.errors import exit_code_of  # noqa: E402
-from ldm.randomness import generator, image_generator  # noqa: E402
+from ldm.randomness import generator  # noqa: E402
 from ldm.world.autoencoder import psnr  # noqa: E402
 from ldm.world.drawing import World, with_article  # noqa: E402
 from ldm.world.pictures import fingerprint  # noqa: E402
@@ -191,18 +192,11 @@ def sampler_of(
     guidance_interval: Sequence[int] | None = None,
 ) -> Callable[[list[str], int], Tensor]:
     """`(prompts, first seed) -> pictures [B, 3, S, S]`; picture k has seed `first seed + k`."""
-    shape = model.latent_shape(model.native_size, model.native_size)
+    sampling = Sampling(sampler, steps, guidance_scale, guidance_interval)
 
-    @torch.no_grad()
     def draw(prompts: list[str], first_seed: int) -> Tensor:
-        pictures = []
-        for start in range(0, len(prompts), 40):
-            part = prompts[start : start + 40]
-            generators = [image_generator(first_seed + start + k) for k in range(len(part))]
-            settings = (shape, sampler, steps, guidance_scale)
-            latents = model.sample(part, generators, *settings, guidance_interval=guidance_interval)
-            pictures.append(model.decode(latents))
-        return torch.cat(pictures)
+        seeds = range(first_seed, first_seed + len(prompts))
+        return model.images(prompts, seeds, sampling, batch_size=40)
 
     return draw
 

@@ -12,10 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError, exit_code_of
-
-SAMPLERS = ("ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
-"""As in ldm/diffusion/sampling.py, whose import would make --help slow; a test compares."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +66,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Load, sample batch by batch, save."""
-    import torch
     from tqdm import tqdm
 
-    from ldm.data.images import grid, save_image
+    from ldm.data.images import grid, save_image, to_image
+    from ldm.devices import choose_device, choose_dtype
+    from ldm.diffusion.sampling import Sampling
     from ldm.methods.load import load_for_sampling
 
     prompts = read_prompts(options)
@@ -82,29 +81,32 @@ def run(options: argparse.Namespace) -> None:
     loaded = load_for_sampling(options.ckpt, device)
     model = loaded.model.to(device, choose_dtype(options.precision, device))
     height, width = options.H or model.native_size, options.W or model.native_size
-    shape = model.latent_shape(height, width)
+    model.latent_shape(height, width)
     texts = {prompt: loaded.with_identifier(prompt) for prompt in prompts}
     negative = loaded.with_identifier(options.negative_prompt)
-
+    sampling = Sampling(
+        options.sampler,
+        options.steps,
+        options.scale,
+        negative_prompt=negative,
+        eta=options.ddim_eta,
+    )
     wanted = [
         (prompt, options.seed + k) for prompt in prompts for k in range(options.n_iter * options.n_samples)
     ]
     images = []
     with tqdm(total=len(wanted), desc="sampling", unit="image", file=sys.stderr) as bar:
         for batch in batches(wanted, options.n_samples):
-            latents = model.sample(
+            pixels = model.images(
                 [texts[prompt] for prompt, _ in batch],
-                [torch.Generator().manual_seed(seed) for _, seed in batch],
-                shape,
-                options.sampler,
-                options.steps,
-                options.scale,
-                negative,
-                options.ddim_eta,
-                noise=fixed_noise(options.seed, shape, len(batch)) if options.fixed_code else None,
+                [seed for _, seed in batch],
+                sampling,
+                height,
+                width,
+                noise_seeds=[options.seed] * len(batch) if options.fixed_code else None,
                 on_step=partial(bar.update, len(batch) / options.steps),
             )
-            pictures = to_images(model, latents)
+            pictures = [to_image(picture) for picture in pixels]
             images += pictures
             if not options.skip_save:
                 for (prompt, seed), picture in zip(batch, pictures, strict=True):
@@ -136,51 +138,6 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             "the prompt is empty: describe a picture with --prompt, or name a file with one prompt a line"
         )
     return prompts
-
-
-def choose_device(name: str | None) -> Any:
-    """The device called `name`, or the best there is."""
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here; leave it out, or use cpu") from error
-    return device
-
-
-def choose_dtype(precision: str | None, device: Any) -> Any:
-    """Precision of the weights and activations."""
-    import torch
-
-    if precision in ("fp16", "bf16"):
-        return {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    if precision in (None, "autocast") and device.type == "cuda":
-        return torch.float16
-    return torch.float32
-
-
-def fixed_noise(seed: int, shape: Sequence[int], count: int) -> Any:
-    """The noise of image `seed`, `count` times: [count, *shape]."""
-    import torch
-
-    from ldm.diffusion.sampling import initial_noise
-    from ldm.randomness import image_generator
-
-    return (
-        initial_noise([image_generator(seed)], shape)
-        .expand(count, *[-1] * len(shape))
-        .clone()
-        .to(torch.float32)
-    )
-
-
-def to_images(model: Any, latents: Any) -> list[Any]:
-    """Decoded pictures of `latents` [B, C, h, w]."""
-    from ldm.data.images import to_image
-
-    return [to_image(pixels) for pixels in model.decode(latents)]
 
 
 def describe(options: argparse.Namespace, prompt: str, negative: str, seed: int) -> Any:

@@ -9,8 +9,9 @@ import pytest
 
 from tests.conftest import PROJECT
 
-GROUND = {"errors", "command_line", "files", "randomness", "processes", "values"}
+GROUND = {"command_line", "devices", "errors", "files", "randomness", "processes", "values"}
 MAY_IMPORT = {
+    "devices": {"errors"},
     "errors": set(),
     "command_line": {"errors"},
     "files": {"errors"},

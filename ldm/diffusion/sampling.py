@@ -5,6 +5,7 @@ what it becomes does not depend on the batch it is drawn in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -12,26 +13,34 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.loss import Denoiser
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.errors import UserError
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "ddpm": ("DDPMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
-"""Name in configs and on the command line -> diffusers class and what it is told beside the base's schedule."""
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn, apart from what of and from which seeds."""
+
+    sampler: str
+    """A name of SAMPLERS."""
+    steps: int
+    """Scheduler steps."""
+    guidance_scale: float
+    """Weight of classifier-free guidance; 1 for none."""
+    guidance_interval: tuple[int, int] | None = None
+    """The timesteps that are guided, from the first to below the second; None guides at every timestep."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    eta: float = 0.0
+    """DDIM's stochasticity, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"unknown sampler '{self.sampler}': one of {', '.join(SAMPLERS)}")
 
 
 def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any]) -> Any:
     """The diffusers scheduler `sampler` on the base's noise schedule and prediction type."""
-    if sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler '{sampler}': one of {', '.join(SAMPLERS)}")
     name, options = SAMPLERS[sampler]
     # Samples are clipped in pixel models only; a latent's range is open.
     config = {**scheduler_config, "clip_sample": False, **options}

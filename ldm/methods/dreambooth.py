@@ -13,12 +13,13 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ldm.devices import DTYPES
 from ldm.diffusion.loss import denoising_error
 from ldm.errors import UserError
 from ldm.methods.frozen import FrozenBase
 from ldm.methods.model_card import card_of_run
 from ldm.methods.what_trains import choose_what_trains, restore
-from ldm.models.latent_diffusion import DTYPES, LatentDiffusion, read_subject
+from ldm.models.latent_diffusion import LatentDiffusion, read_subject
 from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
 
 

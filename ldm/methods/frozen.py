@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.devices import DTYPES
+from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
-from ldm.models.latent_diffusion import DTYPES, LatentDiffusion
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 
 
@@ -56,18 +58,21 @@ class FrozenBase:
         settings: Mapping[str, Any],
     ) -> Tensor:
         """Class-prior latents [len(indices), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
+        sampling = Sampling(
+            settings["sampler"],
+            settings["steps"],
+            settings["guidance_scale"],
+            settings.get("guidance_interval"),
+        )
         title = f"prior samples {indices[0] + 1}-{indices[-1] + 1} of {settings['count']}"
         with (
             torch.autocast(self._trained.unet.device.type, enabled=False),
-            tqdm(total=settings["steps"], desc=title, leave=False, file=sys.stderr) as bar,
+            tqdm(total=sampling.steps, desc=title, leave=False, file=sys.stderr) as bar,
         ):
             return self.model.sample(
                 [prompt] * len(indices),
                 [generator(seed, "prior", index) for index in indices],
                 latent_shape,
-                settings["sampler"],
-                settings["steps"],
-                settings["guidance_scale"],
+                sampling,
                 on_step=bar.update,
-                guidance_interval=settings.get("guidance_interval"),
             )

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.devices import DTYPES
 from ldm.diffusion.guidance import guided
-from ldm.diffusion.sampling import initial_noise, make_scheduler, sample
+from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions by the names configs use."""
+from ldm.randomness import image_generator
 
 SUBJECT_FILE = "dreambooth.json"
 """Lies in an exported folder and says what [V] and the class are there, and at which step it was written."""
@@ -172,35 +171,59 @@ class LatentDiffusion(nn.Module):
         return self.unet(x.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample.float()
 
     @torch.no_grad()
+    def images(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int | None = None,
+        noise_seeds: Sequence[int] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], fp32: picture i of `prompts[i]` is drawn by `seeds[i]` alone.
+
+        height, width: in pixels; the model's own size by default. batch_size: pictures drawn together; all by
+        default. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's.
+        """
+        shape = self.latent_shape(height or self.native_size, width or self.native_size)
+        size = batch_size or max(len(prompts), 1)
+        pictures = []
+        for part in (slice(first, first + size) for first in range(0, len(prompts), size)):
+            generators = [image_generator(seed) for seed in seeds[part]]
+            noise = None
+            if noise_seeds is not None:
+                noise = initial_noise([image_generator(seed) for seed in noise_seeds[part]], shape)
+            latents = self.sample(prompts[part], generators, shape, sampling, noise, on_step)
+            pictures.append(self.decode(latents))
+        return torch.cat(pictures)
+
+    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[str],
         generators: Sequence[torch.Generator],
         latent_shape: Sequence[int],
-        sampler: str,
-        steps: int,
-        scale: float,
-        negative_prompt: str = "",
-        eta: float = 0.0,
+        sampling: Sampling,
         noise: Tensor | None = None,
         on_step: Callable[[], None] | None = None,
-        guidance_interval: Sequence[int] | None = None,
     ) -> Tensor:
         """Latents [B, C, h, w] of `prompts`, image i drawn by `generators[i]` alone.
 
-        scale: weight of classifier-free guidance, 1 for none; guidance_interval: the timesteps that have it, from
-        the first to below the second, None for all. noise: start here instead of at a draw.
+        noise: start here instead of at a draw, [B, C, h, w]. on_step: called after each step.
         """
         if noise is None:
             noise = initial_noise(generators, latent_shape)
-        states, unconditional = self.embed(prompts), self.embed([negative_prompt] * len(prompts))
+        states = self.embed(prompts)
+        unconditional = self.embed([sampling.negative_prompt] * len(prompts))
         return sample(
-            guided(self.predict, states, unconditional, scale, guidance_interval),
-            make_scheduler(sampler, self.scheduler_config),
+            guided(self.predict, states, unconditional, sampling.guidance_scale, sampling.guidance_interval),
+            make_scheduler(sampling.sampler, self.scheduler_config),
             noise.to(self.unet.device),
             generators,
-            steps,
-            eta,
+            sampling.steps,
+            sampling.eta,
             on_step,
         )
 

@@ -9,13 +9,13 @@ from pytorch_lightning import LightningModule, Trainer
 
 from ldm import processes
 from ldm.data.images import to_image
+from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
 from ldm.evaluation import metrics
 from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import going_on_without, replacing
-from ldm.randomness import image_generator
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
@@ -52,7 +52,7 @@ class Fidelity(StepCallback):
         self.prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
         self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
         self.batch_size = per_prompt
-        self.sampling = (sampler, steps, guidance_scale)
+        self.sampling = Sampling(sampler, steps, guidance_scale)
         self.networks = (dino, dino_revision), (clip, clip_revision)
         self.drift_weight = drift_weight
         self.keep_best = keep_best
@@ -120,18 +120,13 @@ class Fidelity(StepCallback):
         }
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> list[Image.Image]:
-        images = []
+        prompts = [pl_module.with_identifier(prompt) for prompt in self.prompts]
+        size = trainer.datamodule.size
         with trainer.precision_plugin.forward_context():
-            for first in range(0, len(self.prompts), self.batch_size):
-                part = slice(first, first + self.batch_size)
-                latents = pl_module.model.sample(
-                    [pl_module.with_identifier(prompt) for prompt in self.prompts[part]],
-                    [image_generator(seed) for seed in self.seeds[part]],
-                    trainer.datamodule.latent_shape,
-                    *self.sampling,
-                )
-                images += [to_image(pixels) for pixels in pl_module.model.decode(latents)]
-        return images
+            pictures = pl_module.model.images(
+                prompts, self.seeds, self.sampling, size, size, batch_size=self.batch_size
+            )
+        return [to_image(pixels) for pixels in pictures]
 
 
 def best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:

@@ -8,8 +8,8 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.data.images import grid, save_image, to_image
+from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
-from ldm.randomness import image_generator
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
 
@@ -32,9 +32,7 @@ class SampleImages(StepCallback):
         self.every_steps = every_steps
         self.prompts = list(prompts)
         self.seeds = range(seed, seed + per_prompt)
-        self.sampler = sampler
-        self.steps = steps
-        self.guidance_scale = guidance_scale
+        self.sampling = Sampling(sampler, steps, guidance_scale)
         self.at_end = at_end
         self._prior_shown = False
 
@@ -59,15 +57,9 @@ class SampleImages(StepCallback):
         images: list[Image.Image] = []
         with trainer.precision_plugin.forward_context():
             for prompt in self.prompts:
-                latents = model.sample(
-                    [pl_module.with_identifier(prompt)] * len(self.seeds),
-                    [image_generator(seed) for seed in self.seeds],
-                    data.latent_shape,
-                    self.sampler,
-                    self.steps,
-                    self.guidance_scale,
-                )
-                images += [to_image(pixels) for pixels in model.decode(latents)]
+                prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
+                pictures = model.images(prompts, self.seeds, self.sampling, data.size, data.size)
+                images += [to_image(pixels) for pixels in pictures]
         sheet = grid(images, columns=len(self.seeds))
         path = Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png"
         with going_on_without(str(path)):

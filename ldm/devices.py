@@ -1,0 +1,27 @@
+"""On what and in which precision a model runs."""
+
+import torch
+
+from ldm.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by the names configs use."""
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best there is. Raises UserError where it is not available."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here; leave it out, or use cpu") from error
+    return device
+
+
+def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """Precision of the weights and activations, by the scripts' `--precision`."""
+    if precision in DTYPES:
+        return DTYPES[precision]
+    if precision in (None, "autocast") and device.type == "cuda":
+        return torch.float16
+    return torch.float32
