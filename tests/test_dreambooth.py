@@ -79,15 +79,19 @@ def test_the_run_folder_says_what_was_run(finished):
     assert list((finished / "tensorboard").glob("events*"))
 
 
-def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
-    """One batch of the data module through `training_step`, against the paper's formula written out."""
+@pytest.mark.parametrize("min_snr_gamma", [None, 0.5])
+def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
+    """One batch of the data module through `training_step`, against the paper's formula written out.
+
+    Min-SNR weighs every sample of the subject and of the prior by its own timestep.
+    """
     from ldm.config import load_config
     from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
-    module.prior_loss_weight = 0.7
+    module.prior_loss_weight, module.min_snr_gamma = 0.7, min_snr_gamma
     module.setup("fit")
     batch = data.on_before_batch_transfer([data_item(data, n) for n in (0, 1)], 0)
     batch = data.on_after_batch_transfer(batch, 0)
@@ -99,6 +103,8 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
     posterior = model.vae.encode(pixels).latent_dist
     x = (posterior.mean + posterior.std * batch["posterior_noise"]) * model.vae.config.scaling_factor
     kept = model.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    snr = kept.flatten() / (1 - kept.flatten())
+    weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
     eps = batch["noise"]
     noisy = kept.sqrt() * torch.cat([x, batch["prior_latents"]]) + (1 - kept).sqrt() * eps
     errors = []
@@ -108,9 +114,10 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path):
         )
         states = model.text_encoder(ids.input_ids).last_hidden_state
         prediction = model.unet(noisy[half], batch["timesteps"][half], encoder_hidden_states=states).sample
-        errors.append(((prediction - eps[half]) ** 2).mean())
+        errors.append((weight[half] * ((prediction - eps[half]) ** 2).mean(dim=(1, 2, 3))).mean())
     assert loss.item() == pytest.approx((errors[0] + 0.7 * errors[1]).item(), rel=1e-5)
     assert len(set(batch["timesteps"].tolist())) > 1  # t and t' are drawn apart
+    assert min_snr_gamma is None or len(set(weight[2:].tolist())) > 1  # the prior's samples are weighed too
 
 
 def data_item(data, n):

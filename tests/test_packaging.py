@@ -60,17 +60,8 @@ def test_ci_does_what_the_readme_says():
 
 
 def test_the_repository_holds_what_it_should():
-    fixed = {
-        "README.md",
-        "LICENSE",
-        "assets",
-        "configs",
-        "constraints.txt",
-        "environment.yaml",
-        "ldm",
-        "main.py",
-    }
-    fixed |= {"pyproject.toml", "scripts", "setup.py", "tests"}
+    fixed = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "environment.yaml"}
+    fixed |= {"assets", "configs", "docs", "ldm", "scripts", "tests", "main.py", "pyproject.toml", "setup.py"}
     present = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")}
     ignored = {"logs", "outputs", "build", "dist", "ldm.egg-info", "wandb"}
     assert present - ignored == fixed

@@ -1,0 +1,92 @@
+"""What the README, docs/ and CONTRIBUTING.md name exists: files, scripts, config keys, overlays."""
+
+import json
+import re
+from functools import cache
+
+import pytest
+import yaml
+
+import main
+from ldm.diffusion.sampling import SAMPLERS
+from ldm.world.drawing import World, caption
+from tests.conftest import PROJECT
+
+PAGES = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "assets/*/README.md", "configs/*/README.md")
+    for path in PROJECT.glob(pattern)
+)
+NOT_IN_THE_FIRST_YAML = {"model.params.parameterization"}  # a key of CompVis' configs
+
+
+@cache
+def text_of(page):
+    return (PROJECT / page).read_text(encoding="utf-8")
+
+
+def test_the_pages_are_found():
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/settings.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#\s]+)", text_of(page))
+    lost = [
+        link
+        for link in links
+        if not link.startswith(("http://", "https://")) and not ((PROJECT / page).parent / link).exists()
+    ]
+    assert not lost
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # it names former paths
+def test_paths_in_the_text_exist(page):
+    """Any `ldm/...`, `scripts/...`, `configs/...`, `tests/...` or `docs/...` with an ending."""
+    paths = re.findall(
+        r"(?<![\w/.])((?:ldm|scripts|configs|tests|docs)/[\w./-]+\.(?:py|yaml|md))\b", text_of(page)
+    )
+    assert not [path for path in paths if not (PROJECT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_config_keys_in_the_text_are_keys_of_the_recipe(page):
+    recipe = yaml.safe_load((PROJECT / "configs" / "dreambooth.yaml").read_text())
+    names = re.findall(
+        r"(?<![\w.])((?:model|data|lightning)\.(?:params|trainer|callbacks)\.[\w.]*\w)", text_of(page)
+    )
+    for name in set(names) - NOT_IN_THE_FIRST_YAML:
+        node = recipe
+        for key in name.split("."):
+            assert key in node, f"{page} names {name}"
+            node = node[key]
+
+
+def test_the_readme_lists_every_overlay_and_sampler():
+    configs = PROJECT / "configs"
+    overlays = [*configs.glob("*.yaml"), *(configs / "stable-diffusion").glob("*.yaml")]
+    named = {path.relative_to(PROJECT).as_posix() for path in overlays} | {f"`{name}`" for name in SAMPLERS}
+    assert not [name for name in named if name not in text_of("README.md")]
+
+
+def test_the_readme_lists_every_option_of_main(capsys):
+    with pytest.raises(SystemExit):
+        main.parse(["--help"])
+    options = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)) - {"--help", "--train"}
+    assert len(options) >= 15
+    assert not [option for option in options if option not in text_of("README.md")]
+
+
+def test_the_nouns_that_the_embedded_base_knows_are_told():
+    told = re.findall(r"^> (.*)", text_of("docs/base-model.md"), re.M)
+    assert " ".join(told).split(", ") == World().nouns
+
+
+def test_sks_is_an_unused_word_of_the_embedded_vocabulary():
+    vocabulary = json.loads((PROJECT / "assets" / "base" / "tokenizer" / "vocab.json").read_text())
+    recipe = yaml.safe_load((PROJECT / "configs" / "dreambooth.yaml").read_text())
+    assert recipe["model"]["params"]["identifier"] == "sks"
+    assert "sks</w>" in vocabulary
+    world = World()
+    captions = [caption(world.facts(0, index), by_name=True) for index in range(300)]
+    assert not [text for text in captions if "sks" in text.split()]
