@@ -21,5 +21,8 @@ setup(
         "safetensors>=0.5",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"]},
+    extras_require={
+        "heic": ["pillow-heif>=1.0"],
+        "test": ["bitsandbytes>=0.50", "pytest>=8", "ruff>=0.9"],
+    },
 )

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.data import images
 from ldm.data.images import image_files, load_image, resize_and_crop, to_image, to_tensor
+from ldm.data.subject import SubjectImages
 from ldm.errors import UserError
 
 RED = (200, 30, 40)
@@ -106,3 +108,62 @@ def test_a_picture_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(UserError, match=r"cut\.jpg: cannot be read"):
         load_image(path)
+
+
+@pytest.fixture
+def smooth():
+    """A picture of 512 x 384 px that has no grain."""
+    small = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((512, 384), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_a_huge_picture_is_read_at_a_fraction_of_its_size(tmp_path, monkeypatch, smooth, extension):
+    path = tmp_path / f"a.{extension}"
+    smooth.save(path)
+    assert load_image(path, 12).size == (512, 384)  # today's limit is far above this picture
+    monkeypatch.setattr(images, "LARGE", 512 * 384 - 1)
+    assert load_image(path).size == (512, 384)
+    assert load_image(path, 12).size == (128, 96)  # its shorter side is 8 times what is needed
+    assert load_image(path, 13).size == (256, 192)
+    assert load_image(path, 25).size == (512, 384)
+    whole, part = (np.asarray(resize_and_crop(load_image(path, side), 12), int) for side in (None, 12))
+    assert np.abs(whole - part).max() <= 2
+
+
+def test_a_huge_jpeg_is_never_unpacked(tmp_path, monkeypatch, smooth):
+    smooth.save(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "LARGE", 0)
+    sizes = []
+    monkeypatch.setattr(images, "_to_rgb", lambda image: sizes.append(image.size) or image)
+    load_image(tmp_path / "a.jpg", 6)
+    assert sizes == [(64, 48)]
+
+
+def test_what_is_kept_of_a_photograph_is_what_training_sees_of_it(tmp_path, smooth):
+    smooth.save(tmp_path / "a.png")
+    options = {"prompt": "[V] dog", "size": 32, "seed": 0}
+    cropped = SubjectImages.from_folder(tmp_path, **options)
+    at_random = SubjectImages.from_folder(tmp_path, random_crop=True, **options)
+    assert (cropped.nbytes, at_random.nbytes) == (4 * 32 * 32, 4 * 512 * 384)
+    now = to_tensor(resize_and_crop(Image.open(tmp_path / "a.png"), 32))
+    assert torch.equal(cropped.pixels(0), now)
+    assert torch.equal(at_random.without_augmentation().pixels(1), now.flip(-1))
+    assert at_random.without_augmentation().images is at_random.images
+    assert set(at_random.without_augmentation()[0]) == {"view", "prompt"}
+
+
+@pytest.mark.parametrize(("mode", "full"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])
+def test_deep_pictures_are_scaled_in_strips(tmp_path, mode, full):
+    """As all at once: they have more rows than a strip."""
+    values = np.linspace(0, full, 1_001_000).reshape(1001, 1000)
+    image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    assert image.mode == mode
+    at_once = (np.asarray(image, np.float64) / full * 255).round().astype(np.uint8)
+    assert np.array_equal(np.asarray(images._to_8_bits(image)), at_once)
+
+
+def test_photographs_of_todays_telephones_bring_no_warning_of_bombs(tmp_path, recwarn):
+    Image.new("L", (12_000, 9_000)).save(tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg", 64).size == (1500, 1125)
+    assert not recwarn.list

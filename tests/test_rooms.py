@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "formats": GROUND | {"formats"},
     "models": GROUND | {"models", "diffusion", "formats"},
     "methods": GROUND | {"methods", "models", "diffusion", "formats"},
-    "evaluation": GROUND | {"evaluation", "data.images"},
+    "evaluation": GROUND | {"evaluation", "data.captions", "data.images"},
     "training": GROUND
     | {"training", "config", "methods", "models", "diffusion", "data", "evaluation", "formats"},
     "world": GROUND | {"world", "data", "diffusion", "formats", "models"},

@@ -75,10 +75,14 @@ class DreamBoothData(LightningDataModule):
         self.subject = SubjectImages(
             kept, flip_probability=flip_probability, random_crop=random_crop, **options
         )
-        self.validation = SubjectImages(held_out or files, **options)
+        self.validation = (
+            SubjectImages(held_out, **options) if held_out else self.subject.without_augmentation()
+        )
         self.prior_files = image_files(reg_data_root) if reg_data_root else []
         for path in self.prior_files:
-            load_image(path)  # too many to keep, but an unreadable one is to be told before the run starts
+            load_image(
+                path, size
+            )  # too many to keep, but an unreadable one is to be told before the run starts
         self.bank: PriorBank | None = None
 
     @property
@@ -168,7 +172,7 @@ class DreamBoothData(LightningDataModule):
     def _encode_prior_files(
         self, indices: Sequence[int], encode: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        images = [load_image(self.prior_files[index]) for index in indices]
+        images = [load_image(self.prior_files[index], self.size) for index in indices]
         pixels = torch.stack([to_tensor(resize_and_crop(image, self.size)) for image in images])
         noise = [
             torch.randn(self.latent_shape, generator=generator(self.seed, "prior posterior", i))

@@ -1,71 +1,204 @@
 """Pictures from disk to tensors and back: the project's only conversion of the pixel range."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.files import find, replacing
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-"""Told by a file's content. Pillow knows others, and runs Ghostscript for one that calls itself a .png."""
-
 MAX_PIXELS = 200_000_000
 """A larger picture is refused unread: a small file can unpack to more memory than the machine has."""
+
+LARGE = 64_000_000
+"""Pixels of a picture above which `load_image` may read it at a fraction of its size."""
+
+MARGIN = 8
+"""A picture that is read at a fraction of its size still has so many pixels for each one that is needed."""
+
+HEIC_ADVICE = "pip install pillow-heif, or convert to JPEG"
+RAW_ADVICE = "develop to JPEG"
+SKIPPED = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), HEIC_ADVICE),
+    ".avif": "pip install 'pillow>=11.3', or convert to JPEG",
+    ".gif": "convert to PNG",
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), RAW_ADVICE),
+}
+"""How to make a picture readable, by its extension."""
+
+UNTOLD = (".caption", ".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".txt", ".yaml")
+"""What lies beside pictures and nobody takes for one."""
 
 _FULL_SCALE = {"I": (255, 65535), "F": (1.0, 255.0, 65535.0)}
 """White in greyscale modes that do not say what white is: the first value that none exceeds."""
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """The pictures in `folder` (see `files.find`), sorted by name; raises UserError where there are none."""
+@functools.cache
+def readable() -> dict[str, str]:
+    """File extension -> Pillow's name of the format, for all that can be read here.
+
+    A file's content decides what it is. Formats are named because Pillow knows others, and runs Ghostscript
+    for a file that calls itself a .png.
+    """
+    formats = {".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
+    formats[".webp"] = "WEBP"
+    if features.check("avif"):
+        formats[".avif"] = "AVIF"
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        formats.update(dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"))
+    return formats
+
+
+def image_files(folder: str | Path, below: bool = False) -> list[Path]:
+    """The pictures in `folder` (see `files.find`), sorted by path; one warning says what is skipped, and why.
+
+    below: those in its subfolders too.
+    Raises UserError where there are none, and for a link to a file outside of `folder`.
+    """
     folder = find(folder)
     if not folder.is_dir():
         raise UserError(f"image folder {folder}: no such folder")
-    files = sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
-    )
+    found = [
+        path
+        for path in sorted(folder.rglob("*") if below else folder.iterdir())
+        if not (path.name.startswith(".") or path.is_dir() or path.suffix.lower() in UNTOLD)
+    ]
+    files = [path for path in found if path.suffix.lower() in readable()]
+    skipped = _advice(path for path in found if path.suffix.lower() not in readable())
     if not files:
-        raise UserError(f"image folder {folder}: no images in it (looked for {', '.join(EXTENSIONS)})")
+        reason = f"skipped: {skipped}" if skipped else f"looked for {', '.join(readable())}"
+        raise UserError(f"image folder {folder}: no images in it ({reason})")
+    for path in files:
+        refuse_way_out(path, folder)
+    if skipped:
+        warnings.warn(
+            f"image folder {folder}: {len(files)} of {len(found)} files are used; skipped: {skipped}",
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
     return files
 
 
-def load_image(path: str | Path) -> Image.Image:
+def _advice(skipped: Iterable[Path]) -> str:
+    """What is skipped and what to do about it, as one line: "2 .heic (a.heic, b.heic: convert to JPEG)"."""
+    by_extension: dict[str, list[str]] = {}
+    for path in skipped:
+        by_extension.setdefault(path.suffix.lower(), []).append(path.name)
+    return "; ".join(
+        f"{len(names)} {extension or 'without extension'} ({', '.join(names[:3])}{', ...' if names[3:] else ''}: "
+        f"{SKIPPED.get(extension, 'not a format that is read')})"
+        for extension, names in by_extension.items()
+    )
+
+
+def refuse_way_out(path: Path, folder: Path) -> None:
+    """Raise UserError where `path` is no regular file, or a link out of `folder`.
+
+    A folder from a stranger could name a file of the user's, which would then be trained on or printed.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path} is a link to a file outside of {folder}: put a copy of the file in its place"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: remove it")
+
+
+def load_image(path: str | Path, side: int | None = None) -> Image.Image:
     """The picture at `path` upright (EXIF) and in RGB; transparency is laid on white.
+
+    side: length in px that the picture's shorter side will be resized to. With it, a picture of more than
+        LARGE pixels may come at a half, a quarter or an eighth of its size, its shorter side at least
+        MARGIN x `side`; a JPEG's decoder then never makes the rest of the pixels.
 
     Raises UserError, naming the file, for what is unreadable, cut short, or larger than MAX_PIXELS.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
                 raise UserError(
-                    f"image {path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink it"
+                    f"image {path}: {width} x {height} pixels are more than {MAX_PIXELS:,}; shrink it"
                 )
+            divisor = _divisor(width, height, side)
+            if divisor > 1:
+                image.draft(
+                    None, (width // divisor, height // divisor)
+                )  # JPEGs; other formats know no such thing
+                divisor //= round(width / image.width)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _to_rgb(image)
+            return image.reduce(divisor) if divisor > 1 else image
     except UserError:
         raise
     except Exception as error:  # damaged files bring out anything in Pillow's decoders
-        raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error
+        raise UserError(
+            f"image {path}: cannot be read ({error}); {_advice_on_content(path) or 'replace or remove it'}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _pixel_limit() -> Iterator[None]:
+    """Inside, MAX_PIXELS stands in place of Pillow's own limit, which warns of ordinary photographs."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _divisor(width: int, height: int, side: int | None) -> int:
+    """By how much to shrink a picture on load: 1, 2, 4 or 8."""
+    if side is None or width * height <= LARGE:
+        return 1
+    return next((n for n in (8, 4, 2) if min(width, height) // n >= MARGIN * side), 1)
+
+
+def _advice_on_content(path: str | Path) -> str | None:
+    """What to do with a file that has another format than its name says; phones export HEIC as .jpg."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(12)
+        if start[4:8] == b"ftyp":
+            brand = start[8:12].decode("ascii", "replace")
+            return (
+                f"its content is {'AVIF' if brand.startswith('av') else 'HEIC'}: "
+                + SKIPPED[".avif" if brand.startswith("av") else ".heic"]
+            )
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _FULL_SCALE or image.mode.startswith("I;16"):  # Pillow would clip these, not scale them
-        values = np.asarray(image, dtype=np.float64)
-        full = next(
-            (f for f in _FULL_SCALE.get(image.mode, (65535,)) if values.max(initial=0) <= f), values.max()
-        )
-        image = Image.fromarray((values / full * 255.0).round().clip(0, 255).astype(np.uint8))
+        image = _to_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A greyscale picture of 16 or 32 bits a pixel, scaled to 8; in strips, since it may be large."""
+    values = np.asarray(image)  # [H, W]
+    full = next(
+        (f for f in _FULL_SCALE.get(image.mode, (65535,)) if values.max(initial=0) <= f), values.max()
+    )
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, 1_000_000 // image.width)
+    for start in range(0, image.height, rows):
+        strip = values[start : start + rows].astype(np.float64)
+        scaled[start : start + rows] = (strip / full * 255.0).round().clip(0, 255)
+    return Image.fromarray(scaled)
 
 
 def resize_and_crop(image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
@@ -78,8 +211,12 @@ def resize_and_crop(image: Image.Image, size: int, place: tuple[float, float] = 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """[3, H, W] fp32 in [-1, 1] of an RGB picture."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
-    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
+    return pixels_of(np.asarray(image)).contiguous()
+
+
+def pixels_of(values: NDArray[np.uint8]) -> Tensor:
+    """[..., 3, H, W] fp32 in [-1, 1] of RGB values [..., H, W, 3]; the memory stays channels last."""
+    return torch.from_numpy(values.astype(np.float32)).movedim(-1, -3) / 127.5 - 1.0
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -1,15 +1,16 @@
 """The subject's photographs, and what sample number n draws from them."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.captions import caption_of
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.randomness import generator, permutation
 
@@ -38,7 +39,7 @@ def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
 
 
 class SubjectImages(Dataset):
-    """Photographs of one subject, decoded once and kept in memory.
+    """Photographs of one subject, decoded once and kept in memory: cropped and resized, unless crops are random.
 
     Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image, or its mirror
     image; with `random_crop` no two samples need be alike, and "pixels" [3, size, size] stand in its place.
@@ -56,9 +57,14 @@ class SubjectImages(Dataset):
     ):
         """captions: where a text file of the image's name lies beside it, its text is the prompt."""
         self.files = list(files)
-        self.images = [load_image(path) for path in self.files]
-        _warn_of_small(self.files, self.images, size)
-        self.prompts = [_caption(path, prompt) if captions else prompt for path in self.files]
+        found = [caption_of(path, path.parent) if captions else None for path in self.files]
+        self.prompts = [prompt if caption is None else caption for caption in found]
+        self.images, sizes = [], []
+        for path in self.files:
+            image = load_image(path, size)
+            sizes.append(image.size)
+            self.images.append(image if random_crop else resize_and_crop(image, size))
+        _warn_of_small(self.files, sizes, size)
         self.size = size
         self.seed = seed
         self.flip_probability = flip_probability
@@ -68,6 +74,17 @@ class SubjectImages(Dataset):
     def from_folder(cls, folder: str | Path, **options) -> "SubjectImages":
         """All pictures of `folder`; `options` as above."""
         return cls(image_files(folder), **options)
+
+    def without_augmentation(self) -> "SubjectImages":
+        """The same images, neither mirrored nor cropped at random; both share their memory."""
+        plain = copy.copy(self)
+        plain.flip_probability, plain.random_crop = 0.0, False
+        return plain
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images take: 4 bytes a pixel."""
+        return sum(4 * image.width * image.height for image in self.images)
 
     def __getitem__(self, n: int) -> dict:
         index = shuffled_index(self.seed, "subject order", n, len(self.images))
@@ -94,17 +111,10 @@ def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], li
     return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
 
 
-def _warn_of_small(files: Sequence[Path], images: Sequence[Image.Image], size: int) -> None:
-    small = [
-        f"{p.name} ({i.width} x {i.height})" for p, i in zip(files, images, strict=True) if min(i.size) < size
-    ]
+def _warn_of_small(files: Sequence[Path], sizes: Sequence[tuple[int, int]], size: int) -> None:
+    small = [f"{p.name} ({w} x {h})" for p, (w, h) in zip(files, sizes, strict=True) if min(w, h) < size]
     if small:
         warnings.warn(
             f"images smaller than the training size of {size} px are enlarged and train blurred: {', '.join(small)}",
             stacklevel=1,  # the same place each time, so that it is said once
         )
-
-
-def _caption(path: Path, prompt: str) -> str:
-    text = path.with_suffix(".txt")
-    return text.read_text().strip() if text.is_file() else prompt

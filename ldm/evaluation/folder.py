@@ -6,9 +6,11 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.data.images import EXTENSIONS, image_files
+from ldm.data.captions import caption_of
+from ldm.data.images import image_files, readable
 from ldm.errors import UserError
 from ldm.evaluation.protocol import PLACEHOLDER, Item, without_identifier
+from ldm.files import find
 
 LIST = "metadata.jsonl"
 """One {"file_name", "prompt"} a line, as in Hugging Face's image folders; "text" stands for "prompt" too."""
@@ -21,12 +23,8 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
     it), in a text file beside the image, or else in the name of its folder, with underscores for spaces.
     identifier: the word that stands for the subject in these prompts. bare: the prompt of class images.
     """
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder}: no such folder")
-    listed = _read_list(folder)
-    paths = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")
-    )
+    folder = find(folder)
+    paths, listed = image_files(folder, below=True), _read_list(folder)
     items = [_item(path, folder, listed, identifier) for path in paths]
     if class_folder is not None:
         items = [item for item in items if item.kind == "subject"]
@@ -39,7 +37,7 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
 def png_text(path: Path) -> dict[str, str]:
     """The texts that were written into a picture; nothing where there are none."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=tuple({*readable().values()})) as image:
             return {key: value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error
@@ -47,14 +45,13 @@ def png_text(path: Path) -> dict[str, str]:
 
 def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | None) -> Item:
     own = png_text(path)
-    beside = path.with_suffix(".txt")
     name = str(path.relative_to(folder))
     if name in listed:
         prompt = listed[name]
     elif "prompt" in own:
         prompt = own["prompt"]
-    elif beside.is_file():
-        prompt = beside.read_text().strip()
+    elif (caption := caption_of(path, folder)) is not None:
+        prompt = caption
     elif path.parent != folder:
         prompt = path.parent.name.replace("_", " ")
     else:
