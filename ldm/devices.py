@@ -25,3 +25,12 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     if precision in (None, "autocast") and device.type == "cuda":
         return torch.float16
     return torch.float32
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether a GPU's fp32 products and convolutions may round their factors to TF32's 10 bits.
+
+    torch's own default allows it for convolutions, which would make fp32 inexact in the VAE and the UNet.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

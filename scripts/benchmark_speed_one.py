@@ -27,6 +27,7 @@ sys.path.insert(0, str(PROJECT))
 from ldm import processes  # noqa: E402
 from ldm.config import load_config  # noqa: E402
 from ldm.devices import DTYPES  # noqa: E402
+from ldm.methods.base_latents import BaseLatents  # noqa: E402
 from ldm.training.run import build as build_run  # noqa: E402
 from ldm.training.run import quiet  # noqa: E402
 from ldm.training.step_callback import StepCallback  # noqa: E402
@@ -79,7 +80,7 @@ def plain_step(job: Job) -> list[Row]:
     scheduler = make_scheduler("ddpm", model.scheduler_config)
     count, views = data.batch_size, data.subject.views
     pixels = torch.stack([data.subject.pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
-    prompts = (module.with_identifier(data.subject.prompts[0]), data.prior_prompt)
+    prompts = (module.with_identifier(data.subject.prompts[0]), data.concept.prior_prompt)
 
     def half_of_the_loss(prompt: str) -> torch.Tensor:
         with torch.no_grad():
@@ -136,13 +137,13 @@ def memory(job: Job) -> list[Row]:
 def prior(job: Job) -> list[Row]:
     """One chunk of class-prior samples, as the run draws them."""
     data, module, _, folder = build(job, 1)
-    module.frozen.take(data.prior["precision"])
+    untrained = module.tuning.untrained(module.model, DTYPES[data.prior["precision"]])
     module.model.to(DEVICE)
+    latents = BaseLatents(module.model, untrained, data.size)
     numbers = range(data.prior["chunk_size"])
-    shape = module.model.latent_shape(data.size, data.size)
 
     def draw() -> None:
-        module.frozen.sample_prior(numbers, data.prior_prompt, shape, data.seed, data.prior)
+        latents.draw_prior(data.concept.prior_prompt, numbers, data.seed, data.prior)
 
     with folder:
         return [timed(job, draw, images=len(numbers))]

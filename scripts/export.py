@@ -61,7 +61,7 @@ def export(options: argparse.Namespace) -> None:
     else:
         subject = {"identifier": loaded.identifier, "class_word": loaded.class_word, "step": loaded.step}
         known = {key: value for key, value in subject.items() if value is not None}
-        loaded.model.save(out, options.dtype, known, card_of(loaded))
+        loaded.model.save(out, DTYPES[options.dtype], known, card_of(loaded))
     print(out)
 
 

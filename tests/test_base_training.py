@@ -141,7 +141,7 @@ def test_the_loss_is_the_denoising_error_of_the_pictures_latents(tmp_path):
         latents[[2, 0]],
         batch["noise"],
         batch["timestep"],
-        module.model.alphas_cumprod,
+        module.model.schedule,
     ).mean()
     assert torch.allclose(loss, expected, atol=1e-6)
 

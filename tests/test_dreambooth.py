@@ -1,15 +1,21 @@
 """The main job through the real entry point: what trains, what it minimises, what it leaves behind."""
 
+import functools
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ldm.data.batch import collate
+from ldm.data.datamodule import TrainingSamples
 from ldm.diffusion.loss import denoising_error
+from ldm.diffusion.schedule import VariancePreserving
+from ldm.diffusion.weighting import min_snr
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
 from tests.conftest import PROJECT, RECIPE
@@ -91,39 +97,34 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
-    module.prior_loss_weight, module.min_snr_gamma = 0.7, min_snr_gamma
+    module.prior_loss_weight = 0.7
+    module.weighting = min_snr_gamma and functools.partial(min_snr, gamma=min_snr_gamma)
     module.setup("fit")
-    batch = data.on_before_batch_transfer([data_item(data, n) for n in (0, 1)], 0)
-    batch = data.on_after_batch_transfer(batch, 0)
-    module.encode_views(data.subject)
+    data.prepare_latents()
+    batch = data.on_after_batch_transfer(collate([TrainingSamples(data)[n] for n in (0, 1)]), 0)
     loss = module.training_step(batch, 0)["loss"]
 
     model = module.model
-    pixels = torch.stack([data.subject.pixels(view) for view in batch["views"]])
+    pixels = torch.stack([data.subject.pixels(view) for view in batch.views])
     posterior = model.vae.encode(pixels).latent_dist
-    x = (posterior.mean + posterior.std * batch["posterior_noise"]) * model.vae.config.scaling_factor
-    kept = model.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    x = (posterior.mean + posterior.std * batch.posterior_noise) * model.vae.config.scaling_factor
+    kept = model.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     snr = kept.flatten() / (1 - kept.flatten())
     weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
-    eps = batch["noise"]
-    noisy = kept.sqrt() * torch.cat([x, batch["prior_latents"]]) + (1 - kept).sqrt() * eps
+    eps = batch.noise
+    clean = torch.cat([x, data.bank.latents(batch.prior_numbers, "cpu")])
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * eps
     errors = []
     for half, prompt in ((slice(0, 2), "a photo of sks dog"), (slice(2, 4), "a photo of a dog")):
         ids = model.tokenizer(
             [prompt] * 2, padding="max_length", max_length=model.text_window, return_tensors="pt"
         )
         states = model.text_encoder(ids.input_ids).last_hidden_state
-        prediction = model.unet(noisy[half], batch["timesteps"][half], encoder_hidden_states=states).sample
+        prediction = model.unet(noisy[half], batch.timesteps[half], encoder_hidden_states=states).sample
         errors.append((weight[half] * ((prediction - eps[half]) ** 2).mean(dim=(1, 2, 3))).mean())
     assert loss.item() == pytest.approx((errors[0] + 0.7 * errors[1]).item(), rel=1e-5)
-    assert len(set(batch["timesteps"].tolist())) > 1  # t and t' are drawn apart
+    assert len(set(batch.timesteps.tolist())) > 1  # t and t' are drawn apart
     assert min_snr_gamma is None or len(set(weight[2:].tolist())) > 1  # the prior's samples are weighed too
-
-
-def data_item(data, n):
-    from ldm.data.datamodule import TrainingSamples
-
-    return TrainingSamples(data)[n]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -135,7 +136,8 @@ def test_a_perfect_prediction_has_no_error(prediction_type):
         f(alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1) for f in (lambda a: a, lambda a: 1 - a)
     )
     perfect = eps if prediction_type == "epsilon" else alpha * eps - sigma * x
-    error = denoising_error(lambda noisy, t: perfect, x, eps, timesteps, alphas_cumprod, prediction_type)
+    schedule = VariancePreserving(alphas_cumprod, prediction_type)
+    error = denoising_error(lambda noisy, t: perfect, x, eps, timesteps, schedule)
     assert torch.allclose(error, torch.zeros(3), atol=1e-12)
 
 
@@ -155,7 +157,9 @@ def test_min_snr_weights_the_error_of_the_clean_image_by_clipped_snr(prediction_
     )
     snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5)
     expected = snr * (clean - x).square().mean(dim=(1, 2, 3))
-    error = denoising_error(lambda n, t: prediction, x, eps, timesteps, alphas_cumprod, prediction_type, 5.0)
+    schedule = VariancePreserving(alphas_cumprod, prediction_type)
+    weighting = functools.partial(min_snr, gamma=5.0)
+    error = denoising_error(lambda n, t: prediction, x, eps, timesteps, schedule, weighting)
     assert torch.allclose(error, expected, rtol=1e-3)
 
 
@@ -372,34 +376,50 @@ def test_wandb_offline_gets_scalars_images_and_config(train, tmp_path):
     assert any("samples" in file.name for file in files)
 
 
-def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_gauge_is_set(tiny_config, tmp_path):
+def copies_of_the_base(monkeypatch):
+    """A list that gets a weak reference to the UNet of every frozen copy, which lives as long as the copy."""
+    copies, copy = [], LatentDiffusion.frozen_copy
+
+    def watched(self, dtype):
+        made = copy(self, dtype)
+        copies.append(weakref.ref(made.unet))
+        return made
+
+    monkeypatch.setattr(LatentDiffusion, "frozen_copy", watched)
+    return copies
+
+
+def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
+    tiny_config, tmp_path, monkeypatch
+):
     from ldm.config import load_config
     from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
-    held = []
-    module.on_train_batch_end = lambda *_: held.append(module.frozen.users.copy())
+    copies, held = copies_of_the_base(monkeypatch), []
+    module.on_train_batch_end = lambda *_: held.append(copies[0]() is not None)
     trainer.fit(module, data)
-    assert held[0] == {"prior"}  # the gauge has its predictions, the bank only its first chunk
-    assert held[-1] == set()
-    assert module.frozen._model is None
+    assert held[0]  # the gauge has its predictions, the bank only its first chunk
+    assert not held[-1]
 
 
-def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(train, tiny_config, tmp_path):
+def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
+    train, tiny_config, tmp_path, monkeypatch
+):
     from ldm.config import load_config
     from ldm.training.run import build
 
     words = ["data.params.prior.fill_at_start=true"]
     data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path, trusted_only=False)
-    held, gradients = [], []
+    copies, held, gradients = copies_of_the_base(monkeypatch), [], []
 
     def look(*_):
-        held.append(module.frozen.users.copy())
+        held.append(copies[0]() is not None)
         gradients.extend(p.grad for p in module.parameters())
 
     module.on_train_batch_end = look
     trainer.fit(module, data)
-    assert held[0] == set()
+    assert not held[0]
     assert not any(gradient is not None for gradient in gradients)  # freed as soon as they are used
     early, late = train(*words, name="early"), train(name="late")
     assert (early / "metrics.jsonl").read_bytes() == (late / "metrics.jsonl").read_bytes()

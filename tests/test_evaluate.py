@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm.concepts import PLACEHOLDER
 from ldm.config import load_settings
 from ldm.data.images import image_files
 from ldm.evaluation.protocol import fill_in, plan, prompt_set, without_identifier
-from ldm.models.prompts import PLACEHOLDER
 from scripts.evaluate import CONFIG, main
 from tests.tiny_features import tiny_features
 

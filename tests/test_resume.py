@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
+from ldm.methods.base_latents import BaseLatents
 from ldm.methods.dreambooth import DreamBooth
-from ldm.methods.frozen import FrozenBase
 from ldm.training.checkpoint import tensors_in
 from ldm.training.validation import Validation
 from main import main
@@ -145,8 +145,8 @@ def test_sigusr1_saves_and_goes_on(train, whole, monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
-        (FrozenBase, "sample_prior", 1, None),  # before the first step: there is nothing to save
-        (FrozenBase, "sample_prior", 2, 3),  # in the middle of training
+        (BaseLatents, "draw_prior", 1, None),  # before the first step: there is nothing to save
+        (BaseLatents, "draw_prior", 2, 3),  # in the middle of training
         (Validation, "validate", 1, None),
         (Validation, "validate", 2, 5),
         (DreamBooth, "export", 1, 10),
@@ -165,9 +165,11 @@ def test_signals_outside_of_the_training_step(train, whole, monkeypatch, owner, 
 
 def test_prior_samples_are_drawn_once(train, monkeypatch):
     drawn = []
-    original = FrozenBase.sample_prior
+    original = BaseLatents.draw_prior
     monkeypatch.setattr(
-        FrozenBase, "sample_prior", lambda self, i, *rest: drawn.append(i) or original(self, i, *rest)
+        BaseLatents,
+        "draw_prior",
+        lambda self, prompt, i, *rest: drawn.append(i) or original(self, prompt, i, *rest),
     )
     at_call(monkeypatch, DreamBooth, "training_step", {2}, send(signal.SIGTERM))
     run = train(*QUICK, expect=STOPPED)

@@ -6,10 +6,11 @@ from typing import Any
 
 from PIL import Image
 
+from ldm.concepts import PLACEHOLDER
 from ldm.data.captions import caption_of
 from ldm.data.images import image_files, readable
 from ldm.errors import UserError
-from ldm.evaluation.protocol import PLACEHOLDER, Item, without_identifier
+from ldm.evaluation.protocol import Item, without_identifier
 from ldm.files import find
 
 LIST = "metadata.jsonl"

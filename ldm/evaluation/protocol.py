@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm.concepts import PLACEHOLDER
 from ldm.errors import UserError
-
-PLACEHOLDER = "[V]"
-"""The identifier in a prompt, as in ldm/models/prompts.py; a test compares."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """DreamBooth: teach a latent diffusion model one subject, and keep its class as it was.
 
-Ruiz et al., arXiv 2208.12242. `training_step` is equation 2; the rest says what trains, and how.
+Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. What trains is the tuning's business
+(`ldm.methods.tuning`), what a batch holds the data module's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,25 @@ import torch
 from diffusers.optimization import get_scheduler
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ldm.devices import DTYPES
+from ldm.concepts import PLACEHOLDER, fill_in_identifier
+from ldm.data.batch import Batch
+from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
+from ldm.diffusion.weighting import min_snr
 from ldm.errors import UserError
-from ldm.methods.frozen import FrozenBase
+from ldm.methods.all_weights import AllWeights
+from ldm.methods.base_latents import BaseLatents
 from ldm.methods.model_card import card_of_run
-from ldm.methods.what_trains import choose_what_trains, restore
+from ldm.methods.tuning import Tuning
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
-from ldm.models.prompts import PLACEHOLDER, fill_in_identifier, resolve_identifier
+from ldm.models.prompts import resolve_identifier
 
 
 class DreamBooth(LightningModule):
-    """The frozen first stage, and the text encoder and UNet that train."""
+    """A latent diffusion model whose VAE is frozen, and of whose other networks the tuning trains what it chooses."""
 
     def __init__(
         self,
@@ -34,6 +41,7 @@ class DreamBooth(LightningModule):
         learning_rate: float,
         seed: int,
         text_encoder_learning_rate: float | None = None,
+        tuning: Callable[..., Tuning] = AllWeights,
         lr_schedule: str = "constant",
         lr_warmup_steps: int = 0,
         prior_loss_weight: float = 1.0,
@@ -63,60 +71,45 @@ class DreamBooth(LightningModule):
         )
         if weights_precision not in ("fp32", "bf16"):
             raise UserError(f"model.params.weights_precision is '{weights_precision}': fp32 or bf16")
-        self.model.unet.to(DTYPES[weights_precision])
-        self.model.text_encoder.to(DTYPES[weights_precision])
+        for network in self.model.trainable.values():
+            network.to(DTYPES[weights_precision])
+        if gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
         self.identifier = resolve_identifier(identifier, self.model.tokenizer, seed)
         self.base = base
         self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.text_encoder_learning_rate = (
-            learning_rate if text_encoder_learning_rate is None else text_encoder_learning_rate
-        )
         self.lr_schedule = lr_schedule
         self.lr_warmup_steps = lr_warmup_steps
         self.prior_loss_weight = prior_loss_weight
-        self.min_snr_gamma = min_snr_gamma
+        self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
-        self.gradient_norm: Tensor | None = None
-        """Of this step's gradients before they are clipped, where a callback computes it at every step."""
-        self.frozen = FrozenBase(self.model)
-        choose_what_trains(self.model, self.learning_rate, self.text_encoder_learning_rate)
-        if gradient_checkpointing:
-            self.model.unet.enable_gradient_checkpointing()
-            self.model.text_encoder.activation_checkpointing_enable()
+        self._gradient_norm: Tensor | None = None
+        self.tuning = tuning(
+            learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
+        )
+        self.tuning.attach(self.model)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""
-        subject = self.subject_latents(batch)  # [B, C, h, w]
-        prior = batch.get("prior_latents", subject[:0])  # [B, C, h, w], drawn by the frozen base
-        error = self.denoising_error(torch.cat([subject, prior]), batch)  # [2B]
-        subject_error, prior_error = error.split([len(subject), len(prior)])
+        error = self.denoising_error(batch)  # [2B]
+        subject_error, prior_error = batch.halves(error)  # [B] each
         subject_loss = subject_error.mean()
-        prior_loss = prior_error.mean() if len(prior) else torch.zeros_like(subject_loss)
+        prior_loss = prior_error.mean() if len(prior_error) else torch.zeros_like(subject_loss)
         loss = subject_loss + self.prior_loss_weight * prior_loss
         return {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
 
-    def denoising_error(self, latents: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Error of every sample, [B], for clean `latents` [B, C, h, w] and the batch's noise, timesteps and prompts."""
-        states = self.model.embed([self.with_identifier(prompt) for prompt in batch["prompts"]])
+    def denoising_error(self, batch: Batch) -> Tensor:
+        """Error of every example of `batch`, [2B], in one pass of the denoiser."""
+        conditioning = self.model.embed([self.with_identifier(prompt) for prompt in batch.prompts])
         return denoising_error(
-            lambda x, timesteps: self.model.predict(x, timesteps, states),
-            latents,
-            batch["noise"],
-            batch["timesteps"],
-            self.model.alphas_cumprod,
-            self.model.prediction_type,
-            self.min_snr_gamma,
+            lambda x, timesteps: self.model.predict(x, timesteps, conditioning),
+            batch.latents,
+            batch.noise,
+            batch.timesteps,
+            self.model.schedule,
+            self.weighting,
         )
-
-    def subject_latents(self, batch: Mapping[str, Any]) -> Tensor:
-        """Latents [B, C, h, w] of the batch's subject images, drawn from the first stage's posterior."""
-        if "pixels" in batch:
-            return self.model.encode(batch["pixels"], batch["posterior_noise"])
-        mean, std = self.posteriors
-        rows = [self.posterior_rows[view] for view in batch["views"]]
-        return mean[rows] + std[rows] * batch["posterior_noise"]
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the run's identifier in place of [V]."""
@@ -131,48 +124,42 @@ class DreamBooth(LightningModule):
         for prompt in data.subject.prompts:
             if PLACEHOLDER not in prompt and self.identifier not in prompt.split():
                 raise UserError(
-                    f"prompt '{prompt}' of the subject's images: write [V] where its identifier goes"
+                    f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
                 )
-        if PLACEHOLDER in data.prior_prompt:
+        if self.model.dropouts():
             raise UserError(
-                f"data.params.prior_prompt '{data.prior_prompt}' is the class's: leave [V] out of it"
+                f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
             )
 
     def setup(self, stage: str) -> None:
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        set_tf32(self.tf32)
         data = self.trainer.datamodule
-        with_prior = self.prior_loss_weight > 0
-        latent_shape = self.model.latent_shape(data.size, data.size)
+        untrained = self.tuning.untrained(self.model, DTYPES[data.prior["precision"]])
+        self.latents = BaseLatents(self.model, untrained, data.size)
+        data.connect(self.latents, with_prior=self.prior_loss_weight > 0)
 
-        def draw_prior(indices: Sequence[int]) -> Tensor:
-            return self.frozen.sample_prior(indices, data.prior_prompt, latent_shape, data.seed, data.prior)
+    def on_train_start(self) -> None:
+        """Training mode for what trains, evaluation mode for the rest.
 
-        data.connect(
-            latent_shape,
-            self.model.num_timesteps,
-            with_prior,
-            draw_prior,
-            self.encode,
-            self.model.fingerprint,
-        )
-        self.frozen.take(data.prior["precision"])
-        if with_prior and not data.prior_files:
-            self.frozen.needed_for("prior")
+        Callbacks come first, so validation has asked the untrained model by now.
+        """
+        for network in self.model.trainable.values():
+            network.train(any(parameter.requires_grad for parameter in network.parameters()))
+        self.model.vae.eval()
+        if self.compile_blocks and self.device.type == "cuda":
+            self.model.compile_blocks()
+        self.trainer.datamodule.prepare_latents()
+        self._release_untrained()
 
-    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Latents of `pixels` on this module's device; see LatentDiffusion.encode."""
-        return self.model.encode(pixels.to(self.device), noise.to(self.device))
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._release_untrained()
+
+    def _release_untrained(self) -> None:
+        if not self.trainer.datamodule.draws_prior:
+            self.latents.release_untrained()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = [
-            {"name": "unet", "params": _trained(self.model.unet), "lr": self.learning_rate},
-            {
-                "name": "text_encoder",
-                "params": _trained(self.model.text_encoder),
-                "lr": self.text_encoder_learning_rate,
-            },
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = self.tuning.parameter_groups(self.model)
         # A fused optimizer would unscale fp16's gradients itself, after they were clipped.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         options = {"fused": False} if scaled and "fused" in self.optimizer.keywords else {}
@@ -185,30 +172,48 @@ class DreamBooth(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Lightning's own refuses every fused optimizer under mixed precision, bf16 too, where nothing is scaled."""
+    def gradient_norm(self) -> Tensor:
+        """2-norm of this step's gradients before clipping; computed once, though the guard and the clipping ask."""
+        if self._gradient_norm is None:
+            parameters = [p for group in self.trainer.optimizers[0].param_groups for p in group["params"]]
+            self._gradient_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's own refuses every fused optimizer under mixed precision, even bf16, which scales nothing."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val and self.gradient_norm is None:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         elif gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm())
 
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Now and not before the next backward pass: prior samples and the next forward pass have their room.
+        # Free gradients now, so that prior sampling and the next forward pass can use the memory.
         optimizer.zero_grad()
+        self._gradient_norm = None
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        """What trains. The rest is the base's, and comes from there."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in trained}
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What training changes. The rest is the base's, and comes from there."""
+        return {f"model.{name}": value for name, value in self.tuning.learned(self.model).items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
-        """Strict on what trains: a key missing or left over is an error; the base's own weights stay."""
-        learned = {key.removeprefix("model."): value for key, value in state_dict.items()}
-        restore(self.model, learned, "checkpoint")
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> None:
+        """Put back what `state_dict` gave. Raises UserError for a tensor that is missing, left over or misshapen."""
+        learned = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        self.tuning.restore(self.model, learned, "checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["identifier"] = self.identifier
@@ -216,52 +221,16 @@ class DreamBooth(LightningModule):
         checkpoint["base_fingerprint"] = self.model.fingerprint
 
     def export(self, run: Path) -> str:
-        """Write the model in diffusers' layout to `run/model`; returns what to tell the user."""
-        data, step = self.trainer.datamodule, self.trainer.global_step
-        subject = {"identifier": self.identifier, "class_word": data.class_word, "step": step}
+        """Write the trained model to `run/model`; returns what to tell the user."""
+        class_word = self.trainer.datamodule.concept.class_word
+        subject = {"identifier": self.identifier, "class_word": class_word, "step": self.trainer.global_step}
         card = card_of_run(run, self.model, **subject)
-        self.model.save(run / "model", self.export_dtype, subject, card)
+        self.tuning.export(self.model, run / "model", DTYPES[self.export_dtype], subject, card)
         return (
             f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
-            f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {data.class_word} on the moon"'
+            f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {class_word} on the moon"'
         )
 
     def exported_step(self, run: Path) -> int | None:
         """Step of the model that `export` has written to `run`; None where there is none."""
         return read_subject(run / "model").get("step")
-
-    def on_train_start(self) -> None:
-        """The text encoder and UNet in training mode, the first stage not; no dropout, which nothing could key."""
-        self.model.unet.train()
-        self.model.text_encoder.train(self.text_encoder_learning_rate > 0)
-        self.model.vae.eval()
-        dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        if dropouts or self.model.text_encoder.config.attention_dropout > 0:
-            raise UserError(
-                f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
-            )
-
-        if self.compile_blocks and self.device.type == "cuda":
-            self.model.unet.compile_repeated_blocks(fullgraph=True)
-        self.encode_views(self.trainer.datamodule.subject)
-        data = self.trainer.datamodule
-        data.bank.load_existing()
-        if data.with_prior and data.prior.get("fill_at_start"):
-            data.bank.fill(range(data.prior_count))
-        self.frozen.done_with("setup")
-
-    def encode_views(self, subject: Any) -> None:
-        """The first stage is frozen, so every view of the subject is encoded once; alone, to be the same in any run."""
-        if subject.random_crop:
-            return
-        moments = [self.model.posterior(subject.pixels(view)[None].to(self.device)) for view in subject.views]
-        self.posteriors = tuple(torch.cat(parts) for parts in zip(*moments, strict=True))
-        self.posterior_rows = {view: row for row, view in enumerate(subject.views)}
-
-    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        if self.trainer.datamodule.bank.full:
-            self.frozen.done_with("prior")
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from ldm.concepts import fill_in_identifier
 from ldm.errors import UserError
 from ldm.files import find
 from ldm.formats.checkpoint_files import newest_checkpoint
 from ldm.formats.modules import weights_on
 from ldm.formats.safe_loading import load_checkpoint
-from ldm.methods.what_trains import choose_what_trains, restore
+from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
-from ldm.models.prompts import fill_in_identifier
 
 
 @dataclass
@@ -65,9 +65,10 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
         raise UserError(
             f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place"
         )
-    choose_what_trains(model, params["learning_rate"], params.get("text_encoder_learning_rate"))
+    tuning = tuning_of(params)
+    tuning.attach(model)
     learned = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-    restore(model, learned, f"checkpoint {path}")
+    tuning.restore(model, learned, f"checkpoint {path}")
     config = content["config"]
     class_word = config["data"]["params"].get("class_word")
     return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"], config)

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from ldm.concepts import PLACEHOLDER
 from ldm.formats.checkpoint_files import CONFIG
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.prompts import PLACEHOLDER
 
 LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
 """Settings that are paths on the machine that trained, or that the card says elsewhere."""

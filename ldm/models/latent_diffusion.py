@@ -5,6 +5,7 @@ shapes that follow from a base; pixels are in [-1, 1] everywhere.
 """
 
 import copy
+import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.devices import DTYPES
+from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import guided
 from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample
+from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
@@ -27,6 +29,21 @@ SUBJECT_FILE = "dreambooth.json"
 
 PIXELS_AT_ONCE = 512 * 512
 """In one pass of the first stage: one image of Stable Diffusion's size, 64 of the embedded base's."""
+
+
+COMPILED_GRAPHS = 64
+"""Room for 3 widths x 2 gradient modes x the batch shapes of a run."""
+
+
+def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The VAE computes in its own dtype: under bf16 its error would be larger than its posterior's deviation."""
+
+    @functools.wraps(method)
+    def exact(self: "LatentDiffusion", *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return exact
 
 
 def text_transformer(text_encoder: nn.Module) -> nn.Module:
@@ -83,9 +100,24 @@ class LatentDiffusion(nn.Module):
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     @property
-    def num_timesteps(self) -> int:
-        """Length of the training noise schedule (1000 for Stable Diffusion)."""
-        return len(self.alphas_cumprod)
+    def schedule(self) -> VariancePreserving:
+        """How this model's training noises latents, and what the UNet predicts."""
+        return VariancePreserving(self.alphas_cumprod, self.prediction_type)
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """By the names that their folders have."""
+        return {"text_encoder": self.text_encoder}
+
+    @property
+    def trainable(self) -> dict[str, nn.Module]:
+        """The networks that a tuning may change, by the names of their folders; the denoiser comes first."""
+        return {"unet": self.unet, **self.text_encoders}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks that may train are."""
+        return self.unet.device
 
     @property
     def factor(self) -> int:
@@ -114,6 +146,7 @@ class LatentDiffusion(nn.Module):
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
+    @without_autocast
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W] in [-1, 1].
 
@@ -131,6 +164,7 @@ class LatentDiffusion(nn.Module):
         return mean + std * noise
 
     @torch.no_grad()
+    @without_autocast
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
@@ -150,14 +184,14 @@ class LatentDiffusion(nn.Module):
         )
         return tokens.input_ids
 
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Text states [B, L, D] of `prompts`, with gradients where the text encoder trains.
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of `prompts`, states [B, L, D], with gradients where the text encoder trains.
 
         Equal prompts are encoded once: in a DreamBooth batch most are.
         """
         unique = sorted(set(prompts))
         states = self._encode_text(self.tokenize(unique).to(self.text_encoder.device))
-        return states[[unique.index(prompt) for prompt in prompts]]
+        return Conditioning(states).rows([unique.index(prompt) for prompt in prompts])
 
     def _encode_text(self, ids: Tensor) -> Tensor:
         if self.clip_skip == 1:
@@ -165,10 +199,16 @@ class LatentDiffusion(nn.Module):
         states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-self.clip_skip]
         return text_transformer(self.text_encoder).final_layer_norm(states)
 
-    def predict(self, x: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        """The UNet's prediction [B, C, h, w] for noisy latents `x`, timesteps [B] and text states [B, L, D]."""
+    def unused_text_layers(self) -> Sequence[nn.Module]:
+        """Layers of the text encoder past the one that conditions: they get no gradient."""
+        layers = text_transformer(self.text_encoder).encoder.layers
+        return layers[len(layers) + 1 - self.clip_skip :]
+
+    def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction [B, C, h, w] in fp32 for noisy latents `x` [B, C, h, w] and timesteps [B]."""
         dtype = self.unet.dtype
-        return self.unet(x.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample.float()
+        states = conditioning.states.to(dtype)
+        return self.unet(x.to(dtype), timesteps, encoder_hidden_states=states).sample.float()
 
     @torch.no_grad()
     def images(
@@ -215,10 +255,10 @@ class LatentDiffusion(nn.Module):
         """
         if noise is None:
             noise = initial_noise(generators, latent_shape)
-        states = self.embed(prompts)
-        unconditional = self.embed([sampling.negative_prompt] * len(prompts))
+        wanted = self.embed(prompts)
+        unwanted = self.embed([sampling.negative_prompt] * len(prompts))
         return sample(
-            guided(self.predict, states, unconditional, sampling.guidance_scale, sampling.guidance_interval),
+            guided(self.predict, wanted, unwanted, sampling.guidance_scale, sampling.guidance_interval),
             make_scheduler(sampling.sampler, self.scheduler_config),
             noise.to(self.unet.device),
             generators,
@@ -227,15 +267,17 @@ class LatentDiffusion(nn.Module):
             on_step,
         )
 
-    def save(self, folder: Path, dtype: str, subject: Mapping[str, Any], card: str | None = None) -> None:
+    def save(
+        self, folder: Path, dtype: torch.dtype, subject: Mapping[str, Any], card: str | None = None
+    ) -> None:
         """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`.
 
-        dtype: fp32 or fp16. card: the text of its README.md.
+        dtype: of the weights. card: the text of its README.md.
         """
         notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"} if subject else {}
         if card:
             notes["README.md"] = card
-        save_diffusers_folder(self.components(), folder, DTYPES[dtype], notes)
+        save_diffusers_folder(self.components(), folder, dtype, notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""
@@ -243,6 +285,33 @@ class LatentDiffusion(nn.Module):
         parts.unet = _copy_for_inference(self.unet, dtype)
         parts.text_encoder = _copy_for_inference(self.text_encoder, dtype)
         return LatentDiffusion(parts, self.clip_skip)
+
+    def move_trainable_to(self, device: torch.device) -> None:
+        """Move the networks that may train; a copy shares its VAE with the model, which moves that itself."""
+        for network in self.trainable.values():
+            network.to(device)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations anew in the backward pass: less memory, a quarter more time."""
+        self.unet.enable_gradient_checkpointing()
+        self.text_encoder.activation_checkpointing_enable()
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the UNet's transformer blocks, which share one code object over all widths.
+
+        Each width, batch shape and gradient mode is a graph of its own. Training, validation, drift and samples
+        make more of them than torch's limit of 8, beyond which it raises an error.
+        """
+        import torch._dynamo  # takes a second, and only compiled runs need it
+
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
+        self.unet.compile_repeated_blocks(fullgraph=True, backend=backend)
+
+    def dropouts(self) -> list[nn.Module]:
+        """Layers whose draws no sample number could key."""
+        layers = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        attention = [e for e in self.text_encoders.values() if e.config.attention_dropout > 0]
+        return layers + attention
 
     def _warn_of_cut(self, prompt: str) -> None:
         words = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids

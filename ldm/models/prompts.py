@@ -1,22 +1,12 @@
-"""`[V]` in a prompt: the paper's placeholder for the run's identifier."""
+"""The identifier that a run trains: the user's word, or a rare token."""
 
 import warnings
 
 from ldm.errors import UserError
 from ldm.models.identifier import BYTE_TOKENS, default_id_range, dictionary_words, search_rare_tokens
 
-PLACEHOLDER = "[V]"
 MAX_TOKENS = 3
 """The paper's identifiers are one to three tokens long (section 3.2, "rare-token identifiers")."""
-
-
-def fill_in_identifier(prompt: str, identifier: str | None) -> str:
-    """`prompt` with `identifier` for every [V]; a UserError where the model has learned none."""
-    if PLACEHOLDER not in prompt:
-        return prompt
-    if not identifier:
-        raise UserError(f"prompt '{prompt}': [V] stands for a learned subject, and this model has none")
-    return prompt.replace(PLACEHOLDER, identifier)
 
 
 def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:

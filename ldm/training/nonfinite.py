@@ -53,9 +53,9 @@ class SkipNonFinite(StepCallback):
     ) -> None:
         """After the last micro-batch's gradients were summed over processes and unscaled, before they are clipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # Clipping needs it too, and a pass over all gradients is a twentieth of a step on a CPU.
-        pl_module.gradient_norm = get_total_norm([p.grad for p in parameters])
-        bad = (self._bad | ~torch.isfinite(pl_module.gradient_norm)).float()
+        # DreamBooth computes the norm once for this and for clipping: a twentieth of a step on a CPU.
+        norm_of = getattr(pl_module, "gradient_norm", lambda: get_total_norm([p.grad for p in parameters]))
+        bad = (self._bad | ~torch.isfinite(norm_of())).float()
         if processes.several():
             dist.all_reduce(bad, dist.ReduceOp.MAX)
         self._bad = torch.zeros_like(self._bad)

@@ -10,9 +10,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm import processes
-from ldm.diffusion.loss import alpha_sigma
+from ldm.data.batch import Batch
+from ldm.data.datamodule import DreamBoothData
 from ldm.files import going_on_without
 from ldm.formats.checkpoint_files import BEST
+from ldm.methods.dreambooth import DreamBooth
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
@@ -46,10 +49,6 @@ class Validation(StepCallback):
         self.best = math.inf
         self.last_row: dict[str, float] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.drift_samples:
-            pl_module.frozen.needed_for("drift")
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.path = Path(trainer.default_root_dir) / "validation.jsonl"
@@ -68,10 +67,10 @@ class Validation(StepCallback):
     def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measure, log, and keep the weights where they are the best so far."""
         with trainer.precision_plugin.forward_context():
-            subject = [pl_module.denoising_error(batch["latents"], batch) for batch in self._subject]
+            subject = [pl_module.denoising_error(batch) for batch in self._subject]
             drift = [
-                (self._predict(pl_module, batch) - frozen).square().mean(dim=(1, 2, 3))
-                for batch, frozen in zip(self._prior, self._frozen, strict=True)
+                (_prediction(pl_module.model, batch) - untrained).square().mean(dim=(1, 2, 3))
+                for batch, untrained in zip(self._prior, self._untrained, strict=True)
             ]
         row = {
             "subject_loss": _mean_over_processes(subject, pl_module.device),
@@ -97,62 +96,52 @@ class Validation(StepCallback):
         self.best = state_dict["best"]
 
     @torch.no_grad()
-    def _prepare(self, data: Any, module: LightningModule) -> None:
-        """Encode and noise everything once. Each process holds its share, one batch for each timestep."""
+    def _prepare(self, data: DreamBoothData, module: DreamBooth) -> None:
+        """Encode everything once, and ask the untrained model. Each process holds its share of the timesteps."""
         mine = slice(processes.rank(), None, processes.world_size())
-        images = range(len(data.validation.images))
-        shape, device = data.latent_shape, module.device
-        noise = torch.stack(
-            [torch.randn(shape, generator=generator(data.seed, "validation posterior", i)) for i in images]
-        )
-        pixels = torch.stack([data.validation.pixels(view) for view in data.validation.views])
-        latents = module.encode(pixels, noise)
-        self._subject = self._grid(latents, data.validation.prompts, "validation subject", data)[mine]
+        images, source = data.validation, data.source
+        mean, std = source.posterior(torch.stack([images.pixels(view) for view in images.views]))
+        noise = [
+            torch.randn(source.latent_shape, generator=generator(data.seed, "validation posterior", i))
+            for i in range(len(mean))
+        ]
+        latents = mean + std * torch.stack(noise).to(mean.device)
+        self._subject = self._grid(latents, images.prompts, "validation subject", data)[mine]
 
-        self._prior, self._frozen = [], []
+        self._prior, self._untrained = [], []
         if self.drift_samples:
             numbers = range(min(self.drift_samples, data.prior_count))
             data.bank.fill(numbers)
-            prior = data.bank.latents(numbers, device)
-            prompts = [data.prior_prompt] * len(numbers)
+            prior = data.bank.latents(numbers, mean.device)
+            prompts = [data.concept.prior_prompt] * len(numbers)
             self._prior = self._grid(prior, prompts, "validation prior", data)[mine]
-            frozen = module.frozen.model
-            with torch.autocast(device.type, enabled=False):
-                self._frozen = [
-                    frozen.predict(batch["noisy"], batch["timesteps"], frozen.embed(batch["prompts"]))
-                    for batch in self._noised(self._prior, module.model.alphas_cumprod)
-                ]
-            module.frozen.done_with("drift")
+            with module.latents.untrained() as base, torch.autocast(mean.device.type, enabled=False):
+                self._untrained = [_prediction(base, batch) for batch in self._prior]
 
-    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: Any) -> list[dict]:
+    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: DreamBoothData) -> list[Batch]:
         """One batch for each timestep at the middle of equal parts of the schedule."""
         batches = []
-        num_timesteps, device = data.num_timesteps, latents.device
         for k in range(self.num_timesteps):
-            timestep = int((k + 0.5) * num_timesteps / self.num_timesteps)
+            timestep = int((k + 0.5) * data.source.num_timesteps / self.num_timesteps)
             noise = [
                 torch.randn(latents.shape[1:], generator=generator(data.seed, purpose, k, i))
                 for i in range(len(latents))
             ]
             batches.append(
-                {
-                    "latents": latents,
-                    "noise": torch.stack(noise).to(device),
-                    "timesteps": torch.full((len(latents),), timestep, device=device),
-                    "prompts": prompts,
-                }
+                Batch(
+                    prompts=prompts,
+                    noise=torch.stack(noise).to(latents.device),
+                    timesteps=torch.full((len(latents),), timestep, device=latents.device),
+                    latents=latents,
+                )
             )
         return batches
 
-    def _noised(self, batches: list[dict], alphas_cumprod: Tensor) -> list[dict]:
-        for batch in batches:
-            alpha, sigma = alpha_sigma(alphas_cumprod, batch["timesteps"])
-            batch["noisy"] = alpha * batch["latents"] + sigma * batch["noise"]
-        return batches
 
-    def _predict(self, module: LightningModule, batch: dict) -> Tensor:
-        states = module.model.embed(batch["prompts"])
-        return module.model.predict(batch["noisy"], batch["timesteps"], states)
+def _prediction(model: LatentDiffusion, batch: Batch) -> Tensor:
+    """What `model` predicts for the noisy latents of `batch`, [B, C, h, w]."""
+    noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    return model.predict(noisy, batch.timesteps, model.embed(batch.prompts))
 
 
 def _mean_over_processes(errors: list[Tensor], device: torch.device) -> float:

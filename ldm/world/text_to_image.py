@@ -77,15 +77,14 @@ class TextToImage(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor | list[str]], batch_idx: int) -> Tensor:
         """batch: `index` [B] into the pictures, `caption` [B], `noise` [B, C, h, w], `timestep` [B]."""
         x = self.latents(batch["index"])
-        states = self.model.embed(batch["caption"])
+        conditioning = self.model.embed(batch["caption"])
         error = denoising_error(
-            lambda noisy, t: self.model.predict(noisy, t, states),
+            lambda noisy, t: self.model.predict(noisy, t, conditioning),
             x,
             batch["noise"],
             batch["timestep"],
-            self.model.alphas_cumprod,
-            self.model.prediction_type,
-            self.min_snr_gamma,
+            self.model.schedule,
+            self.weighting,
         )
         return error.mean()
 

@@ -1,0 +1,51 @@
+"""What the data asks of the model, and the subject's latents made of the answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.data.batch import Batch
+from ldm.data.subject import SubjectImages
+
+
+class LatentSource(Protocol):
+    """The one door through which the data room asks for latents. All are in fp32 on the model's device."""
+
+    latent_shape: tuple[int, int, int]
+    """(C, h, w) of the latents at the training size."""
+    num_timesteps: int
+    """Timesteps are drawn from [0, num_timesteps)."""
+    fingerprint: str
+    """Hash of the base model's contents."""
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
+
+    def draw_prior(
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
+    ) -> Tensor:
+        """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w]: a function of the arguments."""
+
+
+class SubjectLatents:
+    """Latents of the subject's photographs. The VAE is frozen: views are encoded once, unless crops are random."""
+
+    def __init__(self, subject: SubjectImages, source: LatentSource):
+        """Encode the views one by one, so that a view's posterior does not depend on what it is encoded with."""
+        self.source = source
+        self.rows: dict[int, int] = {}
+        if not subject.random_crop:
+            posteriors = [source.posterior(subject.pixels(view)[None]) for view in subject.views]
+            self.mean, self.std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+            self.rows = {view: row for row, view in enumerate(subject.views)}
+
+    def of(self, batch: Batch) -> Tensor:
+        """Latents [B, C, h, w] of the subject's half of `batch`, drawn from the VAE's posterior."""
+        if batch.pixels is not None:
+            mean, std = self.source.posterior(batch.pixels)
+        else:
+            rows = [self.rows[view] for view in batch.views]
+            mean, std = self.mean[rows], self.std[rows]
+        return mean + std * batch.posterior_noise

@@ -1,0 +1,73 @@
+"""The paper's tuning: all layers of the denoiser train, and of the text encoders where they have a rate."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.methods.tuning import Untrained, check_learned
+from ldm.models.latent_diffusion import LatentDiffusion
+
+
+class AllWeights:
+    """Every weight trains (DreamBooth, arXiv 2208.12242, section 3.3); see `ldm.methods.tuning.Tuning`."""
+
+    def __init__(self, learning_rate: float, text_encoder_learning_rate: float | None = None):
+        """Rates of the denoiser and of the text encoders (None: the same). What has a rate of 0 is frozen."""
+        self.learning_rate = learning_rate
+        self.text_encoder_learning_rate = (
+            learning_rate if text_encoder_learning_rate is None else text_encoder_learning_rate
+        )
+
+    def attach(self, model: LatentDiffusion) -> None:
+        for name, network in model.trainable.items():
+            network.requires_grad_(self._rate(model, name) > 0)
+        # DDP would wait for the gradients of layers that condition nothing.
+        for layer in model.unused_text_layers():
+            layer.requires_grad_(False)
+
+    def parameter_groups(self, model: LatentDiffusion) -> list[dict[str, Any]]:
+        groups = [
+            {
+                "name": name,
+                "params": [parameter for parameter in network.parameters() if parameter.requires_grad],
+                "lr": self._rate(model, name),
+            }
+            for name, network in model.trainable.items()
+        ]
+        return [group for group in groups if group["params"]]
+
+    def learned(self, model: LatentDiffusion) -> dict[str, Tensor]:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in model.state_dict().items() if name in trained}
+
+    def restore(self, model: LatentDiffusion, learned: Mapping[str, Tensor], source: str) -> None:
+        check_learned(self.learned(model), learned, source)
+        model.load_state_dict(learned, strict=False)
+
+    def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
+        """A frozen copy, since training overwrites every weight."""
+        copy = model.frozen_copy(dtype)
+
+        @contextmanager
+        def base() -> Iterator[LatentDiffusion]:
+            copy.move_trainable_to(model.device)
+            yield copy
+
+        return base
+
+    def export(
+        self,
+        model: LatentDiffusion,
+        folder: Path,
+        dtype: torch.dtype,
+        subject: Mapping[str, Any],
+        card: str | None,
+    ) -> None:
+        model.save(folder, dtype, subject, card)
+
+    def _rate(self, model: LatentDiffusion, name: str) -> float:
+        return self.text_encoder_learning_rate if name in model.text_encoders else self.learning_rate

@@ -1,0 +1,59 @@
+"""What the data asks of the model (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.diffusion.sampling import Sampling
+from ldm.methods.tuning import Untrained
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.randomness import generator
+
+
+class BaseLatents:
+    """Latents of the frozen VAE, and class-prior samples of the untrained model."""
+
+    def __init__(self, model: LatentDiffusion, untrained: Untrained, size: int):
+        """untrained: held until `release_untrained`; size: side of the training images in pixels."""
+        self.model = model
+        self.untrained: Untrained | None = untrained
+        self.latent_shape = model.latent_shape(size, size)
+        self.num_timesteps = model.schedule.num_timesteps
+        self.fingerprint = model.fingerprint
+
+    def release_untrained(self) -> None:
+        """Free what the untrained model takes: no prior sample will be drawn any more."""
+        self.untrained = None
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
+        return self.model.posterior(pixels.to(self.model.device))
+
+    def draw_prior(
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
+    ) -> Tensor:
+        """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
+        assert self.untrained is not None, "the untrained model was released before the last prior sample"
+        sampling = Sampling(
+            settings["sampler"],
+            settings["steps"],
+            settings["guidance_scale"],
+            settings.get("guidance_interval"),
+        )
+        title = f"prior samples {numbers[0] + 1}-{numbers[-1] + 1} of {settings['count']}"
+        with (
+            self.untrained() as base,
+            torch.autocast(base.device.type, enabled=False),
+            tqdm(total=sampling.steps, desc=title, leave=False, file=sys.stderr) as bar,
+        ):
+            return base.sample(
+                [prompt] * len(numbers),
+                [generator(seed, "prior", number) for number in numbers],
+                self.latent_shape,
+                sampling,
+                on_step=bar.update,
+            )

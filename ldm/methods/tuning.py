@@ -1,0 +1,68 @@
+"""What trains is a plug: which weights, what a checkpoint holds of them, how the untrained model is had again."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.config import instantiate_from_config
+from ldm.errors import UserError
+from ldm.formats.modules import misfit
+from ldm.models.latent_diffusion import LatentDiffusion
+
+Untrained = Callable[[], AbstractContextManager[LatentDiffusion]]
+"""`with untrained() as base:` gives the model as it was before training. What it holds is freed with it."""
+
+
+class Tuning(Protocol):
+    """One way to fine-tune a model. A config names it under `model.params.tuning`, as `target` and `params`."""
+
+    def attach(self, model: LatentDiffusion) -> None:
+        """Choose, or add, what trains: afterwards exactly that has `requires_grad`."""
+
+    def parameter_groups(self, model: LatentDiffusion) -> list[dict[str, Any]]:
+        """The optimizer's groups: name, params and lr of each; none is empty."""
+
+    def learned(self, model: LatentDiffusion) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model: all that training changes, by name."""
+
+    def restore(self, model: LatentDiffusion, learned: Mapping[str, Tensor], source: str) -> None:
+        """Put `learned` back. source: names its file in messages. Raises UserError as `check_learned` does."""
+
+    def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
+        """The model as it is now, before any training, computing in `dtype`."""
+
+    def export(
+        self,
+        model: LatentDiffusion,
+        folder: Path,
+        dtype: torch.dtype,
+        subject: Mapping[str, Any],
+        card: str | None,
+    ) -> None:
+        """Write what other tools read. subject: what [V] means; card: text of the model card."""
+
+
+def check_learned(wanted: Mapping[str, Tensor], learned: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError unless `learned` has the names and shapes of `wanted`, and finite numbers in each.
+
+    source: names the checkpoint in messages.
+    """
+    problem = misfit(wanted, learned)
+    if problem:
+        raise UserError(
+            f"{source} does not fit its model: {problem}; is it whole, and the base the right one?"
+        )
+    broken = next((name for name, value in learned.items() if not torch.isfinite(value).all()), None)
+    if broken:
+        raise UserError(f"{source} holds numbers that are not finite ({broken}): take an earlier one")
+
+
+def tuning_of(params: Mapping[str, Any]) -> Tuning:
+    """The tuning that the `model.params` of a run's config describe."""
+    node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
+    rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
+    return instantiate_from_config(node, trusted_only=True, **rates)
