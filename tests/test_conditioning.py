@@ -66,7 +66,7 @@ def test_clip_skip_conditions_on_the_layer_before_through_the_final_norm(tiny):
     hidden = model.text_encoder(ids, output_hidden_states=True).hidden_states
     norm = dict(model.text_encoder.named_modules())
     final = next(module for name, module in norm.items() if name.endswith("final_layer_norm"))
-    assert torch.equal(model.embed(["a photo of a dog"]), final(hidden[-2]))
+    assert torch.equal(model.embed(["a photo of a dog"]).states, final(hidden[-2]))
 
 
 @torch.no_grad()

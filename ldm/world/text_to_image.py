@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.diffusion.loss import denoising_error
+from ldm.diffusion.weighting import min_snr
 from ldm.files import find, replacing
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
@@ -72,7 +74,8 @@ class TextToImage(pl.LightningModule):
         self.average = copy.deepcopy(self.trained).eval().requires_grad_(False)
         self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
-        self.min_snr_gamma, self.latent_cache = min_snr_gamma, Path(latent_cache)
+        self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
+        self.latent_cache = Path(latent_cache)
 
     def training_step(self, batch: dict[str, Tensor | list[str]], batch_idx: int) -> Tensor:
         """batch: `index` [B] into the pictures, `caption` [B], `noise` [B, C, h, w], `timestep` [B]."""
