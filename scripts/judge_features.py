@@ -10,170 +10,37 @@ another individual of its class (1: always; 0.5: a coin). Raw pixels are there t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.errors import EXIT_USER_ERROR, UserError
-
-LOOKS = 8
-"""Pictures of each individual, on as many scenes."""
+from ldm.command_line import Parser
+from ldm.errors import exit_code_of
+from ldm.values import Count, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="assets/features/clip", help="folder of the CLIP")
     parser.add_argument("--dino", default="assets/features/dino", help="folder of the ViT")
-    parser.add_argument("--art", type=Path, default=Path("assets/world"))
-    parser.add_argument("--count", type=int, default=500, help="unseen pictures for retrieval")
+    parser.add_argument("--art", type=Path, default=Path("assets/world"), help="folder of the world's art")
+    parser.add_argument("--count", type=option(Count), default=500, help="unseen pictures for retrieval")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
-    options = parser.parse_args(argv)
-    try:
-        figures = judge(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return exit_code_of(run, parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Judge; print the table, and write the figures."""
+    from ldm.evaluation.features import Clip, Dino
+    from ldm.world.drawing import World
+    from ldm.world.feature_judge import judge_features, table
+
+    figures = judge_features(World(options.art), Clip(options.clip), Dino(options.dino), options.count)
     print(table(figures))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
-
-
-def judge(options: argparse.Namespace) -> dict:
-    """All figures, in [0, 1]."""
-    import torch
-    from PIL import Image
-
-    from ldm.data.images import to_tensor
-    from ldm.evaluation.features import Clip, Dino
-    from ldm.world.drawing import World
-
-    torch.set_grad_enabled(False)
-    world, clip, dino = World(options.art), Clip(options.clip), Dino(options.dino)
-
-    def raw(images: list[Image.Image]) -> torch.Tensor:
-        return torch.stack([to_tensor(image).flatten() for image in images])
-
-    known = [world.picture(0, i, "judge features") for i in range(options.count)]
-    looks = individuals(world)
-    withheld = {name for names in world.withheld.values() for name in names}
-    hidden = [(name, scene, image) for name, scene, image in looks if name in withheld]
-    return {
-        "retrieval": retrieval(
-            clip, [Image.fromarray(p) for p, _, _ in known], [words for _, words, _ in known]
-        ),
-        "known": zero_shot(
-            clip, world, [(f.noun, f.scene, Image.fromarray(p)) for p, _, f in known if f.colour is None]
-        ),
-        "withheld": zero_shot(
-            clip, world, [(world.members[n].noun, scene, image) for n, scene, image in hidden]
-        ),
-        "individuals": {
-            kind: individuals_auc(world, looks, withheld, features)
-            for kind, features in (("dino", dino.images), ("clip", clip.images), ("pixels", raw))
-        },
-        "megabytes": {
-            kind: sum(path.stat().st_size for path in network.folder.iterdir()) / 1e6
-            for kind, network in (("clip", clip), ("dino", dino))
-        },
-    }
-
-
-def individuals(world) -> list[tuple[str, str, object]]:
-    """(member, scene, picture) of every member of the world in its own colours, LOOKS of each."""
-    import numpy as np
-    from PIL import Image
-
-    from ldm.randomness import generator
-
-    looks = []
-    for number, name in enumerate(sorted(world.members)):
-        rng = np.random.default_rng(generator(0, "judge individuals", number).initial_seed())
-        for scene in rng.permutation(world.scenes)[:LOOKS]:
-            looks.append((name, str(scene), Image.fromarray(world.compose(name, str(scene), rng))))
-    return looks
-
-
-def retrieval(clip, images: list, captions: list[str]) -> dict[str, float]:
-    """How often the best of all different captions is the picture's own, and the best picture the caption's."""
-    import torch
-
-    from ldm.evaluation.metrics import cosine
-
-    different = list(dict.fromkeys(captions))
-    own = torch.tensor([different.index(caption) for caption in captions])
-    similar = cosine(clip.images(images), clip.texts(different))
-    rank = (similar > similar.gather(1, own[:, None])).sum(dim=1)
-    best_image = similar.argmax(dim=0)
-    return {
-        "image_to_text_at_1": float((rank < 1).float().mean()),
-        "image_to_text_at_5": float((rank < 5).float().mean()),
-        "text_to_image_at_1": float((own[best_image] == torch.arange(len(different))).float().mean()),
-        "captions": len(different),
-    }
-
-
-def zero_shot(clip, world, pictures: list[tuple]) -> dict[str, float]:
-    """How often the right one of all nouns, and of all scenes, has the nearest text."""
-    import torch
-
-    from ldm.evaluation.metrics import cosine
-    from ldm.world.drawing import with_article
-
-    every = [f"a photo of {with_article(noun)} {scene}" for noun in world.nouns for scene in world.scenes]
-    texts = clip.texts(every).unflatten(0, (len(world.nouns), len(world.scenes)))
-    noun = torch.tensor([world.nouns.index(noun) for noun, _, _ in pictures])
-    scene = torch.tensor([world.scenes.index(scene) for _, scene, _ in pictures])
-    features = clip.images([image for _, _, image in pictures])
-    by_noun = torch.stack([cosine(f[None], texts[:, s])[0] for f, s in zip(features, scene, strict=True)])
-    by_scene = torch.stack([cosine(f[None], texts[n])[0] for f, n in zip(features, noun, strict=True)])
-    return {
-        "noun": float((by_noun.argmax(dim=1) == noun).float().mean()),
-        "scene": float((by_scene.argmax(dim=1) == scene).float().mean()),
-    }
-
-
-def individuals_auc(world, looks: list[tuple], withheld: set[str], features: Callable) -> float:
-    """Mean over withheld members: AUC of same individual against others of its class, over pairs of pictures."""
-    import torch
-
-    from ldm.evaluation.metrics import auc, cosine
-
-    names = [name for name, _, _ in looks]
-    similar = cosine(*[features([image for _, _, image in looks])] * 2)
-    found = []
-    for name in sorted(withheld):
-        noun = world.members[name].noun
-        mine = torch.tensor([other == name for other in names])
-        kin = torch.tensor([other != name and world.members[other].noun == noun for other in names])
-        if kin.any():
-            pairs = torch.ones(int(mine.sum()), int(mine.sum()), dtype=torch.bool).triu(1)
-            found.append(auc(similar[mine][:, mine][pairs], similar[mine][:, kin].flatten()))
-    return sum(found) / len(found)
-
-
-def table(figures: dict) -> str:
-    """The figures as Markdown, percent but for the AUC."""
-    found, known, withheld = figures["retrieval"], figures["known"], figures["withheld"]
-    same, size = figures["individuals"], figures["megabytes"]
-    return "\n".join(
-        [
-            "| | CLIP | DINO | raw pixels |",
-            "|---|---:|---:|---:|",
-            f"| right caption among {found['captions']}, first / first five | {found['image_to_text_at_1']:.1%} / "
-            f"{found['image_to_text_at_5']:.1%} | | |",
-            f"| right picture for a caption, first | {found['text_to_image_at_1']:.1%} | | |",
-            f"| noun / scene, known members | {known['noun']:.1%} / {known['scene']:.1%} | | |",
-            f"| noun / scene, withheld members | {withheld['noun']:.1%} / {withheld['scene']:.1%} | | |",
-            f"| AUC, withheld individual or another of its class | {same['clip']:.3f} | {same['dino']:.3f} | "
-            f"{same['pixels']:.3f} |",
-            f"| MB | {size['clip']:.1f} | {size['dino']:.1f} | |",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -12,17 +12,9 @@ from ldm.diffusion.loss import denoising_error
 from ldm.world.autoencoder import Autoencoder, psnr, start_deterministic
 from ldm.world.drawing import World
 from ldm.world.from_scratch import warm_stable_decay
+from ldm.world.judge import exam, features, members_told_apart, spread, trained_judge, verdicts
 from ldm.world.text_to_image import TextToImage
 from main import main
-from scripts.judge_base import (
-    area_under_curve,
-    exam,
-    features,
-    members_told_apart,
-    spread,
-    trained_judge,
-    verdicts,
-)
 from tests.runs import spoil_loss
 from tests.tiny import tiny_base, tiny_unet, tiny_vae
 
@@ -56,7 +48,7 @@ def only_run(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_step_whose_loss_is_no_number_is_left_out_of_the_first_stage(tmp_path, shrunk, monkeypatch, capsys):
+def test_a_step_whose_loss_is_no_number_is_left_out_of_the_vae(tmp_path, shrunk, monkeypatch, capsys):
     spoil_loss(monkeypatch, Autoencoder, step=2)
     words = shrunk({"network": {"block_out_channels": [8, 8, 8]}, "total_steps": 3})
     assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
@@ -64,7 +56,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out_of_the_first_stage(tmp_path,
     assert [loss == loss for loss in losses(only_run(tmp_path))] == [True, False, True]
 
 
-def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
+def test_the_vae_learns_and_is_exported(tmp_path, shrunk):
     network = {"block_out_channels": [8, 8, 8]}
     words = shrunk({"network": network, "total_steps": 12, "learning_rate": 0.01})
     assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
@@ -77,7 +69,7 @@ def test_the_first_stage_learns_and_is_exported(tmp_path, shrunk):
 
 
 def base_params(tmp_path: Path) -> dict:
-    """Settings of configs/toy/base.yaml for a tiny base; its first stage sees the world's 64 px as 16 x 16 latents."""
+    """Settings of configs/toy/base.yaml for a tiny base; its VAE sees the world's 64 px as 16 x 16 latents."""
     base = tiny_base(tmp_path / "base")
     return {
         "first_stage": str(base / "vae"),
@@ -167,8 +159,6 @@ def test_the_learning_rate_warms_holds_and_decays():
 
 
 def test_the_judges_measures():
-    same, different = torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.6])
-    assert area_under_curve(same, different) == 0.75
     assert spread(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5.0
     look = torch.eye(4)[[0, 0, 1, 1]]
     assert members_told_apart(look, ["dog"] * 4, ["a", "a", "b", "b"]) == 1.0

@@ -48,8 +48,8 @@ def test_rooms_keep_to_their_doors(path):
             )
 
 
-WITH_TORCH_FROM_THE_START = {"benchmark_speed_one", "judge_base", "make_world"}
-"""A worker, and two scripts that make what the repository already has."""
+WITH_TORCH_FROM_THE_START = {"benchmark_speed_one"}
+"""A worker."""
 SCRIPTS = sorted(
     f"scripts/{path.name}"
     for path in (PROJECT / "scripts").glob("*.py")

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
-from ldm.world.drawing import NAMES, SCENES, World, with_article
+from ldm.world.datasets import TUNING
+from ldm.world.drawing import NAMES, World, with_article
 from ldm.world.drawing import caption as caption_of
 from ldm.world.pictures import WorldPictures, WorldSamples
-from scripts.make_world import RARE, make_subject, make_tokenizer
+from ldm.world.scenes import SCENES
+from ldm.world.tokenizer import RARE
+from scripts.make_world import main as make_world
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
@@ -84,13 +86,23 @@ def test_art_that_is_missing_is_the_users_mistake(tmp_path):
         World(tmp_path)
 
 
-def test_the_sample_subject_is_what_the_script_makes(tmp_path):
-    make_subject(ASSETS / "world", tmp_path)
-    made = sorted(tmp_path.glob("*.png"))
-    assert 4 <= len(made) <= 5
-    for path in made:
-        shipped = np.asarray(Image.open(ASSETS / "subject" / "dog" / path.name))
-        assert (shipped == np.asarray(Image.open(path))).all()
+@pytest.mark.parametrize(("what", "shipped"), [("subject", "subject/dog"), ("benchmark", "benchmark")])
+def test_what_is_shipped_is_what_the_script_makes(tmp_path, what, shipped, capsys):
+    assert make_world([what, "--out", str(tmp_path)]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    folder = ASSETS / shipped
+    kept = {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.suffix != ".md"
+    }
+    assert made == kept
+
+
+def test_settings_are_tuned_on_subjects_that_are_withheld_for_it(tmp_path, world, capsys):
+    assert make_world(["tuning", "--out", str(tmp_path)]) == 0
+    assert "4/4" in capsys.readouterr().err  # it takes minutes on a busy machine, and says where it is
+    assert set(TUNING.values()) <= set(world.withheld["tuning"])
+    assert all(len(list((tmp_path / folder).glob("*.png"))) == 5 for folder in TUNING)
 
 
 def test_samples_are_a_function_of_their_number(tmp_path, world):
@@ -135,7 +147,7 @@ def test_rare_tokens_occur_in_no_caption(world):
 
 
 def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path):
-    make_tokenizer(tmp_path)
+    assert make_world(["tokenizer", "--out", str(tmp_path)]) == 0
     for made in tmp_path.iterdir():
         assert made.read_text() == (ASSETS / "base" / "tokenizer" / made.name).read_text()
     assert {"vocab.json", "merges.txt", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}

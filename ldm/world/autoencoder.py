@@ -4,13 +4,13 @@ import copy
 import math
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from ldm.data.images import pixels_of
 from ldm.files import replacing_folder
 from ldm.formats.diffusers_folder import write_network
 from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
@@ -73,8 +73,7 @@ class Autoencoder(pl.LightningModule):
 
     @torch.no_grad()
     def latent_std(self, count: int = 512) -> float:
-        pictures = torch.from_numpy(self.trainer.datamodule.pixels[:count].astype(np.float32))
-        pixels = pictures.permute(0, 3, 1, 2) / 127.5 - 1
+        pixels = pixels_of(self.trainer.datamodule.pixels[:count])
         latents = [self.average.encode(part.to(self.device)).latent_dist.mean for part in pixels.split(64)]
         return float(torch.cat(latents).std())
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data.images import pixels_of
 from ldm.data.sampler import CountingBatchSampler
 from ldm.files import replacing
 from ldm.randomness import generator, permutation
-from ldm.world.drawing import SCENES, World, caption
+from ldm.world.drawing import World, caption
+from ldm.world.scenes import SCENES
 
 
 class WorldPictures(pl.LightningDataModule):
@@ -82,7 +84,7 @@ class WorldSamples(Dataset):
         by_name = float(torch.rand((), generator=draws)) < data.name_share
         return {
             "index": index,
-            "pixels": torch.from_numpy(data.pixels[index].astype(np.float32)).permute(2, 0, 1) / 127.5 - 1,
+            "pixels": pixels_of(data.pixels[index]),
             "caption": "" if dropped else caption(data.world.facts(data.seed, index), by_name),
             "noise": noise,
             "timestep": timestep,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.data.images import pixels_of
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import min_snr
 from ldm.files import find, replacing
@@ -138,8 +139,8 @@ def encoded(
     if not path.exists():
         parts = []
         for first in range(0, len(pixels), chunk):
-            picture = torch.from_numpy(pixels[first : first + chunk].astype(np.float32)).permute(0, 3, 1, 2)
-            mean = vae.encode((picture / 127.5 - 1).to(vae.device)).latent_dist.mean
+            part = pixels_of(pixels[first : first + chunk]).to(vae.device)
+            mean = vae.encode(part).latent_dist.mean
             parts.append((mean * vae.config.scaling_factor).half().cpu().numpy())
         with replacing(path, shared=True) as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(parts))

@@ -1,0 +1,95 @@
+"""Ways to draw class-prior samples, by what comes out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm.diffusion.sampling import Sampling
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.world.base_judge import samples
+from ldm.world.drawing import World, with_article
+from ldm.world.judge import Judge, exam, features, spread, trained_judge, verdicts
+
+WAYS = (
+    Sampling("ddpm", 50, 3.0),
+    Sampling("dpmpp_2m_sde", 20, 3.0),
+    Sampling("dpmpp_2m_sde", 20, 3.0, (200, 800)),
+    Sampling("dpmpp_2m_sde", 10, 3.0),
+    Sampling("dpmpp_2m_sde", 20, 1.5),
+    Sampling("dpmpp_2m_sde", 20, 1.5, (200, 800)),
+    Sampling("dpmpp_2m_sde", 10, 1.5),
+    Sampling("dpmpp_2m_sde", 20, 1.0),
+)
+"""What is compared."""
+
+HEADER = (
+    "| sampler | steps | guidance | guided timesteps | UNet passes an image | noun | variety | shift |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def judge_prior(
+    base: str, world: World, cache: Path, per_noun: int, ways: Sequence[Sampling] = WAYS
+) -> Iterator[str]:
+    """The table's lines in Markdown, each as soon as it is known; a progress bar counts the nouns drawn.
+
+    per_noun: pictures drawn of each bare noun.
+    """
+    judge, model = trained_judge(world, cache), LatentDiffusion.from_base(base).eval()
+    pixels, answers = exam(world, "unseen", range(2000))
+    own_colours = answers[:, 2] == len(world.colours)
+    real = [features(judge, pixels[(answers[:, 0] == n) & own_colours]) for n in range(len(world.nouns))]
+    yield from HEADER
+    with tqdm(total=len(ways) * len(world.nouns), desc="drawing", unit="noun") as bar:
+        for way in ways:
+            yield row(way, judged(way, model, judge, world, real, per_noun, bar))
+
+
+def judged(
+    way: Sampling,
+    model: LatentDiffusion,
+    judge: Judge,
+    world: World,
+    real: list[Tensor],
+    count: int,
+    bar: tqdm,
+) -> dict[str, float]:
+    """Means over nouns of `count` pictures each. real: the judge's features of world pictures, [N, D] a noun.
+
+    noun: share seen as what was asked. variety: mean pairwise distance, against the world's own. shift: distance of
+    the mean look from the world's, in units of the world's mean pairwise distance. passes: UNet passes an image.
+    """
+    found: dict[str, list[float]] = {"noun": [], "variety": [], "shift": []}
+    with counted_passes(model.unet) as passes:
+        for n, noun in enumerate(world.nouns):
+            drawn = samples(model, [f"a photo of {with_article(noun)}"] * count, 50_000 + 100 * n, way)
+            look = features(judge, drawn)
+            found["noun"].append(float((verdicts(judge, drawn)[:, 0] == n).float().mean()))
+            found["variety"].append(spread(look) / spread(real[n]))
+            found["shift"].append(float((look.mean(0) - real[n].mean(0)).norm()) / spread(real[n]))
+            bar.update()
+    figures = {name: sum(values) / len(values) for name, values in found.items()}
+    return {**figures, "passes": sum(passes) / (count * len(world.nouns))}
+
+
+@contextmanager
+def counted_passes(unet: nn.Module) -> Iterator[list[int]]:
+    """The number of samples in each of the UNet's passes inside."""
+    passes: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def row(way: Sampling, figures: dict[str, float]) -> str:
+    """A row of the table, as Markdown."""
+    interval = way.guidance_interval
+    guided = "none" if way.guidance_scale == 1 else "{} to {}".format(*interval) if interval else "all"
+    cells = [way.sampler, way.steps, way.guidance_scale, guided, f"{figures['passes']:.0f}"]
+    cells += [f"{figures['noun']:.1%}", f"{figures['variety']:.2f}", f"{figures['shift']:.2f}"]
+    return "| " + " | ".join(map(str, cells)) + " |"
