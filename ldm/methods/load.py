@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ldm.concepts import fill_in_identifier
+from ldm.devices import set_tf32
 from ldm.errors import UserError
 from ldm.files import find
 from ldm.formats.checkpoint_files import newest_checkpoint
@@ -43,6 +44,7 @@ def load_for_sampling(path: str | Path, device: torch.device | str = "cpu") -> L
     device: where the weights are read to.
     Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
     """
+    set_tf32(False)
     path = find(path)
     if (path / "checkpoints").is_dir():
         path = newest_checkpoint(path)
