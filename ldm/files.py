@@ -20,7 +20,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 def find(path: str | Path) -> Path:
     """`path` as seen from the working folder or, where nothing is there, from the project's folder."""
     path = Path(path)
-    return path if path.exists() or not (PROJECT / path).exists() else PROJECT / path
+    # os.path answers False for a name that is too long, where Path.exists raises.
+    return path if os.path.exists(path) or not os.path.exists(PROJECT / path) else PROJECT / path
+
+
+def is_special(path: Path) -> bool:
+    """Whether a pipe, a device or a socket is at `path`: reading one may wait for ever, or never end."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def refuse_links(folder: Path) -> None:

@@ -67,9 +67,9 @@ def export(options: argparse.Namespace) -> None:
 
 def refuse_other_sizes(components, out: Path) -> None:
     """Other tools take a single file for Stable Diffusion's sizes and vocabulary: it says neither itself."""
-    from ldm.formats.single_file import published_version
+    from ldm.formats.single_file import published_family
 
-    if published_version(components) is None:
+    if published_family(components) is None:
         raise UserError(
             f"--out {out}: this model is not of Stable Diffusion 1.x's or 2.x's size, and a single file cannot say "
             "so: name a folder"

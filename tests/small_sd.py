@@ -12,7 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.formats import diffusers_folder
 from ldm.formats.components import Components
-from ldm.formats.diffusers_folder import read_json, read_scheduler_config, read_tokenizer
+from ldm.formats.described import read_json
+from ldm.formats.diffusers_folder import read_tokenizer
+from ldm.formats.network_configs import read_scheduler_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "stable-diffusion"
 SMALLER = {

@@ -1,5 +1,6 @@
 """scripts/export.py on a trained run: folders and single files that other tools read."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 
 from ldm.formats.base import load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.formats.families import FAMILIES
 from ldm.formats.modules import COMPONENTS
 from ldm.methods.load import load_for_sampling
 from ldm.methods.model_card import model_card
@@ -63,7 +65,10 @@ def run(runs):
 @pytest.fixture
 def published(root, monkeypatch):
     """The scaled-down sizes stand for the published ones."""
-    monkeypatch.setattr("ldm.formats.single_file.CONFIGS", root / "configs")
+    small = [
+        dataclasses.replace(family, configs=root / "configs" / family.configs.name) for family in FAMILIES
+    ]
+    monkeypatch.setattr("ldm.formats.single_file.FAMILIES", small)
 
 
 def exported(run, out, *words):

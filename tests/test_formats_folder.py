@@ -12,8 +12,10 @@ from transformers import CLIPTokenizer
 
 from ldm.errors import UserError
 from ldm.formats import fingerprint as fingerprints
+from ldm.formats import hub
 from ldm.formats.base import fingerprint, load_base
-from ldm.formats.diffusers_folder import read_json, save_diffusers_folder
+from ldm.formats.described import read_json
+from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.modules import COMPONENTS
 from tests.offline import no_network  # noqa: F401 - a fixture
 
@@ -244,8 +246,7 @@ def test_a_hub_id_without_a_network_says_what_was_tried(monkeypatch):
     assert "\n" not in str(caught.value)
     repository, revision, patterns = calls[0]
     assert (repository, revision) == ("owner/name", "v2")
-    assert "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
-    assert not any("ckpt" in pattern or pattern.endswith("*") for pattern in patterns)
+    assert "model_index.json" in patterns
 
 
 def test_a_hub_id_loads_from_what_was_downloaded(tiny, base, monkeypatch):
@@ -256,8 +257,11 @@ def test_a_hub_id_loads_from_what_was_downloaded(tiny, base, monkeypatch):
         return str(tiny)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    equal(load_base("owner/name"), base)
+    equal(load_base("owner/name", variant=None), base)
     assert not any(pattern.endswith(".bin") for patterns in calls for pattern in patterns)
+    assert "unet/diffusion_pytorch_model.safetensors" in calls[1]
+    assert not any("ckpt" in pattern or pattern.endswith("*") for pattern in calls[0] + calls[1])
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in hub.weights("fp16", "safetensors")
 
 
 def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypatch):
@@ -265,7 +269,18 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(tmp_path))
     with pytest.raises(UserError, match="config.json is missing"):
         load_base("owner/name")
-    assert "text_encoder/pytorch_model.bin" in calls[1]["allow_patterns"]
+    assert "text_encoder/pytorch_model.bin" in calls[2]["allow_patterns"]
+
+
+def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_fetched(folder, monkeypatch):
+    index = read_json(folder / "model_index.json")
+    index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    calls = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(folder))
+    with pytest.raises(UserError, match="is an SDXL model"):
+        load_base("owner/name")
+    assert not any("safetensors" in pattern for call in calls for pattern in call["allow_patterns"])
 
 
 class TestFingerprint:

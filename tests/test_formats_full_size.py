@@ -8,9 +8,11 @@ from diffusers import StableDiffusionPipeline
 
 from ldm.formats.base import load_base
 from ldm.formats.components import Components
-from ldm.formats.diffusers_folder import load_tokenizer, read_json, read_scheduler_config
+from ldm.formats.described import read_json
+from ldm.formats.diffusers_folder import load_tokenizer
 from ldm.formats.modules import COMPONENTS, empty_module, fill
-from ldm.formats.single_file import published_version, save_single_file
+from ldm.formats.network_configs import read_scheduler_config
+from ldm.formats.single_file import published_family, save_single_file
 from tests.offline import no_network  # noqa: F401 - a fixture
 from tests.small_sd import CONFIGS
 
@@ -46,7 +48,7 @@ def test_a_full_size_file_goes_out_and_comes_back(version, suffix, tmp_path, rec
         source="random",
         fingerprint="0" * 32,
     )
-    assert published_version(model) == version
+    assert published_family(model).configs.name == version
     path = save_single_file(model, tmp_path / f"model.{suffix}", torch.float16)
     loaded = load_base(path, dtype=torch.float16)
     equal(loaded, model)

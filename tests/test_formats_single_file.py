@@ -1,5 +1,6 @@
 """Single files of SD 1.x and 2.x, in and out, on scaled-down models with the same keys."""
 
+import dataclasses
 import logging
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from ldm.errors import UserError
 from ldm.formats.base import load_base, load_vae
 from ldm.formats.compvis_layout import ema_key, to_compvis
-from ldm.formats.diffusers_folder import read_json, save_diffusers_folder
+from ldm.formats.described import read_json
+from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.formats.families import SD1
 from ldm.formats.modules import COMPONENTS
 from ldm.formats.single_file import save_single_file
 from tests.offline import no_network  # noqa: F401 - a fixture
@@ -267,12 +270,13 @@ def test_hostile_shapes_and_values_are_refused_like_any_other(tmp_path, v2, conf
     load_base(tmp_path / "other.ckpt", configs=configs["v2"], prediction_type="v")
 
 
-def test_a_first_stage_of_the_users_choice_takes_the_place_of_the_bases(
+def test_a_vae_of_the_users_choice_takes_the_place_of_the_bases(
     tmp_path, files, v1, models, configs, monkeypatch
 ):
     other = small_sd(configs["v1"], seed=2)
     folder = save_diffusers_folder(other, tmp_path / "folder", torch.float32)
-    monkeypatch.setattr("ldm.formats.single_file.CONFIGS", configs["v1"].parent)  # of the small first stage
+    small = dataclasses.replace(SD1, configs=configs["v1"])  # of the small VAE
+    monkeypatch.setattr("ldm.formats.single_file.SD1", small)
     prefixed = to_compvis({"vae": other.vae})
     bare = {key.removeprefix("first_stage_model."): value for key, value in prefixed.items()}
     save_file(bare | {"loss.logvar": torch.zeros(1)}, tmp_path / "vae.safetensors")

@@ -8,13 +8,10 @@ from diffusers.optimization import get_scheduler  # noqa: F401 - imported before
 
 from ldm.config import instantiate_from_config, load_config
 from ldm.formats.components import Components
-from ldm.formats.diffusers_folder import (
-    load_tokenizer,
-    read_json,
-    read_scheduler_config,
-    save_diffusers_folder,
-)
+from ldm.formats.described import read_json
+from ldm.formats.diffusers_folder import load_tokenizer, save_diffusers_folder
 from ldm.formats.modules import COMPONENTS, empty_module
+from ldm.formats.network_configs import read_scheduler_config
 from tests.conftest import PROJECT, RECIPE
 from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 

@@ -1,5 +1,6 @@
 """The base model a run starts from: a diffusers folder, a hub id, or a single file."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ldm.files import find
 from ldm.formats import diffusers_folder, hub, single_file
 from ldm.formats.components import Components
 from ldm.formats.fingerprint import files_fingerprint
+from ldm.formats.network_configs import refuse_other_latents, spelt_prediction_type
+from ldm.formats.safe_loading import refuse_unreadable_name
 
 __all__ = ["Components", "fingerprint", "load_base", "load_vae"]
 
@@ -32,7 +35,7 @@ def load_base(
     revision: branch, tag or commit of a hub id.
     variant: the middle of the weight files' names in a diffusers folder, such as "fp16".
     use_ema: take the moving average of the UNet where a single file has one.
-    vae: a folder, hub id or file with a first stage to use in place of the base's own.
+    vae: a folder, hub id or file with a VAE to use in place of the base's own.
     prediction_type: "epsilon" or "v_prediction", where it differs from what the base says (`single_file`).
     configs: component configs and tokenizer for a single file that is not of Stable Diffusion's size.
 
@@ -43,9 +46,8 @@ def load_base(
         parts = diffusers_folder.read_diffusers_folder(
             path, variant=variant, with_vae=vae is None, dtype=dtype
         )
-        parts["scheduler_config"]["prediction_type"] = (
-            prediction_type or parts["scheduler_config"]["prediction_type"]
-        )
+        if prediction_type is not None:
+            parts["scheduler_config"]["prediction_type"] = spelt_prediction_type(prediction_type, path)
     else:
         parts = single_file.read_single_file(
             path,
@@ -57,6 +59,7 @@ def load_base(
         )
     if vae is not None:
         parts["vae"] = load_vae(vae, variant=variant, dtype=dtype)
+        refuse_other_latents(parts["vae"].config, parts["unet"].config, f"vae {vae}")
     identity = fingerprint(base, revision=revision, variant=variant, use_ema=use_ema, vae=vae)
     return Components(**parts, source=str(base), fingerprint=identity)
 
@@ -64,7 +67,7 @@ def load_base(
 def load_vae(
     vae: str | Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A first stage of its own, or out of a whole model: folder, hub id or single file."""
+    """A VAE of its own, or out of a whole model: folder, hub id or single file."""
     path = locate(vae, None, variant)
     if path.is_dir():
         return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
@@ -96,8 +99,9 @@ def fingerprint(
 
 def locate(base: str | Path, revision: str | None, variant: str | None) -> Path:
     """The local folder or file of `base` (see `files.find`); a hub id is fetched first."""
-    path = find(Path(base).expanduser())
-    if path.exists():
+    path = find(os.path.expanduser(base))
+    if os.path.exists(path):  # Path.exists raises for a name that is too long
+        refuse_unreadable_name(path)
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):
         return hub.fetch(str(base), revision, variant)

@@ -1,11 +1,10 @@
 """A base model in parts, as every format reads and writes it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
-
-SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
 
 @dataclass
@@ -16,8 +15,8 @@ class Components:
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     tokenizer: CLIPTokenizer
-    scheduler_config: dict
-    """diffusers' scheduler config as plain values; always holds the keys of `SCHEDULE_KEYS`."""
+    scheduler_config: dict[str, Any]
+    """diffusers' scheduler config as plain values; always has `network_configs.SCHEDULE_KEYS`."""
     source: str
     """What the user asked for: a folder, a file or a hub id."""
     fingerprint: str

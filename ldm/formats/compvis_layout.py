@@ -1,6 +1,6 @@
 """Tensors of CompVis' single files to and from the networks' own state dicts; pure, no file is read.
 
-Beside names (`compvis_names`) two layouts differ: the first stage's attention is four 1 x 1 convolutions
+Beside names (`compvis_names`) two layouts differ: the VAE's attention is four 1 x 1 convolutions
 there and four linear layers here, and OpenCLIP joins query, key and value into one matrix.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.formats import compvis_names
 from ldm.formats.compvis_names import CLIP_PREFIX, OPENCLIP_PREFIX, UNET_PREFIX, VAE_PREFIX
+from ldm.formats.families import SD2, family_of
 from ldm.formats.modules import text_prefix
 
 PREFIXES = {"unet": (UNET_PREFIX, "model_ema."), "vae": (VAE_PREFIX,), "text_encoder": ("cond_stage_model.",)}
@@ -21,7 +22,7 @@ INERT_KEYS = (
     # The noise schedule, which the scheduler config states.
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recipm?1?_alphas_cumprod",
     r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor",
-    # Counters of the moving average; the first stage's training losses and its own moving average.
+    # Counters of the moving average; the VAE's training losses and its own moving average.
     r"model_ema\.(decay|num_updates)|first_stage_model\.(loss|model_ema)\..*|v_pred",
     # The numbers 0, 1, ..., 76, and CLIP's projections, which Stable Diffusion does not use.
     r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids",
@@ -32,11 +33,6 @@ INERT_KEYS = (
 
 VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
-
-
-def is_openclip(text_encoder: nn.Module) -> bool:
-    """Whether a text encoder is SD 2.x's: OpenCLIP uses the exact GELU, OpenAI's CLIP an approximation."""
-    return text_encoder.config.hidden_act == "gelu"
 
 
 def compvis_key_map(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
@@ -54,7 +50,7 @@ def compvis_key_map(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str
     if "vae" in modules:
         maps["vae"] = compvis_names.vae_names(keys["vae"], len(modules["vae"].config.block_out_channels))
     if "text_encoder" in modules:
-        openclip = is_openclip(modules["text_encoder"])
+        openclip = family_of(modules["text_encoder"].config.hidden_act) is SD2
         names = compvis_names.openclip_names if openclip else compvis_names.clip_names
         maps["text_encoder"] = names(keys["text_encoder"])
     return maps
@@ -132,7 +128,7 @@ def with_text_model(key: str) -> str:
 
 
 def to_linear(key: str, value: Tensor) -> Tensor:
-    """The first stage's 1 x 1 convolutions of attention as matrices."""
+    """The VAE's 1 x 1 convolutions of attention as matrices."""
     return value.flatten(1) if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.shape[2:].numel() == 1 else value
 
 

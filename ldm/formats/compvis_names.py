@@ -89,12 +89,12 @@ def unet_name(key: str, layers: int, attending: set[str]) -> str:
 
 
 def vae_names(keys: Iterable[str], blocks: int) -> dict[str, str]:
-    """The first stage; the decoder's blocks count from fine to coarse in CompVis, the other way here."""
+    """The VAE; the decoder's blocks count from fine to coarse in CompVis, the other way here."""
     return {key: VAE_PREFIX + vae_name(key, blocks) for key in keys}
 
 
 def vae_name(key: str, blocks: int) -> str:
-    """The CompVis name of one first-stage key."""
+    """The CompVis name of one VAE key."""
     found = re.fullmatch(r"(encoder|decoder)\.(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", key)
     if not found:
         return key.replace("conv_norm_out.", "norm_out.")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -10,12 +11,19 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ldm.errors import UserError
-from ldm.files import replacing_folder
-from ldm.formats.components import SCHEDULE_KEYS, Components
+from ldm.files import is_special, replacing_folder
+from ldm.formats.components import Components
+from ldm.formats.families import family_of
 from ldm.formats.modules import COMPONENTS, assemble, text_prefix
+from ldm.formats.network_configs import (
+    network_config,
+    read_network_configs,
+    read_scheduler_config,
+    refuse_other_pipelines,
+)
 from ldm.formats.safe_loading import load_checkpoint
 
 WEIGHT_NAMES = {
@@ -31,64 +39,45 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-SCHEDULE_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-}
-"""What diffusers' schedulers assume for a key that an older config lacks."""
-
 OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Attention layers of the first stage in folders written before diffusers 0.15, and their names now."""
+"""Attention layers of the VAE in folders written before diffusers 0.15, and their names now."""
 
 
 def read_diffusers_folder(
     folder: Path, *, variant: str | None = None, with_vae: bool = True, dtype: torch.dtype = torch.float32
-) -> dict:
+) -> dict[str, Any]:
     """The networks, the tokenizer and the `scheduler_config` of a pipeline folder, by name.
 
-    `variant`: the middle part of the weight files' names, such as "fp16".
-    `with_vae`: False leaves out the first stage.
-    Raises `UserError` for a missing or damaged file and for keys that do not fit.
+    variant: the middle part of the weight files' names, such as "fp16".
+    with_vae: False leaves out the VAE.
+    Raises UserError, before any weights are read, for a model of another family and for a missing or damaged
+    file, and then for weights that do not fit.
     """
+    refuse_other_pipelines(folder)
     wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
-    configs = {name: read_json(folder / name / "config.json") for name in wanted}
+    configs = read_network_configs(folder, wanted)
+    scheduler_config = read_scheduler_config(folder)
+    tokenizer = read_tokenizer(folder / "tokenizer", configs["text_encoder"]["vocab_size"])
     weights = {name: read_weights(folder / name, name, variant) for name in wanted}
     modules = assemble(configs, weights, dtype, str(folder))
-    tokenizer = read_tokenizer(folder / "tokenizer", modules["text_encoder"].config.vocab_size)
-    return {**modules, "tokenizer": tokenizer, "scheduler_config": read_scheduler_config(folder)}
+    return {**modules, "tokenizer": tokenizer, "scheduler_config": scheduler_config}
 
 
 def read_vae(folder: Path, *, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
-    """A first stage from its own folder, or from the `vae` folder of a pipeline."""
+    """A VAE from its own folder, or from the `vae` folder of a pipeline."""
     own = vae_folder(folder)
-    configs, weights = {"vae": read_json(own / "config.json")}, {"vae": read_weights(own, "vae", variant)}
+    configs, weights = {"vae": network_config(own, "vae")}, {"vae": read_weights(own, "vae", variant)}
     return assemble(configs, weights, dtype, str(own))["vae"]
 
 
 def vae_folder(folder: Path) -> Path:
-    """The first stage's own folder, given that or a pipeline's."""
+    """The VAE's own folder, given that or a pipeline's."""
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 
 def vae_files(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
     """What `read_vae` reads: pairs of role and path, for the fingerprint."""
     return component_files(vae_folder(folder), "vae", variant)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; `UserError` when the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the folder is not a complete diffusers model") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: the folder is not a complete diffusers model")
-    return content
 
 
 def weight_file(folder: Path, component: str, variant: str | None) -> Path:
@@ -115,7 +104,7 @@ def read_weights(folder: Path, component: str, variant: str | None) -> dict[str,
 
 
 def new_vae_name(key: str) -> str:
-    """The present name of a first-stage key."""
+    """The present name of a VAE key."""
     for old, new in OLD_VAE_NAMES.items():
         key = key.replace(old, new)
     return key
@@ -126,25 +115,26 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     own = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not (own / "vocab.json").is_file() and not (own / "tokenizer.json").is_file():
         raise UserError(f"{own} holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
+    special = next((path for path in own.iterdir() if is_special(path)), None)
+    if special:
+        raise UserError(f"{special} is a pipe or a device, not a file: put the tokenizer's file in its place")
     try:
-        return CLIPTokenizer.from_pretrained(str(own), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(str(own), local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise UserError(f"{own} holds no readable CLIP tokenizer: {error}".splitlines()[0]) from None
+    if tokenizer.pad_token not in (tokenizer.bos_token, tokenizer.eos_token):
+        # SD 2.x pads with "!", which transformers would then read as padding in a prompt too. OpenCLIP, which
+        # trained these text encoders, reads an exclamation mark (id 256) and pads with 0; diffusers does not.
+        tokenizer.split_special_tokens = True
+    return tokenizer
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
     """The tokenizer in `folder`, which must have at most `vocab_size` tokens."""
     tokenizer = load_tokenizer(folder)
-    if not 2 < len(tokenizer) <= vocab_size:  # transformers makes two tokens of files that it cannot use
+    if not 2 < len(tokenizer) <= vocab_size:  # of files that it cannot use, transformers makes two tokens
         raise UserError(f"{folder} has {len(tokenizer)} tokens, but the text encoder has {vocab_size} rows")
     return tokenizer
-
-
-def read_scheduler_config(folder: Path) -> dict:
-    """`scheduler/scheduler_config.json` as plain values, with `SCHEDULE_KEYS` filled in."""
-    config = {**SCHEDULE_DEFAULTS, **read_json(folder / "scheduler" / "scheduler_config.json")}
-    assert all(key in config for key in SCHEDULE_KEYS)
-    return config
 
 
 def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[tuple[str, Path]]:
@@ -198,21 +188,19 @@ def is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def model_index(components: Components) -> dict:
+def model_index(components: Components) -> dict[str, Any]:
     """What a pipeline consists of; there is no safety checker, since the training had none."""
     scheduler = components.scheduler_config.get("_class_name", "DDIMScheduler")
+    family = family_of(components.text_encoder.config.hidden_act)
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": family.pipeline,
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        **{name: list(kind) for name, kind in sorted({**family.networks, **family.tokenizers}.items())},
     }
 
 
@@ -234,7 +222,7 @@ def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.
     save_file(tensors, folder / f"{WEIGHT_NAMES[component]}.safetensors", metadata={"format": "pt"})
 
 
-def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config) -> None:
+def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTextConfig) -> None:
     """A CLIP tokenizer as every version of transformers reads it."""
     # A fast tokenizer remembers how its last call padded and cut, and would write that down.
     tokenizer.backend_tokenizer.no_padding()
@@ -257,7 +245,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config) -> None
     write_json(folder / "tokenizer_config.json", config)
 
 
-def write_json(path: Path, content: dict, indent: int | None = 2) -> None:
+def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
     """`content` as JSON; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,9 +31,8 @@ def file_hash(path: Path) -> str:
     """Hash of a file's content, read once for each (path, size, modification time)."""
     path = path.resolve()
     facts = path.stat()
-    key = hashlib.blake2b(
-        f"{path}|{facts.st_size}|{facts.st_mtime_ns}".encode(), digest_size=HASH_BYTES
-    ).hexdigest()
+    version = f"{path}|{facts.st_size}|{facts.st_mtime_ns}"
+    key = hashlib.blake2b(os.fsencode(version), digest_size=HASH_BYTES).hexdigest()
     remembered = cache_folder() / key
     with contextlib.suppress(OSError, ValueError):
         digest = remembered.read_text(encoding="ascii")

@@ -3,44 +3,52 @@
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.formats.families import NETWORKS, TOKENIZERS
+from ldm.formats.network_configs import refuse_other_models
 
-FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-SMALL_FILES = (
-    "config.json",
-    "scheduler_config.json",
-    "merges.txt",
-    "vocab.json",
-    "tokenizer*.json",
-    "special*.json",
+SETTINGS = (
+    "model_index.json",
+    "config.json",  # of a VAE in a repository of its own
+    "scheduler/scheduler_config.json",
+    *(f"{name}/config.json" for name in NETWORKS),
+    *(
+        f"{name}/{file}"
+        for name in TOKENIZERS
+        for file in ("merges.txt", "vocab.json", "tokenizer*.json", "special*.json")
+    ),
 )
+"""The small files of a model, as patterns."""
+WEIGHTS = (*(f"{name}/" for name in NETWORKS), "")
+"""Where weights lie: in a pipeline's folders, or, for a VAE of its own, at the top."""
 
 
 def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
     """The local copy of `repository` (`owner/name`) in the hub's own cache, downloaded where need be.
 
-    Raises `UserError` that says what was tried when there is neither a copy nor a connection.
+    Raises UserError that says what was tried when there is neither a copy nor a connection, and for a model of
+    another family, before its weights are fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     tried = f"{repository} is no local folder or file, and the hub was tried"
     try:
-        folder = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=wanted(variant, "safetensors"))
-        )
-        if not any(folder.glob("unet/*.safetensors")):  # the oldest repositories have pickles only
-            snapshot_download(repository, revision=revision, allow_patterns=wanted(variant, "bin"))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SETTINGS]))
+        refuse_other_models(folder)  # before gigabytes of weights are fetched
+        for suffix in ("safetensors", "bin"):  # the oldest repositories have pickles only
+            snapshot_download(repository, revision=revision, allow_patterns=weights(variant, suffix))
+            if any(folder.glob("unet/*.safetensors")) or any(folder.glob("*.safetensors")):
+                break
     except RepositoryNotFoundError:
         raise UserError(f"{tried}: it has no such model, or wants a login (hf auth login)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{tried} ({reason}): give a path, or download it where there is a network") from None
     return folder
 
 
-def wanted(variant: str | None, suffix: str) -> list[str]:
-    """The files of a pipeline that are read here, as patterns: no weights in a second format or precision."""
+def weights(variant: str | None, suffix: str) -> list[str]:
+    """The weight files that are read here, as patterns: none in a second format or precision."""
     middle = f".{variant}" if variant else ""
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
-    names = [*SMALL_FILES, *(f"{stem}{middle}.{suffix}" for stem in stems)]
-    return [f"{folder}/{name}" for folder in FOLDERS for name in names]
+    return [f"{place}{stem}{middle}.{suffix}" for place in WEIGHTS for stem in stems]

@@ -1,4 +1,4 @@
-"""The three networks of Stable Diffusion, built from a config and filled with tensors, strictly.
+"""The networks of a model, built from their configs and filled with tensors, strictly.
 
 A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace.
 """
@@ -6,6 +6,7 @@ A network is made on the meta device, so nothing is allocated or drawn that the 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.errors import UserError
+from ldm.formats.families import NETWORKS
 
-COMPONENTS = ("unet", "vae", "text_encoder")
+COMPONENTS = tuple(NETWORKS)
 LISTED_KEYS = 6
 """How many key names of one kind an error message spells out."""
 
@@ -31,13 +33,21 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
         _device.reset(token)
 
 
-def empty_module(component: str, config: Mapping) -> nn.Module:
-    """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode."""
-    with torch.device("meta"):
-        if component == "text_encoder":
-            module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
-        else:
-            module = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component].from_config(dict(config))
+def empty_module(component: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode.
+
+    Raises UserError where the config makes no network.
+    """
+    try:
+        with torch.device("meta"):
+            if component == "text_encoder":
+                module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+            else:
+                network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
+                module = network.from_config(dict(config))
+    except Exception as error:  # of a config that does not fit together the libraries raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{component}/config.json makes no network ({reason}): download it again") from None
     return module.eval()
 
 

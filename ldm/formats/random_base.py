@@ -1,18 +1,15 @@
 """Whole bases of random weights, to measure size and speed on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.formats.components import Components
-from ldm.formats.diffusers_folder import (
-    load_tokenizer,
-    read_json,
-    read_scheduler_config,
-    save_diffusers_folder,
-)
+from ldm.formats.diffusers_folder import load_tokenizer, save_diffusers_folder
+from ldm.formats.network_configs import network_config, read_scheduler_config
 
 
 def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -21,8 +18,8 @@ def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.fl
     configs: component configs and tokenizer, such as configs/stable-diffusion/v1.
     """
 
-    def config(component: str) -> dict:
-        return read_json(configs / component / "config.json")
+    def config(component: str) -> dict[str, Any]:
+        return network_config(configs / component, component)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ldm.errors import UserError
+from ldm.files import is_special
 
 INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
 """Packages whose classes may be named in a checkpoint; they become stubs, and nothing of them is imported."""
@@ -69,6 +70,11 @@ UNREADABLE = (
 )
 """What torch's unpickler raises for damaged or hostile bytes, which can mislead it in any of these ways."""
 
+MAX_DEPTH = 100
+"""Containers inside one another in a checkpoint; a run's own nest ten deep."""
+MAX_VALUES = 10_000_000
+"""Values in a checkpoint, each counted wherever it stands; a full-size run's own has some ten thousand."""
+
 
 class Inert:
     """Stands for an object that is not rebuilt: it takes any arguments and state, and does nothing."""
@@ -85,11 +91,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Tensors stay memory-mapped (copied on write), so a full-size file costs memory only where it is touched.
     The format is told by the file's first bytes, not by its name. Values that only code could rebuild are
-    left out. Raises `UserError`, in one line, for a file that is missing, damaged, of another format, or
-    that asks for anything beyond tensors and plain values.
+    left out. Raises `UserError`, in one line, for a file that is missing, damaged, of another format, no
+    regular file at all, or that asks for anything beyond tensors and plain values.
     """
     path = Path(path)
+    refuse_unreadable_name(path)
     try:
+        if is_special(path):
+            raise UserError(f"{path} is a pipe or a device, not a file: save it to a file first")
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
@@ -99,6 +108,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if head[8:9] == b"{":
         return load_safetensors(path)
     raise UserError(f"{path} {what_it_is(path, head)}")
+
+
+def refuse_unreadable_name(path: Path) -> None:
+    """The libraries under torch and safetensors open only names that are UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path} has a name that is not UTF-8: rename it") from None
 
 
 def is_safetensors(path: Path) -> bool:
@@ -127,7 +144,7 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, *UNREADABLE) as error:  # also of a sparse file larger than the address space
         raise UserError(
             f"{path} is damaged or cut short ({first_line(error)}): copy or download it again"
         ) from None
@@ -146,7 +163,8 @@ def load_zip_pickle(path: Path) -> dict[str, Any]:
         raise not_loaded(path, error) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
-    return without_stubs(content) if stubs else content
+    refuse_unfolding(content, path)
+    return without_stubs(content, {}) if stubs else content
 
 
 def stubs_for(path: Path) -> list[str]:
@@ -190,14 +208,58 @@ def refuse_compression(path: Path) -> None:
         raise UserError(f"{path} is a compressed archive, not a torch checkpoint: unpack it first")
 
 
-def without_stubs(value: Any) -> Any:
-    """`value` with everything that a stub stands for taken out of its dictionaries, lists and tuples."""
-    if isinstance(value, dict):
-        items = {key: item for key, item in value.items() if not (is_stub(key) or is_stub(item))}
-        return {key: without_stubs(item) for key, item in items.items()}
-    if type(value) in (list, tuple):
-        return type(value)(without_stubs(item) for item in value if not is_stub(item))
-    return value
+def refuse_unfolding(content: dict[str, Any], path: Path) -> None:
+    """Raise UserError for containers that hold themselves, nest too deep, or share parts without end.
+
+    A kilobyte of lists that each hold the one before it twice unfolds to 2^60 values, and whoever walks, compares
+    or prints them never comes back.
+    """
+    try:
+        extent(content, {}, 0)
+    except OverflowError as error:
+        raise UserError(
+            f"{path} holds containers that {error}, so it was not loaded: use another source"
+        ) from None
+
+
+def extent(value: Any, known: dict[int, tuple[int, int] | None], level: int) -> tuple[int, int]:
+    """How many values `value` unfolds to, and how many containers deep; OverflowError beyond the bounds.
+
+    known: results by identity, so that each container is measured once; None while it is being measured.
+    """
+    if not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return 1, 0
+    if id(value) not in known:
+        if level > MAX_DEPTH:
+            raise OverflowError("nest too deep")
+        known[id(value)] = None
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        extents = [extent(item, known, level + 1) for item in items]
+        count = 1 + sum(values for values, _ in extents)
+        depth = 1 + max((depth for _, depth in extents), default=0)
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise OverflowError("nest too deep" if depth > MAX_DEPTH else "unfold to too many values")
+        known[id(value)] = count, depth
+    found = known[id(value)]
+    if found is None:
+        raise OverflowError("hold themselves")
+    return found
+
+
+def without_stubs(value: Any, done: dict[int, Any]) -> Any:
+    """`value` with everything that a stub stands for taken out of its dictionaries, lists and tuples.
+
+    done: results by identity; what is shared in `value` is shared in the result.
+    """
+    if not (isinstance(value, dict) or type(value) in (list, tuple)):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            items = {key: item for key, item in value.items() if not (is_stub(key) or is_stub(item))}
+            done[id(value)] = {key: without_stubs(item, done) for key, item in items.items()}
+        else:
+            done[id(value)] = type(value)(without_stubs(item, done) for item in value if not is_stub(item))
+    return done[id(value)]
 
 
 def is_stub(value: Any) -> bool:

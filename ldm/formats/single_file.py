@@ -23,43 +23,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.files import PROJECT, replacing
+from ldm.files import replacing
 from ldm.formats.components import Components
 from ldm.formats.compvis_layout import (
     compvis_key_map,
     from_compvis,
-    is_openclip,
     surplus,
     to_compvis,
     with_text_model,
 )
 from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
-from ldm.formats.diffusers_folder import new_vae_name, read_json, read_scheduler_config, read_tokenizer
+from ldm.formats.diffusers_folder import new_vae_name, read_tokenizer
+from ldm.formats.families import FAMILIES, OTHER_KEYS, READ_HERE, SD1, SD2, Family, family_of
 from ldm.formats.modules import COMPONENTS, assemble, empty_module, misfit
-from ldm.formats.safe_loading import is_safetensors, load_checkpoint
-
-CONFIGS = PROJECT / "configs" / "stable-diffusion"
-PREDICTION_TYPES = {
-    "epsilon": "epsilon",
-    "eps": "epsilon",
-    "v_prediction": "v_prediction",
-    "v": "v_prediction",
-}
-"""How the various tools spell the two prediction types."""
-
-OTHER_KINDS = {
-    "conditioner.embedders.": "an SDXL model, and only Stable Diffusion 1.x and 2.x can be trained here",
-    "lora_": "a LoRA, not a whole model: give the model that it was trained on",
-    "control_model.": "a ControlNet, not a base model",
-    "string_to_param": "a textual inversion, not a whole model",
-    "emb_params": "a textual inversion, not a whole model",
-    "model.unet.": "a run's checkpoint: --resume goes on with it, and scripts/export.py makes a base of it",
-    "model.text_encoder.": "a run's checkpoint: --resume goes on with it, scripts/export.py makes a base of it",
-    "down_blocks.": "a single network of a diffusers model: give the folder that holds model_index.json",
-    VAE_PREFIX: "a first stage without a UNet: give it as the vae of a base model",
-    "encoder.": "a first stage without a UNet: give it as the vae of a base model",
-}
-"""What a file without a UNet is, told by how one of its keys begins."""
+from ldm.formats.network_configs import (
+    network_config,
+    read_network_configs,
+    read_scheduler_config,
+    refuse_other_channels,
+    spelt_prediction_type,
+)
+from ldm.formats.safe_loading import first_line, is_safetensors, load_checkpoint
 
 
 def read_single_file(
@@ -70,24 +54,24 @@ def read_single_file(
     use_ema: bool = True,
     with_vae: bool = True,
     dtype: torch.dtype = torch.float32,
-) -> dict:
+) -> dict[str, Any]:
     """The networks, the tokenizer and the `scheduler_config` of a single file, by name.
 
     configs: a folder with component configs and tokenizer in diffusers' layout, for models of another size.
-    with_vae: False leaves out the first stage, whatever the file holds of it.
+    with_vae: False leaves out the VAE, whatever the file holds of it.
     Raises `UserError` for a file of another kind and for keys that are missing, left over or misshapen.
     """
     content = load_checkpoint(path)
     tensors = tensors_of(content)
-    version = recognise(tensors, path)
+    family = recognise(tensors, path)
     said = prediction_type or said_by_file(path, content, tensors) or said_by_yaml(path.with_suffix(".yaml"))
-    prediction = prediction_of(path, version, said)
-    folder = configs or CONFIGS / version
+    prediction = prediction_of(path, family, said)
+    folder = configs or family.configs
     wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
-    component_configs = {name: read_json(folder / name / "config.json") for name in wanted}
-    if configs is None and version == "v2" and prediction == "epsilon":
+    component_configs = read_network_configs(folder, wanted)
+    if configs is None and family is SD2 and prediction == "epsilon":
         component_configs["unet"]["sample_size"] = 64  # SD 2.x "base" is trained at 512 px
-    refuse_other_inputs(tensors, component_configs["unet"], path)
+    refuse_other_inputs(tensors, component_configs["unet"].get("in_channels", 4), path)
     key_map = compvis_key_map(
         {name: empty_module(name, config) for name, config in component_configs.items()}
     )
@@ -107,9 +91,9 @@ def read_single_file(
 def read_vae_file(
     path: Path, *, configs: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A first stage from a file of its own, or out of a whole model's; CompVis' names or diffusers'."""
+    """A VAE from a file of its own, or out of a whole model's; CompVis' names or diffusers'."""
     tensors = tensors_of(load_checkpoint(path))
-    config = read_json((configs or CONFIGS / "v1") / "vae" / "config.json")
+    config = network_config((configs or SD1.configs) / "vae", "vae")
     if any(key.startswith("encoder.mid_block.") for key in tensors):
         weights, extra = {new_vae_name(key): value for key, value in tensors.items()}, {}
     else:
@@ -128,44 +112,35 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {with_text_model(str(key)): value for key, value in inner.items() if isinstance(value, Tensor)}
 
 
-def recognise(tensors: Mapping[str, Tensor], path: Path) -> str:
-    """ "v1" or "v2", by the text encoder's layout; `UserError` that says what else the file is."""
-    starts = [start for start in OTHER_KINDS if any(key.startswith(start) for key in tensors)]
+def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
+    """The family of a file, by its text encoder's keys; `UserError` that says what else the file is."""
+    starts = [start for start in OTHER_KEYS if any(key.startswith(start) for key in tensors)]
     has_unet = any(key.startswith(UNET_PREFIX + "input_blocks.") for key in tensors)
     if not has_unet or "conditioner.embedders." in starts:
-        kind = OTHER_KINDS[starts[0]] if starts else "no Stable Diffusion model that is known here"
+        kind = OTHER_KEYS[starts[0]] if starts else "no Stable Diffusion model that is known here"
         raise UserError(f"{path} is {kind}")
-    if any(key.startswith("cond_stage_model.model.") for key in tensors):
-        return "v2"
-    if any(key.startswith("cond_stage_model.transformer.") for key in tensors):
-        return "v1"
-    raise UserError(
-        f"{path} has a UNet but no text encoder of Stable Diffusion 1.x or 2.x: give a whole model"
-    )
+    for family in FAMILIES:
+        if any(key.startswith(family.text_keys) for key in tensors):
+            return family
+    raise UserError(f"{path} has a UNet but no text encoder of {READ_HERE}: give a whole model")
 
 
-def refuse_other_inputs(tensors: Mapping[str, Tensor], unet_config: Mapping, path: Path) -> None:
+def refuse_other_inputs(tensors: Mapping[str, Tensor], channels: int, path: Path) -> None:
     """Inpainting, depth and upscaling models have the same keys, but more input channels."""
     weight = tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
-    if weight is None or weight.ndim != 4 or weight.shape[1] == unet_config["in_channels"]:
-        return
-    channels = weight.shape[1]
-    kind = {9: "an inpainting model", 5: "a depth model", 8: "an editing model"}.get(channels, "a model")
-    raise UserError(f"{path} is {kind} with {channels} input channels: give the text-to-image model")
+    if weight is not None and weight.ndim == 4:
+        refuse_other_channels(weight.shape[1], channels, path)
 
 
-def prediction_of(path: Path, version: str, said: str | None) -> str:
+def prediction_of(path: Path, family: Family, said: str | None) -> str:
     """ "epsilon" or "v_prediction", by what was said about the file; `UserError` where that does not do."""
-    if said is None and version == "v1":
-        return "epsilon"
+    said = said or family.prediction_type
     if said is None:
         raise UserError(
-            f"{path} is an SD 2.x model that does not say what it predicts: set prediction_type to "
+            f"{path} is a {family.name} model that does not say what it predicts: set prediction_type to "
             "v_prediction (768 px models) or epsilon (512 px), or put the model's .yaml beside it"
         )
-    if said not in PREDICTION_TYPES:
-        raise UserError(f"{path}: unknown prediction type {said!r}: epsilon or v_prediction")
-    return PREDICTION_TYPES[said]
+    return spelt_prediction_type(said, path)
 
 
 def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
@@ -185,12 +160,20 @@ def said_by_yaml(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"].get(
-            "parameterization", "eps"
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} beside the model is no CompVis config ({reason}): mend or move it") from None
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(config["model"]["params"].get("parameterization", "eps"))
+    except (
+        OSError,
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise UserError(
+            f"{path} beside the model is no CompVis config ({first_line(error)}): mend or move it"
+        ) from None
 
 
 def save_single_file(
@@ -224,17 +207,13 @@ def save_single_file(
     return path
 
 
-def published_version(components: Components) -> str | None:
-    """ "v1" or "v2" where the networks have Stable Diffusion 1.x's or 2.x's keys and shapes; else None."""
-    for version in ("v1", "v2"):
-        networks = {name: getattr(components, name) for name in COMPONENTS}
-        meant = {
-            name: empty_module(name, read_json(CONFIGS / version / name / "config.json")) for name in networks
-        }
-        if not any(
-            misfit(meant[name].state_dict(), network.state_dict()) for name, network in networks.items()
-        ):
-            return version
+def published_family(components: Components) -> Family | None:
+    """The family whose published networks have the same keys and shapes as these; None where there is none."""
+    for family in FAMILIES:
+        configs = read_network_configs(family.configs, tuple(family.networks))
+        meant = {name: empty_module(name, config).state_dict() for name, config in configs.items()}
+        if not any(misfit(meant[name], getattr(components, name).state_dict()) for name in meant):
+            return family
     return None
 
 
@@ -242,13 +221,11 @@ def metadata_of(components: Components) -> dict[str, str]:
     """What a safetensors file says of itself, in the terms of ModelSpec 1.0.0 (Stability AI)."""
     prediction = components.scheduler_config["prediction_type"]
     side = components.unet.config.sample_size * 2 ** (len(components.vae.config.block_out_channels) - 1)
-    kind = "v1"
-    if is_openclip(components.text_encoder):
-        kind = "v2-768-v" if prediction == "v_prediction" else "v2-512"
+    family = family_of(components.text_encoder.config.hidden_act)
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-{kind}",
+        "modelspec.architecture": family.architecture[prediction],
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{side}x{side}",
     }

@@ -1,0 +1,74 @@
+"""Plain data from outside, held against a description of it before anything relies on it.
+
+Each kind of file is described once, by a subclass of `Content`: the run's checkpoint, the configs in a base
+model's folder, the note in an exported one.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ldm.errors import UserError
+from ldm.files import is_special
+
+MAX_JSON_BYTES = 50_000_000
+"""A larger JSON file is refused unread; the largest that is read here is a vocabulary of one megabyte."""
+
+
+class Content(BaseModel):
+    """What a file must hold: fields of the given types, without coercions. Other fields are left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+Kind = TypeVar("Kind", bound=Content)
+
+
+def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
+    """`content` as a `kind`; UserError that names `source`, the first wrong field and what is allowed there."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(f"{source}: {_told(first)}{more}") from None
+
+
+def _told(error: Any) -> str:
+    """One of pydantic's errors as a phrase."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    if not where:
+        return rule
+    value = error["input"]
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return f"{where} is {_short(repr(value)) if plain else 'a ' + type(value).__name__}: {rule}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError where the file is missing, damaged, too large or no file at all."""
+    try:
+        if is_special(path):
+            raise UserError(f"{path} is a pipe or a device, not a file: put the JSON file in its place")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(
+                f"{path} is larger than any JSON file that is read here: copy or download it again"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the folder is not a complete diffusers model") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as JSON: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: the folder is not a complete diffusers model")
+    return content

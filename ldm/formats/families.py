@@ -1,0 +1,118 @@
+"""The families of models that can be read and written here, and how others are told from them.
+
+Data only. `diffusers_folder`, `single_file`, `network_configs` and `hub` go by these tables; a new family is a row
+of FAMILIES, with its component configs in `configs/`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.files import PROJECT
+
+NETWORKS = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+}
+"""The networks of every family in FAMILIES so far: folder in diffusers' layout, library and class."""
+
+TOKENIZERS = {"tokenizer": ("transformers", "CLIPTokenizer")}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model: what it consists of, and what tells it from the others."""
+
+    name: str
+    pipeline: str
+    """diffusers' class, as `model_index.json` names it."""
+    networks: Mapping[str, tuple[str, str]]
+    tokenizers: Mapping[str, tuple[str, str]]
+    configs: Path
+    """Component configs of the published size, and the tokenizer, in diffusers' layout."""
+    text_keys: str
+    """What the text encoder's keys begin with in a single file. Nothing else there tells the families apart."""
+    text_activation: str
+    """`hidden_act` of the text encoder, which tells them apart everywhere else."""
+    prediction_type: str | None
+    """What a single file predicts that does not say; None where the published ones differ."""
+    architecture: Mapping[str, str]
+    """ModelSpec's name of the architecture, by prediction type."""
+
+
+SD1 = Family(
+    name="Stable Diffusion 1.x",
+    pipeline="StableDiffusionPipeline",
+    networks=NETWORKS,
+    tokenizers=TOKENIZERS,
+    configs=PROJECT / "configs" / "stable-diffusion" / "v1",
+    text_keys="cond_stage_model.transformer.",
+    text_activation="quick_gelu",
+    prediction_type="epsilon",
+    architecture={"epsilon": "stable-diffusion-v1", "v_prediction": "stable-diffusion-v1"},
+)
+SD2 = Family(
+    name="Stable Diffusion 2.x",
+    pipeline="StableDiffusionPipeline",
+    networks=NETWORKS,
+    tokenizers=TOKENIZERS,
+    configs=PROJECT / "configs" / "stable-diffusion" / "v2",
+    text_keys="cond_stage_model.model.",
+    text_activation="gelu",
+    prediction_type=None,
+    architecture={"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
+)
+FAMILIES = (SD1, SD2)
+
+READ_HERE = " and ".join(family.name for family in FAMILIES)
+
+NOT_NEEDED = ("feature_extractor", "safety_checker", "scheduler")
+"""Parts of a pipeline that `model_index.json` may name as it likes: any scheduler's config will do."""
+
+OTHER_PIPELINES = {
+    "StableDiffusionXL": "an SDXL model",
+    "StableDiffusion3": "a Stable Diffusion 3 model",
+    "Flux": "a FLUX model",
+    "ImageVariation": "an image variation model",
+    "UnCLIP": "an unCLIP model",
+    "AltDiffusion": "an AltDiffusion model",
+}
+"""What a folder with other parts is, told by a word in the pipeline class that its `model_index.json` names."""
+
+OTHER_INPUT_CHANNELS = {
+    5: "a depth model",
+    7: "an upscaling model",
+    8: "an editing model",
+    9: "an inpainting model",
+}
+"""What a UNet is that takes more than the noisy latents' 4 channels."""
+
+OTHER_UNET_INPUTS = {
+    "addition_embed_type": "the UNet of an SDXL or unCLIP model",
+    "class_embed_type": "the UNet of an upscaling or unCLIP model",
+    "num_class_embeds": "the UNet of an upscaling or class-conditional model",
+    "encoder_hid_dim": "a UNet that reads other states than its text encoder's",
+    "encoder_hid_dim_type": "a UNet that reads other states than its text encoder's",
+    "time_cond_proj_dim": "the UNet of a consistency-distilled model",
+}
+"""Settings of a UNet that takes more than latents, timesteps and text states, and what such a UNet is."""
+
+OTHER_KEYS = {
+    "conditioner.embedders.": f"an SDXL model, and only {READ_HERE} can be trained here",
+    "lora_": "a LoRA, not a whole model: give the model that it was trained on",
+    "control_model.": "a ControlNet, not a base model",
+    "string_to_param": "a textual inversion, not a whole model",
+    "emb_params": "a textual inversion, not a whole model",
+    "model.unet.": "a run's checkpoint: --resume goes on with it, and scripts/export.py makes a base of it",
+    "model.text_encoder.": "a run's checkpoint: --resume goes on with it, scripts/export.py makes a base of it",
+    "down_blocks.": "a single network of a diffusers model: give the folder that holds model_index.json",
+    "first_stage_model.": "a VAE without a UNet: give it as the vae of a base model",
+    "encoder.": "a VAE without a UNet: give it as the vae of a base model",
+}
+"""What a single file without a UNet is, told by how one of its keys begins; the first that fits counts."""
+
+
+def family_of(text_activation: str) -> Family:
+    """The family whose text encoder has this `hidden_act`."""
+    return next(family for family in FAMILIES if family.text_activation == text_activation)

@@ -1,0 +1,241 @@
+"""The JSON files of a base model: what is relied on in each, and whether they make one model of a known family."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from transformers import CLIPTextConfig
+
+from ldm.errors import UserError
+from ldm.formats.described import Content, described, read_json
+from ldm.formats.families import (
+    FAMILIES,
+    NETWORKS,
+    NOT_NEEDED,
+    OTHER_INPUT_CHANNELS,
+    OTHER_PIPELINES,
+    OTHER_UNET_INPUTS,
+    READ_HERE,
+    TOKENIZERS,
+)
+from ldm.values import Count, PositiveFloat
+
+ADVICE = f"give a text-to-image model of {READ_HERE}"
+
+Layers = Annotated[int, Ge(1), Le(200)]
+"""A count of layers; the bound keeps a hostile config from building networks without end."""
+Widths = Annotated[list[Count], MinLen(1), MaxLen(20)]
+Beta = Annotated[float, Gt(0), Lt(1)]
+
+
+class UNetConfig(Content):
+    """diffusers' `UNet2DConditionModel`. What is left out has diffusers' defaults."""
+
+    sample_size: Count
+    in_channels: Count = 4
+    out_channels: Count = 4
+    block_out_channels: Widths
+    layers_per_block: Layers | list[Layers] = 2
+    transformer_layers_per_block: Layers | list[Layers] = 1
+    attention_head_dim: Count | list[Count] = 8
+    cross_attention_dim: Count | list[Count] = 1280
+    norm_num_groups: Count = 32
+
+
+class VaeConfig(Content):
+    """diffusers' `AutoencoderKL`, whose latents are scaled by one number and nothing else."""
+
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    latent_channels: Count = 4
+    block_out_channels: Widths
+    layers_per_block: Layers = 1
+    norm_num_groups: Count = 32
+    scaling_factor: PositiveFloat = 0.18215
+    shift_factor: Literal[0] | None = None
+    latents_mean: None = None
+    latents_std: None = None
+
+
+class TextEncoderConfig(Content):
+    """transformers' `CLIPTextConfig`."""
+
+    vocab_size: Annotated[int, Ge(3)]
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Layers
+    num_attention_heads: Count
+    max_position_embeddings: Annotated[int, Ge(3)]
+    hidden_act: str = "quick_gelu"
+
+    @field_validator("hidden_act")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        known = [family.text_activation for family in FAMILIES]
+        if name not in known:
+            raise ValueError(f"it must be {' or '.join(known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "TextEncoderConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads"
+                f" {self.num_attention_heads}"
+            )
+        return self
+
+
+class SchedulerConfig(Content):
+    """What diffusers' schedulers have in common, and their other settings that a sampler here listens to."""
+
+    model_config = ConfigDict(extra="allow")
+
+    class_name: Annotated[str, Field(alias="_class_name")] = "DDIMScheduler"
+    num_train_timesteps: Annotated[int, Ge(2), Le(100_000)] = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    trained_betas: list[Beta] | None = None
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    steps_offset: Annotated[int, Ge(0), Le(1)] = 0
+    set_alpha_to_one: bool = True
+    clip_sample: bool = False
+    clip_sample_range: PositiveFloat = 1.0
+    thresholding: Literal[False] = False
+    solver_order: Annotated[int, Ge(1), Le(3)] = 2
+    lower_order_final: bool = True
+    use_karras_sigmas: bool | None = False
+    use_flow_sigmas: Literal[False] | None = False
+
+    @field_validator("class_name")
+    @classmethod
+    def _is_a_scheduler(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9]{1,60}Scheduler", name) or "Flow" in name:
+            raise ValueError("it must be a scheduler of diffusers with betas, such as DDIMScheduler")
+        return name
+
+    @model_validator(mode="after")
+    def _betas_rise_and_suffice(self) -> "SchedulerConfig":
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start {self.beta_start} is larger than beta_end {self.beta_end}")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas has {len(self.trained_betas)} values for {self.num_train_timesteps} timesteps"
+            )
+        return self
+
+
+SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""Every scheduler config in memory has these; a file may leave them to diffusers' defaults."""
+
+PREDICTION_TYPES = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v_prediction": "v_prediction",
+    "v": "v_prediction",
+}
+"""How the various tools spell the two prediction types."""
+
+DESCRIPTIONS: dict[str, type[Content]] = {
+    "unet": UNetConfig,
+    "vae": VaeConfig,
+    "text_encoder": TextEncoderConfig,
+}
+TEXT_ENCODER_KEYS = CLIPTextConfig().to_dict().keys() | {"torch_dtype"}
+
+
+def read_network_configs(folder: Path, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`{component: config.json}` of the networks `wanted` in a pipeline's folder.
+
+    Raises UserError for a file that is missing or damaged, and for a model of another family.
+    """
+    configs = {name: network_config(folder / name, name) for name in wanted}
+    refuse_other_networks(configs, folder)
+    return configs
+
+
+def network_config(folder: Path, component: str) -> dict[str, Any]:
+    """The `config.json` of one network."""
+    config = read_json(folder / "config.json")
+    described(DESCRIPTIONS[component], config, folder / "config.json")
+    if component == "text_encoder":
+        # transformers keeps any key as an attribute, and fetches and runs what `_attn_implementation` names.
+        return {key: value for key, value in config.items() if key in TEXT_ENCODER_KEYS}
+    return config
+
+
+def refuse_other_networks(configs: Mapping[str, Mapping[str, Any]], source: Path) -> None:
+    """Raise UserError where the UNet takes other inputs than latents, timesteps and its text encoder's states."""
+    unet = described(UNetConfig, configs["unet"], source)
+    for key, kind in OTHER_UNET_INPUTS.items():
+        if configs["unet"].get(key) is not None:
+            raise UserError(f"{source} has {kind} ({key}): {ADVICE}")
+    refuse_other_channels(unet.in_channels, unet.out_channels, source)
+    if "vae" in configs:
+        refuse_other_latents(described(VaeConfig, configs["vae"], source), unet, source)
+    width = described(TextEncoderConfig, configs["text_encoder"], source).hidden_size
+    widths = unet.cross_attention_dim
+    if any(w != width for w in (widths if isinstance(widths, list) else [widths])):
+        raise UserError(
+            f"{source}: its UNet reads text states of width {widths}, and its text encoder gives {width}: {ADVICE}"
+        )
+
+
+def refuse_other_latents(vae: Any, unet: Any, source: str | Path) -> None:
+    """Raise UserError where the UNet (its config) takes latents of another width than the VAE's."""
+    if vae.latent_channels != unet.in_channels:
+        raise UserError(
+            f"{source}: the VAE's latents have {vae.latent_channels} channels, and the UNet takes"
+            f" {unet.in_channels}: give the VAE that the UNet was trained on"
+        )
+
+
+def refuse_other_channels(inputs: int, outputs: int, source: Path) -> None:
+    """Inpainting, depth, editing and upscaling models take more than the noisy latents."""
+    if inputs != outputs:
+        kind = OTHER_INPUT_CHANNELS.get(inputs, "a model")
+        raise UserError(f"{source} is {kind} with {inputs} input channels: {ADVICE}")
+
+
+def refuse_other_models(folder: Path) -> None:
+    """Raise UserError where the small files of a pipeline's folder tell that it cannot be read here."""
+    if (folder / "model_index.json").is_file():
+        refuse_other_pipelines(folder)
+        read_network_configs(folder, tuple(NETWORKS))
+
+
+def refuse_other_pipelines(folder: Path) -> None:
+    """Raise UserError where a folder's `model_index.json`, if it has one, lists other parts than are read here."""
+    if not (folder / "model_index.json").is_file():
+        return
+    index = read_json(folder / "model_index.json")
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)}
+    known = {**NETWORKS, **TOKENIZERS}
+    for name, (_, *classes) in parts.items():
+        expected = known[name][1] if name in known else None
+        if name in NOT_NEEDED or (expected and classes in ([expected], [f"{expected}Fast"])):
+            continue
+        pipeline = str(index.get("_class_name"))
+        kind = next((kind for word, kind in OTHER_PIPELINES.items() if word in pipeline), f"a {pipeline}")
+        raise UserError(f"{folder} is {kind} (it has a {name}, {', '.join(map(str, classes))}): {ADVICE}")
+
+
+def spelt_prediction_type(said: str, source: str | Path) -> str:
+    """ "epsilon" or "v_prediction", however a tool spells it; UserError for anything else."""
+    if said not in PREDICTION_TYPES:
+        raise UserError(f"{source}: unknown prediction type {said!r}: epsilon or v_prediction")
+    return PREDICTION_TYPES[said]
+
+
+def read_scheduler_config(folder: Path) -> dict[str, Any]:
+    """`scheduler/scheduler_config.json` as plain values, with `SCHEDULE_KEYS` filled in."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    content = read_json(path)
+    config = described(SchedulerConfig, content, path)
+    return {**{key: getattr(config, key) for key in SCHEDULE_KEYS}, **content}
