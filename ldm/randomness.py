@@ -1,6 +1,6 @@
-"""Counter-keyed randomness: every draw of the project names what it is for and which one it is.
+"""Counter-keyed randomness: every random draw is keyed by its purpose and its number.
 
-A draw never depends on how many draws came before it, so a run that was cut off, or spread over other
+A draw never depends on how many draws came before it, so a run that was interrupted, or spread over other
 processes, draws the same numbers. All draws are made in fp32 on the CPU, whatever the training device.
 """
 

@@ -11,7 +11,7 @@ from ldm.data.subject import Draws
 
 
 class Sample(TypedDict):
-    """Sample number n as the loader makes it, before the model's latents join it."""
+    """Sample number n as the loader makes it, without latents."""
 
     number: int
     prompt: str

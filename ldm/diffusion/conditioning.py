@@ -1,7 +1,7 @@
 """What a denoising network is told beside the noisy latents and the timesteps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +20,15 @@ class Conditioning:
 
     def rows(self, indices: Sequence[int]) -> "Conditioning":
         """The rows `indices`, in that order; a row may be repeated."""
-        return Conditioning(*(None if value is None else value[list(indices)] for value in self._values()))
+        chosen = list(indices)
+        return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
 
     def joined_with(self, other: "Conditioning") -> "Conditioning":
-        """The rows of `self`, then those of `other`, whose fields are the same."""
-        pairs = zip(self._values(), other._values(), strict=True)
-        return Conditioning(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+        """The rows of `self`, then those of `other`, which has the same fields."""
+        theirs = other._tensors()
+        return Conditioning(
+            **{name: torch.cat([value, theirs[name]]) for name, value in self._tensors().items()}
+        )
 
-    def _values(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}

@@ -5,7 +5,7 @@ Symbols follow DreamBooth (arXiv 2208.12242, eq. 1): latents `x`, noise `eps`, a
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class NoiseSchedule(Protocol):
 
     def target(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is to predict, [B, C, h, w]."""
+
+
+Schedule = TypeVar("Schedule", bound=NoiseSchedule)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ldm.diffusion.schedule import VariancePreserving
+from ldm.diffusion.schedule import Schedule, VariancePreserving
 
-Weighting = Callable[[VariancePreserving, Tensor], Tensor]
+Weighting = Callable[[Schedule, Tensor], Tensor]
 """`(schedule, timesteps [B]) -> weights [B]`."""
 
 

@@ -12,11 +12,11 @@ from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
 
 LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
-"""Settings that are paths on the machine that trained, or that the card says elsewhere."""
+"""Settings that are paths on the training machine, or that the card names elsewhere."""
 
 
 def card_of(loaded: LoadedModel) -> str:
-    """The card of a model that is to be exported."""
+    """The card of a loaded model, for its export."""
     model = loaded.model
     return model_card(
         model.source, loaded.identifier, loaded.class_word, loaded.step, model.clip_skip, loaded.config
@@ -24,7 +24,7 @@ def card_of(loaded: LoadedModel) -> str:
 
 
 def card_of_run(run: Path, model: LatentDiffusion, identifier: str, class_word: str, step: int) -> str:
-    """The card of the model that a run writes when it is done."""
+    """The card of the model that a run writes at its end."""
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     return model_card(model.source, identifier, class_word, step, model.clip_skip, config)
 
@@ -39,7 +39,7 @@ def model_card(
 ) -> str:
     """Markdown with the front matter that the hub reads.
 
-    base: what was fine-tuned. identifier: what [V] means; None for a model that learned no subject.
+    base: what was fine-tuned. identifier: what [V] means, or None where the model has learned no subject.
     config: the run's config, whose settings are listed.
     """
     base = Path(base).name if Path(base).is_absolute() else base

@@ -1,4 +1,4 @@
-"""What trains is a plug: which weights, what a checkpoint holds of them, how the untrained model is had again."""
+"""What trains is a plug: which weights train, what a checkpoint holds, how to get the untrained model back."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ from ldm.formats.modules import misfit
 from ldm.models.latent_diffusion import LatentDiffusion
 
 Untrained = Callable[[], AbstractContextManager[LatentDiffusion]]
-"""`with untrained() as base:` gives the model as it was before training. What it holds is freed with it."""
+"""`with untrained() as base:` gives the model as it was before training. Dropping `untrained` frees its memory."""
 
 
 class Tuning(Protocol):
@@ -62,7 +62,8 @@ def check_learned(wanted: Mapping[str, Tensor], learned: Mapping[str, Tensor], s
 
 
 def tuning_of(params: Mapping[str, Any]) -> Tuning:
-    """The tuning that the `model.params` of a run's config describe."""
+    """The tuning that `params`, the `model.params` of a run's config, describe."""
     node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
     rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
-    return instantiate_from_config(node, trusted_only=True, **rates)
+    tuning: Tuning = instantiate_from_config(node, trusted_only=True, **rates)
+    return tuning

@@ -1,13 +1,13 @@
 """The search for a rare-token identifier, as the paper describes it (Ruiz et al., section 3.2).
 
 An identifier should mean nothing yet, to the text encoder or to the UNet, and should stay one unit when the
-tokenizer reads it. So: draw tokens at random from the rarely used end of the vocabulary, turn them into text,
-and keep what reads back as the same tokens. A byte-pair vocabulary lists its merges from the most to the
+tokenizer reads it. So the search draws tokens at random from the rarely used end of the vocabulary, turns them into
+text, and keeps what reads back as the same tokens. A byte-pair vocabulary lists its merges from the most to the
 least frequent, so the rare end is the last ids: 40000 to 49405 for CLIP. (The paper's 5000 to 10000 belong to
 T5; in CLIP those are `bee`, `nba`, `amy`.)
 
-A word in a dictionary is refused by list. Abbreviations are not on it: look at the candidates before a long
-run. `sks`, much used elsewhere, is a rifle's name, and gun-shaped drift is on record.
+Dictionary words are refused by a list. It has no abbreviations, so look at the candidates before a long run.
+`sks`, much used elsewhere, is the name of a rifle, and users have reported gun-shaped drift.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ BYTE_TOKENS = 512
 """The ids before the first merge: each byte, within a word and at its end."""
 
 RARE_MERGES = 9406
-"""How many of the last merges count as rare: CLIP's ids 40000 to 49405. A smaller vocabulary counts whole."""
+"""How many of the last merges count as rare: CLIP's ids 40000 to 49405. All of a smaller vocabulary counts."""
 
 MAX_LENGTH = 3
 """Most tokens in an identifier (the paper's k = 1, 2, 3)."""
@@ -32,7 +32,7 @@ MAX_LENGTH = 3
 
 @dataclass(frozen=True)
 class Identifier:
-    """Text that stands for a subject, and the token ids that it is read as."""
+    """Text that stands for a subject, and the token ids that the tokenizer makes of it."""
 
     text: str
     ids: tuple[int, ...]
@@ -75,13 +75,13 @@ def search_rare_tokens(
 
 
 def default_id_range(tokenizer: CLIPTokenizer) -> tuple[int, int]:
-    """First and last id of the vocabulary's rare end; the start and end tokens, which come last, are no part."""
+    """First and last id of the vocabulary's rare end, without the start and end tokens, which come last."""
     last = len(tokenizer) - 3
     return max(BYTE_TOKENS, last + 1 - RARE_MERGES), last
 
 
 def tokens_by_place(tokenizer: CLIPTokenizer, ids: range, max_chars: int) -> dict[bool, list[int]]:
-    """Ids of tokens of at most `max_chars` letters that are no word themselves; True: those that end a word.
+    """Ids of tokens of at most `max_chars` letters that are not words. True: tokens that end a word.
 
     Letters beyond a to z are left out: hard to type, and in CLIP mostly words of other languages or emoji.
     """
@@ -98,8 +98,8 @@ def tokens_by_place(tokenizer: CLIPTokenizer, ids: range, max_chars: int) -> dic
 def drawn(parts: dict[bool, list[int]], length: int, seed: int) -> Iterator[tuple[int, ...]]:
     """Token ids in a shuffled order: one that ends a word, after `length` - 1 that do not.
 
-    Each token that ends a word comes once for length 1, and in up to 50 combinations for more, since most
-    combinations read back as other tokens.
+    For length 1 each token that ends a word comes once. For more it comes in up to 50 combinations, since most
+    of them read back as other tokens.
     """
     ends, starts = parts[True], parts[False]
     for round_ in range(1 if length == 1 else 50):
@@ -111,7 +111,7 @@ def drawn(parts: dict[bool, list[int]], length: int, seed: int) -> Iterator[tupl
 
 
 def reads_back(tokenizer: CLIPTokenizer, text: str, ids: tuple[int, ...]) -> bool:
-    """Whether `text` is read as exactly `ids`, alone and within a prompt."""
+    """Whether the tokenizer reads `text` as exactly `ids`, alone and within a prompt."""
     within = tokenizer(f"a photo of a {text} dog", add_special_tokens=False).input_ids
     around = tokenizer("a photo of a dog", add_special_tokens=False).input_ids
     alone = tokenizer(text, add_special_tokens=False).input_ids

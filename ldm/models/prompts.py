@@ -2,6 +2,8 @@
 
 import warnings
 
+from transformers import CLIPTokenizer
+
 from ldm.errors import UserError
 from ldm.models.identifier import BYTE_TOKENS, default_id_range, dictionary_words, search_rare_tokens
 
@@ -9,10 +11,10 @@ MAX_TOKENS = 3
 """The paper's identifiers are one to three tokens long (section 3.2, "rare-token identifiers")."""
 
 
-def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:
+def resolve_identifier(identifier: str, tokenizer: CLIPTokenizer, seed: int) -> str:
     """The identifier to train: `identifier` itself, or for "auto" a rare token of `tokenizer`.
 
-    Raises UserError for an empty one or one of more than 3 tokens.
+    Raises UserError for an empty identifier and for more than 3 tokens.
     """
     if identifier == "auto":
         return search_rare_tokens(tokenizer, count=1, seed=seed)[0].text
@@ -31,10 +33,10 @@ def resolve_identifier(identifier: str, tokenizer, seed: int) -> str:
     return str(identifier)
 
 
-def _is_word(identifier: str, tokens: list[int], tokenizer) -> bool:
-    """Whether an identifier means something already: it is listed, or one token that is not of the rare ones."""
+def _is_word(identifier: str, tokens: list[int], tokenizer: CLIPTokenizer) -> bool:
+    """Whether an identifier already means something: a listed word, or a single token that is not rare."""
     if identifier.lower() in dictionary_words():
         return True
     first, _ = default_id_range(tokenizer)
-    # A small vocabulary has no rare end; there, what is longer than rare tokens are is a word.
+    # A small vocabulary has no rare end; in it, a token of more than 3 letters is a word.
     return len(tokens) == 1 and (tokens[0] < first or (first == BYTE_TOKENS and len(identifier) > 3))
