@@ -174,13 +174,13 @@ def txt2img(job: Job) -> list[Row]:
 
 
 def by_this_project(job: Job) -> Callable[[], list[Any]]:
-    """Draws the job's pictures as scripts/txt2img.py does."""
+    """Draws the job's pictures as scripts/txt2img.py does, at the timesteps of diffusers' pipeline."""
     from ldm.data.images import to_image
     from ldm.diffusion.sampling import Sampling
     from ldm.methods.load import load_for_sampling
 
-    model = load_for_sampling(job["base"], DEVICE).model.to(DEVICE, DTYPES[job["dtype"]])
-    sampling, size = Sampling("ddim", job["steps"], job["scale"]), job.get("size")
+    model = load_for_sampling(job["base"], DEVICE).model.for_sampling(DEVICE, DTYPES[job["dtype"]])
+    sampling, size = Sampling("ddim", job["steps"], job["scale"], spacing="leading"), job.get("size")
 
     def draw() -> list[Any]:
         prompts = [job["prompt"]] * job["images"]

@@ -139,7 +139,7 @@ def drawn_images(
     }
     check_worlds(networks, loaded.model)
     items = plan(config, subject.class_word, out, options.prompt_noun, learned=loaded.identifier is not None)
-    loaded.model.to(device, choose_dtype(options.precision, device))
+    loaded.model.for_sampling(device, choose_dtype(options.precision, device))
     known_by = {"weights": about["weights"], "precision": str(loaded.model.unet.dtype)}
     draw(loaded, items, config["sampling"], known_by)
     return subject, items, about, out

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.errors import UserError, exit_code_of
 
 
@@ -38,6 +38,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--plms", action="store_const", const="plms", dest="sampler", help="same as --sampler plms"
     )
     parser.add_argument("--steps", "--ddim_steps", type=int, default=50, help="sampler steps")
+    parser.add_argument(
+        "--spacing",
+        choices=SPACINGS,
+        default="",
+        help="which timesteps are visited; leading: diffusers' own with Stable Diffusion (default: the sampler's)",
+    )
     parser.add_argument("--ddim_eta", type=float, default=0.0, help="stochasticity of ddim, 0 to 1")
     parser.add_argument("--scale", type=float, default=7.5, help="classifier-free guidance; 1 for none")
     parser.add_argument(
@@ -79,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device)
-    model = loaded.model.to(device, choose_dtype(options.precision, device))
+    model = loaded.model.for_sampling(device, choose_dtype(options.precision, device))
     height, width = options.H or model.native_size, options.W or model.native_size
     model.latent_shape(height, width)
     texts = {prompt: loaded.with_identifier(prompt) for prompt in prompts}
@@ -90,6 +96,7 @@ def run(options: argparse.Namespace) -> None:
         options.scale,
         negative_prompt=negative,
         eta=options.ddim_eta,
+        spacing=options.spacing,
     )
     wanted = [
         (prompt, options.seed + k) for prompt in prompts for k in range(options.n_iter * options.n_samples)

@@ -122,7 +122,7 @@ def test_diffusers_draws_the_images_of_txt2img(runs, version, tmp_path):
     """DDIM, the same seed: equal within a level or two of 255, which rounding moves."""
     folder = exported(runs[version], tmp_path / "model", "--dtype", "fp32")
     words = ["--prompt", "a photo of a [V] dog", "--n_samples", "2", "--steps", "4", "--scale", "3"]
-    words += ["--seed", "7", "--device", "cpu", "--outdir", str(tmp_path / "images")]
+    words += ["--spacing", "leading", "--seed", "7", "--device", "cpu", "--outdir", str(tmp_path / "images")]
     assert txt2img.main(["--ckpt", str(runs[version]), *words]) == 0
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)

@@ -4,7 +4,13 @@ import re
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
 from ldm.data.images import to_image
@@ -99,26 +105,33 @@ def test_guidance_on_a_part_of_the_noise_levels(model):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler"),
-    [("ddim", DDIMScheduler), ("dpmpp_2m", DPMSolverMultistepScheduler)],
+    ("sampler", "spacing", "scheduler"),
+    [
+        ("ddim", "leading", DDIMScheduler),
+        ("plms", "leading", PNDMScheduler),
+        ("ddpm", "leading", DDPMScheduler),
+        ("dpmpp_2m", "", DPMSolverMultistepScheduler),
+    ],
 )
-def test_sampler_equals_the_diffusers_pipeline(model, tiny, sampler, scheduler):
+def test_sampler_equals_the_diffusers_pipeline(model, tiny, sampler, spacing, scheduler):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    options = {"skip_prk_steps": True} if sampler == "plms" else {}
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **options)
     generators = [image_generator(seed) for seed in (5, 6, 7)]
     theirs = pipeline(
         PROMPTS, num_inference_steps=7, guidance_scale=4.0, generator=generators, output_type="latent"
     ).images
-    ours = latents_of(model, PROMPTS, (5, 6, 7), sampler, steps=7)
+    ours = latents_of(model, PROMPTS, (5, 6, 7), sampler, steps=7, spacing=spacing)
     assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws_an_image_from_its_seed_alone(model, sampler):
-    together = latents_of(model, PROMPTS, (1, 2, 3), sampler, eta=0.5)
-    alone = latents_of(model, PROMPTS[1:2], (2,), sampler, eta=0.5)
-    other = latents_of(model, PROMPTS[1:2], (9,), sampler, eta=0.5)
+    eta = 0.5 if sampler == "ddim" else 0.0
+    together = latents_of(model, PROMPTS, (1, 2, 3), sampler, eta=eta)
+    alone = latents_of(model, PROMPTS[1:2], (2,), sampler, eta=eta)
+    other = latents_of(model, PROMPTS[1:2], (9,), sampler, eta=eta)
     assert torch.isfinite(together).all()
     assert torch.allclose(together[1], alone[0], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(together[1], other[0], rtol=1e-3, atol=1e-3)
@@ -198,6 +211,8 @@ def test_a_run_and_its_export_draw_what_the_pipeline_draws(run, tmp_path):
         "a photo of [V] dog",
         "--steps",
         4,
+        "--spacing",
+        "leading",
         "--scale",
         3,
         "--n_samples",

@@ -4,47 +4,138 @@ A sampler sees only `denoise(x, t)`; guidance and text live behind it. Every ima
 what it becomes does not depend on the batch it is drawn in.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.diffusion.loss import Denoiser
-from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn, apart from what of and from which seeds."""
+    """How images are drawn, apart from what of and from which seeds. Raises UserError for values it cannot be."""
 
     sampler: str
     """A name of SAMPLERS."""
     steps: int
-    """Scheduler steps."""
+    """Scheduler steps, at least 1."""
     guidance_scale: float
     """Weight of classifier-free guidance; 1 for none."""
-    guidance_interval: tuple[int, int] | None = None
+    guidance_interval: Sequence[int] | None = None
     """The timesteps that are guided, from the first to below the second; None guides at every timestep."""
     negative_prompt: str = ""
     """What guidance leads away from."""
     eta: float = 0.0
     """DDIM's stochasticity, 0 to 1."""
+    spacing: str = ""
+    """A name of SPACINGS; empty takes the sampler's own."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise UserError(f"unknown sampler '{self.sampler}': one of {', '.join(SAMPLERS)}")
+        if not self.spacing:
+            object.__setattr__(self, "spacing", SAMPLERS[self.sampler].spacing)
+        if self.spacing not in SPACINGS:
+            raise UserError(f"unknown spacing '{self.spacing}': one of {', '.join(SPACINGS)}")
+        if self.steps < 1:
+            raise UserError(f"{self.steps} sampler steps: it takes at least 1")
+        if self.eta and self.sampler != "ddim":
+            raise UserError(f"eta {self.eta:g} is for the sampler ddim; with {self.sampler} leave it 0")
 
 
-def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any]) -> Any:
+def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any], **options: Any) -> Any:
     """The diffusers scheduler `sampler` on the base's noise schedule and prediction type."""
-    name, options = SAMPLERS[sampler]
+    chosen = SAMPLERS[sampler]
     # Samples are clipped in pixel models only; a latent's range is open.
-    config = {**scheduler_config, "clip_sample": False, **options}
-    return getattr(diffusers, name).from_config(config)
+    config = {**scheduler_config, "clip_sample": False, **chosen.options, **options}
+    return getattr(diffusers, chosen.scheduler).from_config(config)
+
+
+def scheduler_for(
+    sampling: Sampling, scheduler_config: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> tuple[Any, Tensor]:
+    """The scheduler, ready to step, and the timestep at which the model is asked in each of its steps, [S].
+
+    S is more than `sampling.steps` for samplers that ask twice (plms once, heun nearly always).
+    Raises UserError where the base's schedule cannot be sampled in so many steps.
+    """
+    length = scheduler_config["num_train_timesteps"]
+    if sampling.steps > length:
+        raise UserError(_refusal(sampling, length))
+    if SAMPLERS[sampling.sampler].respaced:
+        scheduler, timesteps = _respaced(sampling, scheduler_config, device)
+    else:
+        scheduler = make_scheduler(sampling.sampler, scheduler_config, timestep_spacing=sampling.spacing)
+        scheduler.set_timesteps(sampling.steps, device=device)
+        timesteps = scheduler.timesteps
+    _check(sampling, timesteps, length)
+    return scheduler, timesteps
+
+
+def _respaced(
+    sampling: Sampling, scheduler_config: Mapping[str, Any], device: torch.device | str
+) -> tuple[Any, Tensor]:
+    """A scheduler whose whole schedule is the visited timesteps, renumbered from 0, and those timesteps.
+
+    diffusers' ddim and plms go from t to t - 1000 // steps, which is not the next timestep unless the steps
+    divide 1000: at 600 steps they take off 1 and move on by 1.67, and noise remains. On a respaced schedule
+    (Nichol and Dhariwal, arXiv 2102.09672, section 4) the next timestep is always one below.
+    """
+    full = make_scheduler(sampling.sampler, scheduler_config)
+    kept = _visited(sampling, len(full.alphas_cumprod), full.config.steps_offset)
+    scheduler = make_scheduler(
+        sampling.sampler,
+        scheduler_config,
+        num_train_timesteps=len(kept),
+        timestep_spacing="leading",
+        steps_offset=0,
+    )
+    scheduler.alphas_cumprod = full.alphas_cumprod[kept]
+    if hasattr(full, "final_alpha_cumprod"):
+        scheduler.final_alpha_cumprod = full.final_alpha_cumprod
+    scheduler.set_timesteps(len(kept), device=device)
+    return scheduler, kept.to(device)[scheduler.timesteps]
+
+
+def _visited(sampling: Sampling, length: int, offset: int) -> Tensor:
+    """The timesteps of `sampling`, ascending, on a schedule of `length`; offset: added under leading.
+
+    Rounded as diffusers rounds. Its own trailing has one timestep too many, -1, at 62 step counts, 61 the first.
+    """
+    steps, timesteps = sampling.steps, np.arange(sampling.steps, dtype=np.float64)
+    if sampling.spacing == "leading":
+        timesteps = timesteps * (length // steps) + offset
+    elif sampling.spacing == "trailing":
+        timesteps = np.arange(length, 0, -length / steps)[:steps].round()[::-1] - 1
+    else:
+        timesteps = np.linspace(0, length - 1, steps).round()
+    if timesteps[-1] >= length:
+        raise UserError(_refusal(sampling, length))
+    return torch.from_numpy(timesteps.astype(np.int64))
+
+
+def _check(sampling: Sampling, timesteps: Tensor, length: int) -> None:
+    """Refuse timesteps outside the schedule, visited twice, or, unless leading, none where the noise is."""
+    outside = timesteps.min() < 0 or timesteps.max() > length - 1
+    visits = 2 if sampling.sampler in ("heun", "plms") else 1  # these two ask twice at a timestep
+    late = sampling.spacing != "leading" and timesteps[0] < length - 1
+    if outside or late or max(Counter(timesteps.tolist()).values()) > visits:
+        raise UserError(_refusal(sampling, length))
+
+
+def _refusal(sampling: Sampling, length: int) -> str:
+    return (
+        f"{sampling.steps} steps of {sampling.sampler} with {sampling.spacing} spacing do not fit the schedule of "
+        f"{length} timesteps: take {'fewer' if sampling.steps >= length - 1 else 'another number'}"
+    )
 
 
 def initial_noise(generators: Sequence[torch.Generator], latent_shape: Sequence[int]) -> Tensor:
@@ -55,28 +146,27 @@ def initial_noise(generators: Sequence[torch.Generator], latent_shape: Sequence[
 @torch.no_grad()
 def sample(
     denoise: Denoiser,
-    scheduler: Any,
+    sampling: Sampling,
+    scheduler_config: Mapping[str, Any],
     noise: Tensor,
     generators: Sequence[torch.Generator],
-    steps: int,
-    eta: float = 0.0,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Latents [B, C, h, w] from `noise` of that shape in `steps` scheduler steps.
+    """Latents [B, C, h, w] from `noise` of that shape.
 
-    generators: one an image, advanced by the stochastic samplers. eta: DDIM's stochasticity (0 to 1),
-    ignored by other samplers. on_step: called after each scheduler step, for progress bars.
+    scheduler_config: the base's, in diffusers' keys. generators: one an image, advanced by the stochastic
+    samplers. on_step: called after each step, for progress bars; `scheduler_for` tells how many there are.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    scheduler, timesteps = scheduler_for(sampling, scheduler_config, noise.device)
     options: dict[str, Any] = {}
     if _accepts(scheduler, "generator"):
         options["generator"] = list(generators)
     if _accepts(scheduler, "eta"):
-        options["eta"] = eta
-    x = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        prediction = denoise(scheduler.scale_model_input(x, timestep), timestep.expand(len(x)))
-        x = scheduler.step(prediction, timestep, x, **options).prev_sample
+        options["eta"] = sampling.eta
+    x: Tensor = noise * scheduler.init_noise_sigma
+    for timestep, own in zip(timesteps, scheduler.timesteps, strict=True):
+        prediction = denoise(scheduler.scale_model_input(x, own), timestep.expand(len(x)))
+        x = scheduler.step(prediction, own, x, **options).prev_sample
         if on_step is not None:
             on_step()
     return x

@@ -14,6 +14,13 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 
 
+def prior_sampling(settings: Mapping[str, Any]) -> Sampling:
+    """How the config section `data.params.prior` draws."""
+    return Sampling(
+        settings["sampler"], settings["steps"], settings["guidance_scale"], settings.get("guidance_interval")
+    )
+
+
 class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
@@ -38,17 +45,12 @@ class BaseLatents:
     ) -> Tensor:
         """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
         assert self.untrained is not None, "the untrained model was released before the last prior sample"
-        sampling = Sampling(
-            settings["sampler"],
-            settings["steps"],
-            settings["guidance_scale"],
-            settings.get("guidance_interval"),
-        )
+        sampling = prior_sampling(settings)
         title = f"prior samples {numbers[0] + 1}-{numbers[-1] + 1} of {settings['count']}"
         with (
             self.untrained() as base,
             torch.autocast(base.device.type, enabled=False),
-            tqdm(total=sampling.steps, desc=title, leave=False, file=sys.stderr) as bar,
+            tqdm(total=base.passes(sampling), desc=title, leave=False, file=sys.stderr) as bar,
         ):
             return base.sample(
                 [prompt] * len(numbers),

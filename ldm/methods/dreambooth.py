@@ -23,7 +23,7 @@ from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import min_snr
 from ldm.errors import UserError
 from ldm.methods.all_weights import AllWeights
-from ldm.methods.base_latents import BaseLatents
+from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
 from ldm.methods.tuning import Tuning
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
@@ -126,6 +126,8 @@ class DreamBooth(LightningModule):
                 raise UserError(
                     f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
                 )
+        if self.prior_loss_weight > 0:
+            self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
             raise UserError(
                 f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"

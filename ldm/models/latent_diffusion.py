@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import guided
-from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample
+from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample, scheduler_for
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
@@ -57,6 +57,10 @@ def read_subject(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUBJECT_FILE).read_text())
     except (OSError, ValueError):
         return {}
+
+
+class NotFiniteError(UserError):
+    """Pictures whose values are infinite or no numbers: nothing to look at, and nothing to score."""
 
 
 class LatentDiffusion(nn.Module):
@@ -166,10 +170,12 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     @without_autocast
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]."""
+        """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]. Raises NotFiniteError."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         parts = unscaled.split(_images_at_once(*(side * self.factor for side in latents.shape[2:])))
-        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
+        pictures = torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        self._refuse_not_finite(pictures)
+        return pictures.clamp(-1, 1)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [B, L], padded to the text window L; a warning says what of a longer prompt is cut."""
@@ -220,7 +226,7 @@ class LatentDiffusion(nn.Module):
         width: int | None = None,
         batch_size: int | None = None,
         noise_seeds: Sequence[int] | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], fp32: picture i of `prompts[i]` is drawn by `seeds[i]` alone.
 
@@ -247,7 +253,7 @@ class LatentDiffusion(nn.Module):
         latent_shape: Sequence[int],
         sampling: Sampling,
         noise: Tensor | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> Tensor:
         """Latents [B, C, h, w] of `prompts`, image i drawn by `generators[i]` alone.
 
@@ -259,13 +265,29 @@ class LatentDiffusion(nn.Module):
         unwanted = self.embed([sampling.negative_prompt] * len(prompts))
         return sample(
             guided(self.predict, wanted, unwanted, sampling.guidance_scale, sampling.guidance_interval),
-            make_scheduler(sampling.sampler, self.scheduler_config),
+            sampling,
+            self.scheduler_config,
             noise.to(self.unet.device),
             generators,
-            sampling.steps,
-            sampling.eta,
             on_step,
         )
+
+    def passes(self, sampling: Sampling) -> int:
+        """Steps that drawing takes, with one call of `on_step` each.
+
+        Raises UserError where this model's noise schedule cannot be sampled so.
+        """
+        return len(scheduler_for(sampling, self.scheduler_config)[1])
+
+    def for_sampling(self, device: torch.device | str, dtype: torch.dtype) -> "LatentDiffusion":
+        """This model on `device`, its text encoder and UNet in `dtype`, and the VAE too where that is bf16.
+
+        In fp16 the VAE stays in fp32: the activations of Stable Diffusion's exceed fp16's 65504.
+        """
+        self.text_encoder.to(dtype)
+        self.unet.to(dtype)
+        self.vae.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+        return self.to(device)
 
     def save(
         self, folder: Path, dtype: torch.dtype, subject: Mapping[str, Any], card: str | None = None
@@ -312,6 +334,17 @@ class LatentDiffusion(nn.Module):
         layers = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         attention = [e for e in self.text_encoders.values() if e.config.attention_dropout > 0]
         return layers + attention
+
+    def _refuse_not_finite(self, pictures: Tensor) -> None:
+        if pictures.isfinite().all():
+            return
+        if all(parameter.isfinite().all() for parameter in self.parameters()):
+            reason = "a number became too large for fp16; use --precision bf16 or full"
+            if self.unet.dtype != torch.float16:
+                reason = f"a number became too large in {str(self.unet.dtype).removeprefix('torch.')}"
+        else:
+            reason = "the model's weights are not finite either; take an earlier checkpoint"
+        raise NotFiniteError(f"pictures with values that are not finite: {reason}")
 
     def _warn_of_cut(self, prompt: str) -> None:
         words = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids

@@ -1,5 +1,6 @@
 """The paper's metrics while training: how like the subject, how true to the prompt, at what cost to the class."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import going_on_without, replacing
+from ldm.models.latent_diffusion import NotFiniteError
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
@@ -57,6 +59,10 @@ class Fidelity(StepCallback):
         self.drift_weight = drift_weight
         self.keep_best = keep_best
 
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise UserError where the model cannot be sampled so."""
+        pl_module.model.passes(self.sampling)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         before = trainer.callbacks[: trainer.callbacks.index(self)]
         self._validation = next((c for c in before if isinstance(c, Validation)), None)
@@ -89,13 +95,7 @@ class Fidelity(StepCallback):
         if validated.get("step") != trainer.global_step:
             return
         row, is_best = {}, False
-        if trainer.is_global_zero:
-            row = {
-                "step": trainer.global_step,
-                **self.measure(trainer, pl_module),
-                "drift": validated["drift"],
-            }
-            row["score"] = row["dino"] - self.drift_weight * row["drift"]
+        if trainer.is_global_zero and (row := self._measured(trainer, pl_module, validated["drift"])):
             self._rows.append(row)
             with going_on_without(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [row])
@@ -107,6 +107,16 @@ class Fidelity(StepCallback):
         # The first process measures; all of them save.
         if processes.gather(is_best)[0] and self.keep_best:
             save(trainer, Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY, weights_only=True)
+
+    def _measured(self, trainer: Trainer, pl_module: LightningModule, drift: float) -> dict[str, float]:
+        """The row of this step; none where the samples are no pictures."""
+        try:
+            measured = self.measure(trainer, pl_module)
+        except NotFiniteError as error:
+            warnings.warn(f"fidelity is not measured at step {trainer.global_step}: {error}", stacklevel=2)
+            return {}
+        score = measured["dino"] - self.drift_weight * drift
+        return {"step": trainer.global_step, **measured, "drift": drift, "score": score}
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

@@ -169,6 +169,9 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
         model = instantiate_from_config(config["model"], trusted_only)
     if hasattr(model, "check"):
         model.check(data)
+    for callback in callbacks:
+        if hasattr(callback, "check"):
+            callback.check(model)
     io.stamp["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     io.stamp["data_fingerprint"] = getattr(data, "fingerprint", None)
     return data, model, trainer

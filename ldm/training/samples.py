@@ -1,5 +1,6 @@
 """Sample images while training: the same prompts and seeds each time, so that only the weights differ."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
+from ldm.models.latent_diffusion import NotFiniteError
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
 
@@ -36,6 +38,10 @@ class SampleImages(StepCallback):
         self.at_end = at_end
         self._prior_shown = False
 
+    def check(self, pl_module: LightningModule) -> None:
+        """Raise UserError where the model cannot be sampled so."""
+        pl_module.model.passes(self.sampling)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
@@ -53,13 +59,17 @@ class SampleImages(StepCallback):
         """Sample every prompt with the weights as they are."""
         if not trainer.is_global_zero:
             return
-        model, data = pl_module.model, trainer.datamodule
+        model, size = pl_module.model, trainer.datamodule.size
         images: list[Image.Image] = []
-        with trainer.precision_plugin.forward_context():
-            for prompt in self.prompts:
-                prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
-                pictures = model.images(prompts, self.seeds, self.sampling, data.size, data.size)
-                images += [to_image(pixels) for pixels in pictures]
+        try:
+            with trainer.precision_plugin.forward_context():
+                for prompt in self.prompts:
+                    prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
+                    pictures = model.images(prompts, self.seeds, self.sampling, size, size)
+                    images += [to_image(pixels) for pixels in pictures]
+        except NotFiniteError as error:
+            warnings.warn(f"no sample images at step {trainer.global_step}: {error}", stacklevel=2)
+            return
         sheet = grid(images, columns=len(self.seeds))
         path = Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png"
         with going_on_without(str(path)):
@@ -76,7 +86,12 @@ class SampleImages(StepCallback):
         data = trainer.datamodule
         numbers = list(range(min(data.prior_count, 64)))
         latents = data.bank.latents(numbers, pl_module.device)
-        sheet = grid([to_image(pixels) for pixels in pl_module.model.decode(latents)], columns=8)
+        try:
+            pictures = pl_module.model.decode(latents)
+        except NotFiniteError as error:
+            warnings.warn(f"no sheet of prior samples: {error}", stacklevel=2)
+            return
+        sheet = grid([to_image(pixels) for pixels in pictures], columns=8)
         with going_on_without(str(path)):
             save_image(sheet, path)
         log_image(trainer, "prior", sheet)
