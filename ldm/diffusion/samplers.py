@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("base", "leading", "trailing", "linspace")
 """Which timesteps are visited, by diffusers' names (Lin et al., arXiv 2305.08891, table 2).
 
-trailing and linspace start at the end of the schedule, where the noise is; leading starts lower unless the
-steps divide the schedule's length, and is what Stable Diffusion's own settings in diffusers say.
+trailing and linspace start at the end of the schedule, where the noise is, with any number of steps; leading
+starts lower where the steps do not divide the schedule. base: what the base's scheduler settings say, or
+diffusers' default for the sampler, as a pipeline of diffusers has it.
 """
 
 
@@ -30,11 +31,11 @@ SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIMScheduler", "trailing", respaced=True),
     "plms": Sampler("PNDMScheduler", "trailing", {"skip_prk_steps": True}, respaced=True),
     "ddpm": Sampler("DDPMScheduler", "trailing", respaced=True),
-    "euler": Sampler("EulerDiscreteScheduler", "linspace"),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "linspace"),
-    "heun": Sampler("HeunDiscreteScheduler", "linspace"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "linspace", {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", "linspace", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": Sampler("UniPCMultistepScheduler", "linspace"),
+    "euler": Sampler("EulerDiscreteScheduler", "base"),
+    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "base"),
+    "heun": Sampler("HeunDiscreteScheduler", "base"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "base", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", "base", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": Sampler("UniPCMultistepScheduler", "base"),
 }
 """By their names in configs and on command lines."""

@@ -67,75 +67,60 @@ def scheduler_for(
     S is more than `sampling.steps` for samplers that ask twice (plms once, heun nearly always).
     Raises UserError where the base's schedule cannot be sampled in so many steps.
     """
-    length = scheduler_config["num_train_timesteps"]
-    if sampling.steps > length:
-        raise UserError(_refusal(sampling, length))
+    spacing = {} if sampling.spacing == "base" else {"timestep_spacing": sampling.spacing}
+    scheduler = make_scheduler(sampling.sampler, scheduler_config, **spacing)
+    settings = scheduler.config
+    refusal = UserError(
+        f"{sampling.steps} steps of {sampling.sampler} with {settings.timestep_spacing} spacing do not fit the "
+        f"schedule of {settings.num_train_timesteps} timesteps: take "
+        + ("fewer" if sampling.steps >= settings.num_train_timesteps - 1 else "another number")
+    )
+    if sampling.steps > settings.num_train_timesteps:
+        raise refusal
     if SAMPLERS[sampling.sampler].respaced:
-        scheduler, timesteps = _respaced(sampling, scheduler_config, device)
+        scheduler, timesteps = _respaced(scheduler, _visited(settings, sampling.steps), device)
     else:
-        scheduler = make_scheduler(sampling.sampler, scheduler_config, timestep_spacing=sampling.spacing)
         scheduler.set_timesteps(sampling.steps, device=device)
         timesteps = scheduler.timesteps
-    _check(sampling, timesteps, length)
+    end = settings.num_train_timesteps - 1
+    outside = timesteps.min() < 0 or timesteps.max() > end
+    late = settings.timestep_spacing != "leading" and timesteps[0] < end  # where the noise is not
+    visits = 2 if sampling.sampler in ("heun", "plms") else 1  # these two ask twice at a timestep
+    if outside or late or max(Counter(timesteps.tolist()).values()) > visits:
+        raise refusal
     return scheduler, timesteps
 
 
-def _respaced(
-    sampling: Sampling, scheduler_config: Mapping[str, Any], device: torch.device | str
-) -> tuple[Any, Tensor]:
-    """A scheduler whose whole schedule is the visited timesteps, renumbered from 0, and those timesteps.
+def _respaced(full: Any, visited: Tensor, device: torch.device | str) -> tuple[Any, Tensor]:
+    """The scheduler `full` on a schedule of the `visited` timesteps alone, and these in the order of its steps.
 
     diffusers' ddim and plms go from t to t - 1000 // steps, which is not the next timestep unless the steps
     divide 1000: at 600 steps they take off 1 and move on by 1.67, and noise remains. On a respaced schedule
     (Nichol and Dhariwal, arXiv 2102.09672, section 4) the next timestep is always one below.
     """
-    full = make_scheduler(sampling.sampler, scheduler_config)
-    kept = _visited(sampling, len(full.alphas_cumprod), full.config.steps_offset)
-    scheduler = make_scheduler(
-        sampling.sampler,
-        scheduler_config,
-        num_train_timesteps=len(kept),
-        timestep_spacing="leading",
-        steps_offset=0,
-    )
-    scheduler.alphas_cumprod = full.alphas_cumprod[kept]
+    inside = visited.clamp(max=len(full.alphas_cumprod) - 1)
+    renumbered = {"num_train_timesteps": len(visited), "timestep_spacing": "leading", "steps_offset": 0}
+    scheduler = type(full).from_config(full.config, **renumbered)
+    scheduler.alphas_cumprod = full.alphas_cumprod[inside]
     if hasattr(full, "final_alpha_cumprod"):
         scheduler.final_alpha_cumprod = full.final_alpha_cumprod
-    scheduler.set_timesteps(len(kept), device=device)
-    return scheduler, kept.to(device)[scheduler.timesteps]
+    scheduler.set_timesteps(len(visited), device=device)
+    return scheduler, visited.to(device)[scheduler.timesteps]
 
 
-def _visited(sampling: Sampling, length: int, offset: int) -> Tensor:
-    """The timesteps of `sampling`, ascending, on a schedule of `length`; offset: added under leading.
+def _visited(settings: Any, steps: int) -> Tensor:
+    """The timesteps of a scheduler with these `settings`, ascending, [steps]. Rounded as diffusers rounds.
 
-    Rounded as diffusers rounds. Its own trailing has one timestep too many, -1, at 62 step counts, 61 the first.
+    Its own trailing has one timestep too many, -1, at 62 numbers of steps, 61 the first.
     """
-    steps, timesteps = sampling.steps, np.arange(sampling.steps, dtype=np.float64)
-    if sampling.spacing == "leading":
-        timesteps = timesteps * (length // steps) + offset
-    elif sampling.spacing == "trailing":
+    length, timesteps = settings.num_train_timesteps, np.arange(steps, dtype=np.float64)
+    if settings.timestep_spacing == "leading":
+        timesteps = timesteps * (length // steps) + settings.steps_offset
+    elif settings.timestep_spacing == "trailing":
         timesteps = np.arange(length, 0, -length / steps)[:steps].round()[::-1] - 1
     else:
         timesteps = np.linspace(0, length - 1, steps).round()
-    if timesteps[-1] >= length:
-        raise UserError(_refusal(sampling, length))
     return torch.from_numpy(timesteps.astype(np.int64))
-
-
-def _check(sampling: Sampling, timesteps: Tensor, length: int) -> None:
-    """Refuse timesteps outside the schedule, visited twice, or, unless leading, none where the noise is."""
-    outside = timesteps.min() < 0 or timesteps.max() > length - 1
-    visits = 2 if sampling.sampler in ("heun", "plms") else 1  # these two ask twice at a timestep
-    late = sampling.spacing != "leading" and timesteps[0] < length - 1
-    if outside or late or max(Counter(timesteps.tolist()).values()) > visits:
-        raise UserError(_refusal(sampling, length))
-
-
-def _refusal(sampling: Sampling, length: int) -> str:
-    return (
-        f"{sampling.steps} steps of {sampling.sampler} with {sampling.spacing} spacing do not fit the schedule of "
-        f"{length} timesteps: take {'fewer' if sampling.steps >= length - 1 else 'another number'}"
-    )
 
 
 def initial_noise(generators: Sequence[torch.Generator], latent_shape: Sequence[int]) -> Tensor:
