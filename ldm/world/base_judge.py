@@ -15,6 +15,7 @@ from ldm.world.autoencoder import psnr
 from ldm.world.drawing import World, with_article
 from ldm.world.feature_judge import zero_shot
 from ldm.world.judge import (
+    UNSEEN,
     Judge,
     exam,
     features,
@@ -58,7 +59,7 @@ def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: s
     for a second opinion.
     """
     judge, model = trained_judge(world, cache), LatentDiffusion.from_base(base).eval()
-    pixels, answers = exam(world, "unseen", range(2000))
+    pixels, answers = exam(world, "unseen", range(UNSEEN))
     table = judged_judge(judge, pixels, answers)
     table |= judged_vae(model, judge, world, pixels[:400])
     table |= judged_scenes(model, judge, world, sampling, Clip(clip))

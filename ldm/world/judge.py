@@ -23,6 +23,9 @@ from ldm.world.pictures import fingerprint
 NO_COLOUR = "its own"
 """The answer to the question of the colour where a caption names none."""
 
+UNSEEN = 2000
+"""Pictures of the world that judges look at beside samples."""
+
 
 class Judge(nn.Module):
     """Five strided convolutions, features [B, 128], one linear head a question."""

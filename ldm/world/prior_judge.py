@@ -1,6 +1,6 @@
 """Ways to draw class-prior samples, by what comes out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ldm.diffusion.sampling import Sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.base_judge import samples
 from ldm.world.drawing import World, with_article
-from ldm.world.judge import Judge, exam, features, spread, trained_judge, verdicts
+from ldm.world.judge import UNSEEN, Judge, exam, features, spread, trained_judge, verdicts
 
 WAYS = (
     Sampling("ddpm", 50, 3.0),
@@ -31,20 +31,18 @@ HEADER = (
 )
 
 
-def judge_prior(
-    base: str, world: World, cache: Path, per_noun: int, ways: Sequence[Sampling] = WAYS
-) -> Iterator[str]:
-    """The table's lines in Markdown, each as soon as it is known; a progress bar counts the nouns drawn.
+def judge_prior(base: str, world: World, cache: Path, per_noun: int) -> Iterator[str]:
+    """Lines of a table in Markdown, one for each of WAYS as soon as it is known; a bar counts the nouns drawn.
 
-    per_noun: pictures drawn of each bare noun.
+    per_noun: pictures drawn of each bare noun, at least 2.
     """
     judge, model = trained_judge(world, cache), LatentDiffusion.from_base(base).eval()
-    pixels, answers = exam(world, "unseen", range(2000))
+    pixels, answers = exam(world, "unseen", range(UNSEEN))
     own_colours = answers[:, 2] == len(world.colours)
     real = [features(judge, pixels[(answers[:, 0] == n) & own_colours]) for n in range(len(world.nouns))]
     yield from HEADER
-    with tqdm(total=len(ways) * len(world.nouns), desc="drawing", unit="noun") as bar:
-        for way in ways:
+    with tqdm(total=len(WAYS) * len(world.nouns), desc="drawing", unit="noun") as bar:
+        for way in WAYS:
             yield row(way, judged(way, model, judge, world, real, per_noun, bar))
 
 

@@ -1,0 +1,76 @@
+"""The judges of the embedded world, and the figure, run from their command lines on a world of two nouns."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ldm.world import base_judge, judge, prior_judge
+from ldm.world.drawing import World
+from scripts.figure import main as figure
+from scripts.judge_base import main as judge_base
+from scripts.judge_prior import main as judge_prior
+
+
+@pytest.fixture
+def small_world(monkeypatch, tmp_path):
+    """Two nouns, scenes and colours, judges that have hardly learnt, few pictures, and samplers of one step."""
+    whole = World.__init__
+
+    def shrunk(self, *args, **options):
+        whole(self, *args, **options)
+        self.known = {noun: self.known[noun][:2] for noun in ("boot", "hat")}
+        kept = {name for names in self.known.values() for name in names} | {
+            "hat-sun-noto",
+            "boot-hiking-noto",
+        }
+        self.members = {name: member for name, member in self.members.items() if name in kept}
+        self.nouns, self.scenes, self.colours = list(self.known), self.scenes[:2], self.colours[:2]
+        self.withheld = {
+            role: [name for name in names if name in kept] for role, names in self.withheld.items()
+        }
+
+    def hardly_trained(world, cache):
+        return judge.trained_judge(world, tmp_path, count=64, passes=1)
+
+    monkeypatch.setattr(World, "__init__", shrunk)
+    for module in (base_judge, prior_judge):
+        monkeypatch.setattr(module, "UNSEEN", 60)
+        monkeypatch.setattr(module, "trained_judge", hardly_trained)
+    short = [way for way in prior_judge.WAYS if way.steps == 10]
+    monkeypatch.setattr(prior_judge, "WAYS", short)
+
+
+def test_the_base_is_judged(small_world, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    assert judge_base(["--steps", "1", "--out", str(out)]) == 0
+    table = json.loads(out.read_text())
+    shares = [value for name, value in table.items() if "PSNR" not in name and "share of" not in name]
+    assert all(0 <= share <= 1 for share in shares)
+    assert table["VAE: PSNR on unseen pictures, dB"] > 25
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in table)
+
+
+def test_ways_to_draw_the_prior_are_judged_row_by_row(small_world, capsys):
+    assert judge_prior(["--per_noun", "2"]) == 0
+    told = capsys.readouterr()
+    header, _, *rows = told.out.strip().splitlines()
+    assert header.startswith("| sampler | steps |")
+    assert [row.split(" | ")[2:5] for row in rows] == [["3.0", "all", "20"], ["1.5", "all", "20"]]
+    assert "4/4" in told.err  # nouns drawn
+
+
+def test_one_picture_of_a_noun_has_no_distances(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        judge_prior(["--per_noun", "1"])
+    assert "at least 2" in capsys.readouterr().err
+
+
+def test_the_figure_shows_a_row_each_of_subject_base_and_both_runs(train, tmp_path):
+    run = train()
+    out = tmp_path / "figure.png"
+    assert figure(["--run", str(run), "--without_prior", str(run), "--out", str(out), "--steps", "1"]) == 0
+    sheet = Image.open(out)
+    assert sheet.width == 10 * (32 + 2) - 2
+    assert sheet.height == 5 * (32 + 24)
