@@ -138,8 +138,8 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
                 divisor //= round(width / image.width)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            image = _to_rgb(image)
-            return image.reduce(divisor) if divisor > 1 else image
+            upright = _to_rgb(image)
+            return upright.reduce(divisor) if divisor > 1 else upright
     except UserError:
         raise
     except Exception as error:  # damaged files bring out anything in Pillow's decoders

@@ -102,7 +102,9 @@ def drawings_of(package: tarfile.TarFile, pattern: str) -> dict[tuple[str, str],
             path = next((path for path in paths if path in names), None)
             if path is None:
                 continue  # Fluent draws no brown mushroom.
-            art = Image.open(io.BytesIO(package.extractfile(path).read())).convert("RGBA")
+            file = package.extractfile(path)
+            assert file is not None, f"{path} is no file"
+            art = Image.open(io.BytesIO(file.read())).convert("RGBA")
             art = art.crop(art.getchannel("A").getbbox())
             scale = CELL / max(art.size)
             size = [max(1, round(side * scale)) for side in art.size]

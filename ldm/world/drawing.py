@@ -127,14 +127,14 @@ class World:
             if member.name not in hidden:
                 self.known.setdefault(member.noun, []).append(member.name)
         self.nouns, self.scenes, self.colours = list(self.known), list(SCENES), list(COLOURS)
-        self._drawings: dict[tuple[str, int, int], NDArray[np.float32]] = {}
+        self._drawings: dict[tuple[str, int, int], Picture] = {}
 
     @cached_property
     def _sheets(self) -> dict[str, Image.Image]:
         vendors = {member.vendor for member in self.members.values()}
         return {vendor: Image.open(self.art / f"{vendor}.png").convert("RGBA") for vendor in vendors}
 
-    def drawing(self, name: str, variant: int = 0, longer_side: int = 48) -> NDArray[np.float32]:
+    def drawing(self, name: str, variant: int = 0, longer_side: int = 48) -> Picture:
         """A member's art, [h, w, 4] in [0, 1] with straight alpha; variant 0 has the art's own colours."""
         key = (name, variant, longer_side)
         if key not in self._drawings:

@@ -96,10 +96,11 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
         chosen = torch.randint(count, (64,), generator=draws)
         # Reconstructions and samples are softer than the world: the judge must not live on single pixels.
         noisy = pixels[chosen] + 0.05 * torch.randn(64, *pixels.shape[1:], generator=draws)
-        loss = sum(
+        errors = [
             F.cross_entropy(scores, answers[chosen, i], label_smoothing=0.05)
             for i, scores in enumerate(judge(noisy))
-        )
+        ]
+        loss = sum(errors, start=torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,7 +129,8 @@ def members_told_apart(look: Tensor, nouns: Sequence[str], names: Sequence[str])
     look: unit features [B, D] of pictures of members `names`, of nouns `nouns`.
     """
     alike = look @ look.T
-    same, different = [], []
+    same: list[Tensor] = []
+    different: list[Tensor] = []
     for i in range(len(names)):
         for j in range(i):
             if nouns[i] == nouns[j]:

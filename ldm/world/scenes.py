@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Picture = NDArray[np.float32]
-"""[S, S, 3] in [0, 1]."""
+Picture = NDArray[np.floating]
+"""[S, S, 3] in [0, 1]; a mask is [S, S]."""
 
 Scene = Callable[["Canvas"], Picture]
 
