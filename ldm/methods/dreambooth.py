@@ -22,6 +22,7 @@ from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import min_snr
 from ldm.errors import UserError
+from ldm.formats.knowledge import warn_of_unknown_class
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
@@ -118,6 +119,7 @@ class DreamBooth(LightningModule):
     def check(self, data: Any) -> None:
         """Raise UserError for data that this model cannot be trained on, before anything is written."""
         self.model.latent_shape(data.size, data.size)
+        warn_of_unknown_class(self.base, data.concept.class_word)
         if self.compile_blocks and not torch.cuda.is_available():
             # On a CPU torch 2.13's compiled convolutions have had gradients of zero.
             raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
