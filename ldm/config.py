@@ -1,17 +1,15 @@
-"""YAML in, objects out: load, merge, check, instantiate, save.
+"""YAML in, a checked config out: load, merge, resolve, check, save.
 
-A config is a plain nested dict. A node with `target: package.module.Name` becomes `Name(**params)`. The
-first YAML is complete; overlays and `key.sub=value` words may change its keys and nothing else, so a
-misspelt key is an error.
+A config is a plain nested dict. A node with `target: package.module.Name` becomes `Name(**params)`, see
+`ldm/targets.py`; `ldm/schema.py` says what may stand in it. The first YAML is complete; overlays and
+`key.sub=value` words may change its keys and nothing else, so a misspelt key is an error.
 """
 
-import difflib
-import functools
-import importlib
-import inspect
+import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,66 +17,52 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
 from ldm.files import find, replacing
-
-SECTIONS = ("seed", "model", "data", "lightning")
-LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
-
-TRUSTED_TARGETS = {
-    "bitsandbytes.optim.AdamW8bit",
-    "bitsandbytes.optim.PagedAdamW8bit",
-    "pytorch_lightning.loggers.CSVLogger",
-    "pytorch_lightning.loggers.TensorBoardLogger",
-    "pytorch_lightning.loggers.WandbLogger",
-    "torch.optim.Adafactor",
-    "torch.optim.Adam",
-    "torch.optim.AdamW",
-    "torch.optim.SGD",
-}
-"""What a config that came with a checkpoint may build, beside this project's own classes (`ldm.*`)."""
+from ldm.schema import Scalar, check, plain, read_scalars, suggestion
 
 
-MOVED = {
-    "ldm.data.world.": "ldm.world.drawing.",
-    "ldm.data.world_pictures.": "ldm.world.pictures.",
-    "ldm.data.world_views.": "ldm.world.views.",
-    "ldm.models.autoencoder.": "ldm.world.autoencoder.",
-    "ldm.models.contrastive.": "ldm.world.contrastive.",
-    "ldm.models.dreambooth.": "ldm.methods.dreambooth.",
-    "ldm.models.self_distillation.": "ldm.world.self_distillation.",
-    "ldm.models.text_to_image.": "ldm.world.text_to_image.",
-}
-"""Modules that have moved: configs of older runs name them by their former place."""
+def load_config(
+    paths: Sequence[str | Path], overrides: Sequence[str] = (), trust: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked.
 
-
-def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked."""
+    trust: packages beside this project whose classes a `target` may name (`--trust`).
+    """
     if not paths:
         raise UserError("no config given: name at least one, as in --base configs/dreambooth.yaml")
-    config = load_settings(paths, overrides)
-    check(config)
-    return config
+    return override(_merged(paths), overrides, trust)
 
 
 def load_settings(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The same for YAML files that describe no run, whatever their sections; the first has every key."""
-    config: dict[str, Any] = _read_yaml(paths[0])
-    for path in paths[1:]:
-        merge(config, _read_yaml(path), source=str(path))
-    return _with_words(config, overrides)
+    config = _merged(paths)
+    _merge_words(config, overrides)
+    return _resolved(plain(config))
 
 
-def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`config` with `key.sub=value` words merged in, interpolations resolved, and every key checked."""
-    config = _with_words(config, overrides)
-    check(config)
+def override(config: dict[str, Any], overrides: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:
+    """`config` with `key.sub=value` words merged in, interpolations resolved, and every key and value checked."""
+    _merge_words(config, overrides)
+    read_scalars(config, trust)
+    config = _resolved(config)
+    check(config, trust)
     return config
 
 
-def _with_words(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
+    config = _read_yaml(paths[0])
+    for path in paths[1:]:
+        merge(config, _read_yaml(path), source=str(path))
+    return config
+
+
+def _merge_words(config: dict[str, Any], overrides: Sequence[str]) -> None:
     for word in overrides:
         merge(config, _parse_override(word), source=word)
+
+
+def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(config), resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"config: {_first_line(error)}") from error
 
@@ -100,7 +84,7 @@ def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path:
         elif key in config or _is_open(path, config, key):
             config[key] = value
         else:
-            raise UserError(f"{source}: unknown key '{where}'{_suggest(key, config)}")
+            raise UserError(f"{source}: unknown key '{where}'{suggestion(key, config)}")
 
 
 def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
@@ -110,70 +94,6 @@ def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
         or path in ("lightning.callbacks", "lightning.trainer")
         or (key == "params" and "target" in node)
     )
-
-
-def check(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a key that neither a section nor its target's signature knows."""
-    import pytorch_lightning as pl
-
-    _check_keys(config, SECTIONS, "")
-    for section in ("model", "data", "lightning"):
-        if not isinstance(config.get(section), Mapping):
-            raise UserError(f"config: the section '{section}' is missing; start from configs/dreambooth.yaml")
-    _check_keys(config["lightning"], LIGHTNING_SECTIONS, "lightning")
-    _check_keys(config["lightning"]["trainer"], _parameters(pl.Trainer)[0], "lightning.trainer")
-    _check_targets(config, "")
-
-
-def get_class(target: str, trusted_only: bool = False) -> Any:
-    """The class or function that `target` ("package.module.Name") names.
-
-    trusted_only: refuse, before any import, what is neither this project's nor in TRUSTED_TARGETS, and of the
-    project's what is no class of its own; for configs that came with a checkpoint.
-    """
-    untrusted = UserError(
-        f"config: target '{target}' is not on the list of trusted targets in ldm/config.py;"
-        " if you trust it, add it there"
-    )
-    if trusted_only and not target.startswith("ldm.") and target not in TRUSTED_TARGETS:
-        raise untrusted
-    former = next((old for old in MOVED if target.startswith(old)), None)
-    if former:
-        target = MOVED[former] + target.removeprefix(former)
-    module_name, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"config: cannot import target '{target}': {error}") from error
-    own_class = isinstance(found, type) and found.__module__.startswith("ldm.")
-    if trusted_only and target not in TRUSTED_TARGETS and not own_class:
-        raise untrusted  # ldm.x.subprocess is a module that ldm.x imports, and a function might delete files
-    return found
-
-
-def instantiate_from_config(config: Mapping[str, Any], trusted_only: bool = False, **extra: Any) -> Any:
-    """`target(**params, **extra)`.
-
-    A node inside `params` arrives as `functools.partial(target, **params)`: it still needs an argument that
-    only the outer one has, as an optimizer needs the parameters it optimizes.
-    """
-    params = {key: _partial(value, trusted_only) for key, value in (config.get("params") or {}).items()}
-    return get_class(config["target"], trusted_only)(**params, **extra)
-
-
-def _partial(value: Any, trusted_only: bool) -> Any:
-    if not (isinstance(value, Mapping) and "target" in value):
-        return value
-    return functools.partial(get_class(value["target"], trusted_only), **(value.get("params") or {}))
-
-
-def check_trusted(config: Any) -> None:
-    """Raise UserError where any `target` in `config` is not a trusted one."""
-    if isinstance(config, Mapping):
-        if isinstance(config.get("target"), str):
-            get_class(config["target"], trusted_only=True)
-        for value in config.values():
-            check_trusted(value)
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:
@@ -191,7 +111,7 @@ def read_plain(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"config {path}: YAML aliases are refused in a run's own config; write their values out"
         )
-    config = _read_yaml(path)
+    config = plain(_read_yaml(path))
     _refuse_references(config, path)
     return config
 
@@ -208,6 +128,12 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
+# What OmegaConf reads as a number, YAML 1.1 does not: as text it needs quotes.
+_NoAliases.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def save_config(config: Mapping[str, Any], path: str | Path) -> None:
     """Write `config` as YAML, under its final name only when complete."""
     with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
@@ -215,57 +141,49 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; numbers are `Scalar`s, which keep their text."""
     path = find(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file; the recipes are in configs/")
     try:
+        text = path.read_text(encoding="utf-8")
         # OmegaConf reads 1e-6 as a number where YAML 1.1 reads text.
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        config = _with_texts(config, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"config {path}: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"config {path}: it is nested too deeply") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path}: expected keys and values at the top level")
     return config
 
 
 def _parse_override(word: str) -> dict[str, Any]:
-    if "=" not in word or word.startswith("-"):
+    """`key.sub=value` as nested keys; a number is a `Scalar`, and what is no YAML is text."""
+    keys, equals, text = word.partition("=")
+    if not equals or word.startswith("-"):
         raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([word]), resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"override '{word}': {_first_line(error)}") from error
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
+        value = _with_texts(value, yaml.compose(text, yaml.SafeLoader))
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError):
+        value = text  # such as "a photo: of [V]"
+    for key in reversed(keys.split(".")):
+        value = {key: value}
+    return value
 
 
-def _check_targets(node: Any, path: str) -> None:
-    if not isinstance(node, Mapping):
-        return
-    if "target" in node:
-        _check_keys(node, ("target", "params"), path)
-        known, open_ended = _parameters(get_class(node["target"]))
-        if not open_ended:
-            _check_keys(node.get("params") or {}, known, f"{path}.params")
-    for key, value in node.items():
-        _check_targets(value, f"{path}.{key}" if path else str(key))
-
-
-def _check_keys(node: Mapping[str, Any], known: Sequence[str], path: str) -> None:
-    for key in node:
-        if key not in known:
-            where = f"{path}.{key}" if path else str(key)
-            raise UserError(f"config: unknown key '{where}'{_suggest(key, known)}")
-
-
-def _parameters(target: Any) -> tuple[list[str], bool]:
-    """Names that `target` can be called with, and whether it takes any other keyword too."""
-    parameters = inspect.signature(target).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return names, any(p.kind == p.VAR_KEYWORD for p in parameters)
-
-
-def _suggest(key: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(map(str, known))}"
+def _with_texts(value: Any, node: yaml.Node | None) -> Any:
+    """`value`, with what it was written as beside each number and truth value; node: the YAML it was read from."""
+    if isinstance(value, dict) and isinstance(node, yaml.MappingNode):
+        nodes = {key.value: child for key, child in node.value}
+        return {str(key): _with_texts(item, nodes.get(str(key))) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(node, yaml.SequenceNode):
+        return [_with_texts(item, child) for item, child in zip(value, node.value, strict=True)]
+    if isinstance(value, int | float) and isinstance(node, yaml.ScalarNode):
+        return Scalar(node.value, value)
+    return value
 
 
 def _first_line(error: Exception) -> str:

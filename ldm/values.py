@@ -7,6 +7,7 @@ true; an `int` is a fine `float`; infinity and NaN are refused everywhere.
 
 import argparse
 import difflib
+import functools
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -34,6 +35,13 @@ class Must:
         return value
 
 
+@dataclass(frozen=True)
+class KeywordsOf:
+    """Says, in `Annotated`, that keys and values are keywords of a library's class, beside those that start with _."""
+
+    target: str
+
+
 class Unaffecting:
     """Marks a setting, in `Annotated`, that leaves the loss record as it is, up to rounding: a resume may change it."""
 
@@ -51,6 +59,14 @@ Probability = Annotated[float, Ge(0), Le(1)]
 Seed = Annotated[int, Must(lambda seed: 0 <= seed < 2**63, "a whole number from 0 to below 2**63")]
 """What torch's generators take, with room for `seed + k`."""
 Text = Annotated[str, Must(lambda text: bool(text.strip()), "text that is not empty")]
+Prompts = Annotated[Sequence[Text], Must(lambda prompts: len(prompts) > 0, "a list of prompts")]
+ClassWord = Annotated[
+    str,
+    Must(
+        lambda word: bool(word.strip()) and not set(word) & set("{}[]"),
+        "a noun such as dog, without brackets",
+    ),
+]
 FolderName = Annotated[
     str, Must(_is_folder_name, "a plain folder name: no slashes, not '..', 255 bytes at most")
 ]
@@ -81,12 +97,30 @@ def option(annotation: Any) -> Callable[[str], Any]:
 def problem_with(value: Any, annotation: Any) -> str | None:
     """What is wrong with `value`, to follow the name of its key; None where `annotation` allows it."""
     from pydantic import ValidationError
+    from pydantic.errors import PydanticUserError
 
-    try:
-        _adapter(annotation, strict=True).validate_python(value)
-    except ValidationError:
-        return f"is {_shown(value)}: it must be {allowed(annotation)}{_nearest(value, annotation)}"
-    return None
+    for form in (value, tuple(value)) if isinstance(value, list) else (value,):  # YAML has no tuples
+        try:
+            _adapter(annotation, strict=True).validate_python(form)
+            return None
+        except PydanticUserError:  # an annotation for readers, such as one in quotes
+            return None
+        except ValidationError:
+            continue
+    return f"is {_shown(value)}: it must be {allowed(annotation)}{_nearest(value, annotation)}"
+
+
+def takes_text(annotation: Any) -> bool:
+    """Whether a value written without quotes is text for `annotation`, whatever it looks like, and no number."""
+    kind, _ = _parts(annotation)
+    if get_origin(kind) in (Union, types.UnionType):
+        members = [member for member in get_args(kind) if member is not type(None)]
+        return all(takes_text(member) or _is_literal(member) for member in members) and any(
+            map(takes_text, members)
+        )
+    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Sequence):
+        return all(takes_text(member) for member in get_args(kind))
+    return kind is str
 
 
 def allowed(annotation: Any) -> str:
@@ -164,6 +198,10 @@ def _nearest(value: Any, annotation: Any) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _is_literal(annotation: Any) -> bool:
+    return get_origin(_parts(annotation)[0]) is Literal
+
+
 def _names(annotation: Any) -> list[Any]:
     """The words that an annotation lists."""
     kind, _ = _parts(annotation)
@@ -180,7 +218,17 @@ def _shown(value: Any) -> str:
 
 
 def _adapter(annotation: Any, strict: bool) -> Any:
+    try:
+        return _cached_adapter(annotation, strict)
+    except TypeError:  # an annotation that cannot be hashed
+        return _cached_adapter.__wrapped__(annotation, strict)
+
+
+@functools.cache
+def _cached_adapter(annotation: Any, strict: bool) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
+    if get_origin(annotation) is tuple and len(get_args(annotation)) == 1:
+        annotation = tuple[get_args(annotation)[0], ...]  # what libraries mean by it
     settings = ConfigDict(strict=strict, allow_inf_nan=False, arbitrary_types_allowed=True)
     return TypeAdapter(annotation, config=settings)

@@ -311,7 +311,7 @@ def build(
     quiet()
     config = config_of(job, [*words, f"lightning.trainer.max_steps={max_steps}"])
     folder = tempfile.TemporaryDirectory()
-    return *build_run(config, Path(folder.name), trusted_only=False), folder
+    return *build_run(config, Path(folder.name)), folder
 
 
 def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from ldm.config import check_trusted, instantiate_from_config, load_config, override, read_plain
+from ldm.config import load_config, override, read_plain
 from ldm.errors import UserError
+from ldm.targets import get_class, instantiate_from_config, parameters
 from tests.conftest import PROJECT, RECIPE
 
 OVERLAYS = ["debug", "fidelity", "wandb"]
@@ -85,17 +86,11 @@ def test_null_removes_a_callback():
 def test_nested_targets_arrive_as_partials():
     config = load_config([RECIPE])
     sgd = {"target": "torch.optim.SGD", "params": {"lr": 0.5}}
-    built = instantiate_from_config({"target": "builtins.dict", "params": {"optimizer": sgd, "size": 3}})
+    node = {"target": "builtins.dict", "params": {"optimizer": sgd, "size": 3}}
+    built = instantiate_from_config(node, trust=["builtins"])
     assert built["optimizer"].keywords == {"lr": 0.5}
     assert built["size"] == 3
     assert config["model"]["params"]["optimizer"]["target"] == "torch.optim.AdamW"
-
-
-def test_a_config_that_came_with_a_checkpoint_builds_only_what_is_trusted(overlay):
-    check_trusted(load_config([RECIPE]))
-    for target in ("os.system", "builtins.eval", "subprocess.Popen", "torch.load"):
-        with pytest.raises(UserError, match="not on the list of trusted targets"):
-            check_trusted({"model": {"params": {"optimizer": {"target": target}}}})
 
 
 def test_a_saved_config_holds_no_references(overlay):
@@ -111,14 +106,10 @@ def test_overlays_fit_the_recipe(name):
 
 def test_every_key_of_the_recipe_is_a_parameter_and_every_parameter_a_key():
     """Complete: nothing that can be set is missing from the first YAML."""
-    from inspect import signature
-
-    from ldm.config import get_class
-
     config = load_config([RECIPE, PROJECT / "configs" / "fidelity.yaml"])  # the one callback it leaves out
     nodes = [config["model"], config["data"], *config["lightning"]["callbacks"].values()]
     for node in nodes:
-        assert set(node["params"]) == set(signature(get_class(node["target"])).parameters), node["target"]
+        assert set(node["params"]) == set(parameters(get_class(node["target"]))), node["target"]
 
 
 def test_every_key_of_the_recipe_says_what_it_is():

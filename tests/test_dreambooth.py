@@ -94,7 +94,7 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
     from ldm.config import load_config
     from ldm.training.run import build
 
-    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
+    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
     module.prior_loss_weight = 0.7
@@ -291,7 +291,7 @@ def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_pat
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
     config = load_config([str(RECIPE), str(tiny_config)], [])
-    _, module, _ = build(config, tmp_path, trusted_only=False)
+    _, module, _ = build(config, tmp_path)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float32)}
     copy = module.model.frozen_copy(torch.float16)
     assert {(p.device.type, p.dtype) for p in copy.unet.parameters()} == {("meta", torch.float16)}
@@ -395,7 +395,7 @@ def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
     from ldm.config import load_config
     from ldm.training.run import build
 
-    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path, trusted_only=False)
+    data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
     copies, held = copies_of_the_base(monkeypatch), []
     module.on_train_batch_end = lambda *_: held.append(copies[0]() is not None)
     trainer.fit(module, data)
@@ -410,7 +410,7 @@ def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
     from ldm.training.run import build
 
     words = ["data.params.prior.fill_at_start=true"]
-    data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path, trusted_only=False)
+    data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path)
     copies, held, gradients = copies_of_the_base(monkeypatch), [], []
 
     def look(*_):

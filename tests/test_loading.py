@@ -22,7 +22,7 @@ def built(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
 
     def make(*words):
-        data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path, trusted_only=False)
+        data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path)
         trainer.strategy.connect(module)
         trainer._data_connector.attach_data(module, datamodule=data)
         module.setup("fit")

@@ -6,12 +6,13 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler  # noqa: F401 - imported before the network is cut
 
-from ldm.config import instantiate_from_config, load_config
+from ldm.config import load_config
 from ldm.formats.components import Components
 from ldm.formats.described import read_json
 from ldm.formats.diffusers_folder import load_tokenizer, save_diffusers_folder
 from ldm.formats.modules import COMPONENTS, empty_module
 from ldm.formats.network_configs import read_scheduler_config
+from ldm.targets import instantiate_from_config
 from tests.conftest import PROJECT, RECIPE
 from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 

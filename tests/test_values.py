@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import pytest
 from annotated_types import Len
 
-from ldm.diffusion.sampling import SAMPLERS
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.values import (
     Count,
     FolderName,

@@ -2,10 +2,10 @@
 
 import hashlib
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -16,11 +16,12 @@ from ldm.concepts import Concept
 from ldm.data.batch import Batch, Sample, collate
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.data.latents import LatentSource, SubjectLatents
-from ldm.data.prior import PriorBank
+from ldm.data.prior import PriorBank, PriorSettings
 from ldm.data.sampler import CountingBatchSampler
 from ldm.data.subject import Draws, SubjectImages, shuffled_index, split_held_out
 from ldm.errors import UserError
 from ldm.randomness import generator
+from ldm.values import ClassWord, Count, NonNegativeInt, Probability, Seed, Text, Unaffecting
 
 
 class DreamBoothData(LightningDataModule):
@@ -28,37 +29,30 @@ class DreamBoothData(LightningDataModule):
 
     def __init__(
         self,
-        data_root: str | Path,
-        class_word: str,
-        prompt: str,
-        prior_prompt: str,
-        size: int,
-        seed: int,
-        batch_size: int = 1,
-        num_workers: int = 0,
-        flip_probability: float = 0.0,
+        data_root: Annotated[Text, Unaffecting],
+        class_word: ClassWord,
+        prompt: Text,
+        prior_prompt: Text,
+        size: Count,
+        seed: Seed,
+        prior: PriorSettings,
+        batch_size: Annotated[Count, Unaffecting] = 1,
+        num_workers: Annotated[NonNegativeInt, Unaffecting] = 0,
+        flip_probability: Probability = 0.0,
         random_crop: bool = False,
-        captions: bool = False,
-        hold_out: int = 0,
-        reg_data_root: str | Path | None = None,
-        prior: Mapping[str, Any] | None = None,
+        captions: Annotated[bool, Unaffecting] = False,
+        hold_out: NonNegativeInt = 0,
+        reg_data_root: Annotated[Text | None, Unaffecting] = None,
     ):
         """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word."""
         super().__init__()
-        self.concept = Concept(
-            Path(data_root), str(class_word or ""), str(prompt or ""), str(prior_prompt or "")
-        )
-        if batch_size < 1:
-            raise UserError(f"data.params.batch_size is {batch_size}: it must be at least 1")
+        self.concept = Concept(Path(data_root), class_word, prompt, prior_prompt)
         self.size = size
         self.seed = seed
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.reg_data_root = reg_data_root
-        self.prior = dict(prior or {})
-        for key in ("count", "chunk_size", "steps"):
-            if self.prior.get(key, 1) < 1:
-                raise UserError(f"data.params.prior.{key} is {self.prior[key]}: it must be at least 1")
+        self.prior = asdict(prior)
 
         files = image_files(data_root)
         if hold_out and len(files) <= hold_out:

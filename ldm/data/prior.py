@@ -4,8 +4,9 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,22 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.files import replacing
+from ldm.values import Count, NonNegativeFloat, Precision, SamplerName, TimestepInterval, Unaffecting
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """How class-prior samples are drawn; `configs/dreambooth.yaml` says what each setting means."""
+
+    count: Count
+    chunk_size: Count
+    sampler: SamplerName
+    steps: Count
+    guidance_scale: NonNegativeFloat
+    guidance_interval: TimestepInterval | None = None
+    precision: Precision = "fp32"
+    fill_at_start: Annotated[bool, Unaffecting] = False
+
 
 Draw = Callable[[Sequence[int]], Tensor]
 """`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""

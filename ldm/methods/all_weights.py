@@ -10,12 +10,15 @@ from torch import Tensor
 
 from ldm.methods.tuning import Untrained, check_learned
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.values import NonNegativeFloat
 
 
 class AllWeights:
     """Every weight trains (DreamBooth, arXiv 2208.12242, section 3.3); see `ldm.methods.tuning.Tuning`."""
 
-    def __init__(self, learning_rate: float, text_encoder_learning_rate: float | None = None):
+    def __init__(
+        self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: NonNegativeFloat | None = None
+    ):
         """Rates of the denoiser and of the text encoders (None: the same). What has a rate of 0 is frozen."""
         self.learning_rate = learning_rate
         self.text_encoder_learning_rate = (

@@ -7,7 +7,7 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. What trains is the
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -29,6 +29,21 @@ from ldm.methods.model_card import card_of_run
 from ldm.methods.tuning import Tuning
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
 from ldm.models.prompts import resolve_identifier
+from ldm.values import (
+    Count,
+    FolderName,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Seed,
+    Text,
+    Unaffecting,
+)
+
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+"""Names of diffusers.optimization.get_scheduler; its piecewise_constant takes rules that a config cannot give."""
 
 
 class DreamBooth(LightningModule):
@@ -36,31 +51,39 @@ class DreamBooth(LightningModule):
 
     def __init__(
         self,
-        base: str,
-        identifier: str,
+        base: Annotated[Text, Unaffecting],
+        identifier: Text,
         optimizer: Callable[..., Optimizer],
-        learning_rate: float,
-        seed: int,
-        text_encoder_learning_rate: float | None = None,
+        learning_rate: NonNegativeFloat,
+        seed: Seed,
+        text_encoder_learning_rate: NonNegativeFloat | None = None,
         tuning: Callable[..., Tuning] = AllWeights,
-        lr_schedule: str = "constant",
-        lr_warmup_steps: int = 0,
-        prior_loss_weight: float = 1.0,
-        min_snr_gamma: float | None = None,
-        clip_skip: int = 1,
-        gradient_checkpointing: bool = False,
-        weights_precision: str = "fp32",
-        compile: bool = False,
+        lr_schedule: Schedule = "constant",
+        lr_warmup_steps: NonNegativeInt = 0,
+        prior_loss_weight: NonNegativeFloat = 1.0,
+        min_snr_gamma: PositiveFloat | None = None,
+        clip_skip: Count = 1,
+        gradient_checkpointing: Annotated[bool, Unaffecting] = False,
+        weights_precision: Literal["fp32", "bf16"] = "fp32",
+        compile: Annotated[bool, Unaffecting] = False,
         tf32: bool = False,
-        revision: str | None = None,
-        variant: str | None = None,
-        use_ema: bool = True,
-        vae: str | None = None,
-        prediction_type: str | None = None,
-        export_dtype: str = "fp32",
+        revision: Annotated[Text | None, Unaffecting] = None,
+        variant: Annotated[FolderName | None, Unaffecting] = None,
+        use_ema: Annotated[bool, Unaffecting] = True,
+        vae: Annotated[Text | None, Unaffecting] = None,
+        prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+        export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
     ):
         """`configs/dreambooth.yaml` says what each setting means."""
         super().__init__()
+        if lr_schedule == "constant" and lr_warmup_steps:
+            raise UserError(
+                "model.params.lr_schedule constant has no warm-up: take constant_with_warmup, or lr_warmup_steps 0"
+            )
+        if learning_rate == 0 and not text_encoder_learning_rate:
+            raise UserError(
+                "model.params.learning_rate and text_encoder_learning_rate are 0: nothing would train"
+            )
         self.model = LatentDiffusion.from_base(
             base,
             clip_skip,
@@ -70,8 +93,6 @@ class DreamBooth(LightningModule):
             vae=vae,
             prediction_type=prediction_type,
         )
-        if weights_precision not in ("fp32", "bf16"):
-            raise UserError(f"model.params.weights_precision is '{weights_precision}': fp32 or bf16")
         for network in self.model.trainable.values():
             network.to(DTYPES[weights_precision])
         if gradient_checkpointing:

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm.config import instantiate_from_config
 from ldm.errors import UserError
 from ldm.formats.modules import misfit
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.targets import instantiate_from_config
 
 Untrained = Callable[[], AbstractContextManager[LatentDiffusion]]
 """`with untrained() as base:` gives the model as it was before training. Dropping `untrained` frees its memory."""
@@ -65,5 +65,5 @@ def tuning_of(params: Mapping[str, Any]) -> Tuning:
     """The tuning that `params`, the `model.params` of a run's config, describe."""
     node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
     rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
-    tuning: Tuning = instantiate_from_config(node, trusted_only=True, **rates)
+    tuning: Tuning = instantiate_from_config(node, **rates)
     return tuning

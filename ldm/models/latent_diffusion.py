@@ -76,6 +76,11 @@ class LatentDiffusion(nn.Module):
         self.scheduler_config = dict(components.scheduler_config)
         self.source = components.source
         self.fingerprint = components.fingerprint
+        layers = len(text_transformer(self.text_encoder).encoder.layers)
+        if not 1 <= clip_skip <= layers:
+            raise UserError(
+                f"clip_skip is {clip_skip}: the text encoder of {self.source} has layers 1 to {layers}"
+            )
         self.clip_skip = clip_skip
         # From diffusers itself, so that training noises exactly as its samplers denoise.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod

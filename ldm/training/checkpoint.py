@@ -21,6 +21,7 @@ from ldm.formats.safe_loading import load_checkpoint
 from ldm.training.resume import link_or_copy, take_optimizer_settings
 from ldm.training.signals import Signals
 from ldm.training.step_callback import StepCallback, is_due
+from ldm.values import Count, PositiveFloat
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -86,18 +87,16 @@ class Checkpointing(StepCallback):
 
     def __init__(
         self,
-        every_steps: int | None = None,
-        every_minutes: float | None = None,
-        keep: int = 1,
-        milestone_every_steps: int | None = None,
-        check_signals_every_steps: int = 1,
+        every_steps: Count | None = None,
+        every_minutes: PositiveFloat | None = None,
+        keep: Count = 1,
+        milestone_every_steps: Count | None = None,
+        check_signals_every_steps: Count = 1,
     ):
         """keep: full states kept, the newest first; milestone_every_steps: weights alone, kept for good.
 
         check_signals_every_steps: how often several processes ask each other whether one got a signal.
         """
-        if keep < 1:
-            raise UserError(f"lightning.callbacks.checkpoint.params.keep is {keep}: it must be at least 1")
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep = keep

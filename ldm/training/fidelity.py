@@ -23,6 +23,7 @@ from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
+from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text
 
 BEST_FIDELITY = "best-fidelity.ckpt"
 
@@ -37,17 +38,17 @@ class Fidelity(StepCallback):
 
     def __init__(
         self,
-        prompts: Sequence[str],
-        per_prompt: int,
-        seed: int,
-        sampler: str,
-        steps: int,
-        guidance_scale: float,
-        dino: str,
-        clip: str,
-        dino_revision: str | None = None,
-        clip_revision: str | None = None,
-        drift_weight: float = 1.0,
+        prompts: Prompts,
+        per_prompt: Count,
+        seed: Seed,
+        sampler: SamplerName,
+        steps: Count,
+        guidance_scale: NonNegativeFloat,
+        dino: Text,
+        clip: Text,
+        dino_revision: Text | None = None,
+        clip_revision: Text | None = None,
+        drift_weight: NonNegativeFloat = 1.0,
         keep_best: bool = True,
     ):
         """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""

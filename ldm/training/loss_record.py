@@ -16,6 +16,7 @@ from ldm import processes
 from ldm.files import replacing
 from ldm.training.loggers import flush_loggers, log_metrics
 from ldm.training.step_callback import StepCallback, is_due
+from ldm.values import Count
 
 
 def append_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
@@ -55,7 +56,7 @@ class LossRecord(StepCallback):
     Values stay on the device between flushes, so that a step does not wait for the host.
     """
 
-    def __init__(self, flush_every_steps: int = 10):
+    def __init__(self, flush_every_steps: Count = 10):
         """flush_every_steps: rows are read from the device, written and logged this often."""
         self.flush_every_steps = flush_every_steps
         self.pending: list[tuple[int, dict[str, Tensor]]] = []

@@ -14,6 +14,7 @@ from ldm import processes
 from ldm.errors import UserError
 from ldm.training.loggers import log_metrics
 from ldm.training.step_callback import StepCallback, is_due
+from ldm.values import Count
 
 
 class SkipNonFinite(StepCallback):
@@ -23,13 +24,11 @@ class SkipNonFinite(StepCallback):
     they stay functions of the step alone. With several processes one bad share skips the step on all.
     """
 
-    def __init__(self, stop_after: int = 20, read_every_steps: int = 10):
+    def __init__(self, stop_after: Count = 20, read_every_steps: Count = 10):
         """stop_after: skipped steps in a row that end the run; fp16 skips some at its start, finding its scale.
 
         read_every_steps: how often a count that stays on the device, as a fused optimizer's does, is read.
         """
-        if stop_after < 1:
-            raise UserError(f"SkipNonFinite's stop_after is {stop_after}: it must be at least 1")
         self.stop_after = stop_after
         self.read_every_steps = read_every_steps
         self.counts = torch.zeros(2)

@@ -9,12 +9,13 @@ from tqdm import tqdm
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import LossRecord
 from ldm.training.step_callback import StepCallback
+from ldm.values import Count
 
 
 class Progress(StepCallback):
     """One bar for the whole run: step, losses, remaining time; `throughput/samples_per_second` to the loggers."""
 
-    def __init__(self, log_every_steps: int = 10):
+    def __init__(self, log_every_steps: Count = 10):
         """log_every_steps: how often the losses on the bar, and the logged throughput, are brought up to date."""
         self.log_every_steps = log_every_steps
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,10 @@ from ldm.errors import UserError
 from ldm.files import replacing, sync_to_disk
 from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.schema import unaffecting
 
-UNAFFECTING = (
-    "lightning.callbacks",
-    "lightning.logger",
-    "lightning.trainer.deterministic",
-    # Of a schedule that is constant until its end, when it ends is decided late.
-    "model.params.total_steps",
-    "model.params.decay_steps",
-    "data.params.num_workers",
-    "model.params.compile",
-    "model.params.gradient_checkpointing",
-    "model.params.export_dtype",
-    # How an optimizer step's samples are shared out; their number is compared.
-    "data.params.batch_size",
-    "lightning.trainer.accelerator",
-    "lightning.trainer.accumulate_grad_batches",
-    "lightning.trainer.devices",
-    "lightning.trainer.num_nodes",
-    "lightning.trainer.strategy",
-    # Where things lie, and how they are read; their contents are compared.
-    "model.params.base",
-    "model.params.revision",
-    "model.params.use_ema",
-    "model.params.vae",
-    "model.params.variant",
-    "model.params.latent_cache",
-    "data.params.cache",
-    "data.params.captions",
-    "data.params.data_root",
-    "data.params.reg_data_root",
-)
-"""Settings that leave the loss record as it is, beyond rounding. All others change it."""
+WATCHERS = ("lightning.callbacks.", "lightning.logger.")
+"""Sections whose settings all leave the loss record as it is: they watch. Others say it in their signatures."""
 
 MAX_STEPS = "lightning.trainer.max_steps"
 SCHEDULES_WITHOUT_END = (None, "constant", "constant_with_warmup", "piecewise_constant")
@@ -76,7 +48,9 @@ def state_of(resumed: Path) -> tuple[Path | None, dict[str, Any]]:
     return resumed, load_checkpoint(resumed)
 
 
-def changes_since(checkpoint: Mapping[str, Any], stamp: Mapping[str, Any]) -> Changes:
+def changes_since(
+    checkpoint: Mapping[str, Any], stamp: Mapping[str, Any], trust: Sequence[str] = ()
+) -> Changes:
     """What would change the loss record, between what `checkpoint` carries and what this start would stamp on it.
 
     checkpoint: its content; where it is empty, nothing was trained that a change could bend.
@@ -85,11 +59,12 @@ def changes_since(checkpoint: Mapping[str, Any], stamp: Mapping[str, Any]) -> Ch
         return {}
     then, now = flat(checkpoint.get("config", {})), flat(stamp["config"])
     constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
+    same = unaffecting(stamp["config"], trust)
     changes = {
         key: [then.get(key), now.get(key)]
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key)
-        and not any(key == name or key.startswith(name + ".") for name in UNAFFECTING)
+        and not (key in same or key.startswith(WATCHERS))
         and not (key == MAX_STEPS and constant)
     }
     facts = {

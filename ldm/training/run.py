@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,9 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
             folder = run_folder.new_folder(options.logdir, name)
         folder, step = run_folder.share(folder, state.get("global_step"))
-        data, model, trainer = build(config, folder, trusted_only=bool(resumed))
+        data, model, trainer = build(config, folder, options.trust)
         if first and resumed:
-            changes = resume.changes_since(state, identity(model, trainer))
+            changes = resume.changes_since(state, identity(model, trainer), options.trust)
             resume.refuse(changes, folder, options.accept_changes)
         if is_finished(step, folder, model, trainer):
             return 0
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
             run_folder.write_record(folder, config, argv)
             held.enter_context(handlers)
         trainer.callbacks.insert(0, handlers)
-        return train(config, folder, step, data, model, trainer)
+        return train(config, folder, step, data, model, trainer, options.trust)
 
 
 def is_finished(step: int | None, folder: Path, model: Any, trainer: Any) -> bool:
@@ -80,9 +82,8 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
                 "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
             )
         config = configs.read_plain(folder_of(Path(options.resume)) / CONFIG)
-        configs.check_trusted(config)
-        return configs.override(config, overrides_of(options))
-    config = configs.load_config(options.base, overrides_of(options))
+        return configs.override(config, overrides_of(options), options.trust)
+    config = configs.load_config(options.base, overrides_of(options), options.trust)
     if options.scale_lr:
         scale_learning_rates(config)
     return config
@@ -111,7 +112,11 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
         "data.params.reg_data_root": options.reg_data_root,
         "data.params.class_word": options.class_word,
     }
-    words = [f"{key}={value}" for key, value in keys.items() if value is not None]
+    # Quoted, so that a folder called 2024 or "a: b" stays text.
+    # Quoted, so that a folder called 2024 or "a: b" stays text.
+    words = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items() if value is not None
+    ]
     if options.gpus is not None:
         if options.gpus == "0":
             raise UserError(
@@ -124,23 +129,25 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     return words + options.overrides
 
 
-def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any, Any, Any]:
+def build(config: dict[str, Any], folder: Path, trust: Sequence[str] = ()) -> tuple[Any, Any, Any]:
     """The data module, model and trainer of `config`; the trainer writes into `folder`."""
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import SLURMEnvironment
     from pytorch_lightning.plugins.precision import MixedPrecision
 
-    from ldm.config import instantiate_from_config
+    from ldm.foreign import TRAINER_SETTINGS
     from ldm.formats.modules import weights_on
-    from ldm.training.checkpoint import AtomicCheckpointIO
+    from ldm.targets import instantiate_from_config
+    from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
 
     lightning = config["lightning"]
-    data = instantiate_from_config(config["data"], trusted_only)
-    callbacks = [instantiate_from_config(c, trusted_only) for c in lightning["callbacks"].values() if c]
+    data = instantiate_from_config(config["data"], trust)
+    callbacks = [instantiate_from_config(c, trust) for c in lightning["callbacks"].values() if c]
+    if not any(isinstance(callback, Checkpointing) for callback in callbacks):
+        warnings.warn(
+            "no callback saves checkpoints: a run that is cut off starts from the beginning", stacklevel=2
+        )
     settings, io = dict(lightning["trainer"]), AtomicCheckpointIO({"config": config})
-    for key in ("max_steps", "accumulate_grad_batches"):
-        if settings.get(key, 1) < 1:
-            raise UserError(f"config lightning.trainer.{key} is {settings[key]}: it must be at least 1")
     plugins: list[Any] = [io]
     if SLURMEnvironment.detect():
         # Our own handler saves; requeueing is the job script's.
@@ -154,19 +161,13 @@ def build(config: dict[str, Any], folder: Path, trusted_only: bool) -> tuple[Any
             **settings,
             default_root_dir=folder,
             callbacks=callbacks,
-            logger=False,  # made by `train`, once there is a folder to write to
             plugins=plugins,
-            max_epochs=-1,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            log_every_n_steps=1,
+            **TRAINER_SETTINGS,
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"config lightning.trainer: {error}") from error
     with weights_on(trainer.strategy.root_device):
-        model = instantiate_from_config(config["model"], trusted_only)
+        model = instantiate_from_config(config["model"], trust)
     if hasattr(model, "check"):
         model.check(data)
     for callback in callbacks:
@@ -184,17 +185,25 @@ def identity(model: Any, trainer: Any) -> dict[str, Any]:
     return stamp
 
 
-def train(config: dict[str, Any], folder: Path, step: int | None, data: Any, model: Any, trainer: Any) -> int:
+def train(
+    config: dict[str, Any],
+    folder: Path,
+    step: int | None,
+    data: Any,
+    model: Any,
+    trainer: Any,
+    trust: Sequence[str] = (),
+) -> int:
     """Fit, from the checkpoint of `step` where there is one; export the model and say how to sample it."""
     from ldm import processes
-    from ldm.config import instantiate_from_config
     from ldm.formats.checkpoint_files import LAST
+    from ldm.targets import instantiate_from_config
     from ldm.training.checkpoint import Checkpointing
     from ldm.training.loggers import close_loggers, log_config, logger_options
 
     if config["lightning"]["logger"]:
         options = logger_options(config["lightning"]["logger"]["target"], folder, step)
-        trainer.loggers = [instantiate_from_config(config["lightning"]["logger"], **options)]
+        trainer.loggers = [instantiate_from_config(config["lightning"]["logger"], trust, **options)]
     log_config(trainer, config)
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     try:
@@ -229,7 +238,7 @@ def check(config: dict[str, Any], options: argparse.Namespace) -> int:
 
     quiet()
     with tempfile.TemporaryDirectory() as folder:
-        data, model, trainer = build(config, Path(folder), trusted_only=bool(options.resume))
+        data, model, trainer = build(config, Path(folder), options.trust)
         print(estimate(data, model, trainer))
     return 0
 

@@ -1,7 +1,6 @@
 """Sample images while training: the same prompts and seeds each time, so that only the weights differ."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from ldm.files import going_on_without
 from ldm.models.latent_diffusion import NotFiniteError
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
+from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed
 
 
 class SampleImages(StepCallback):
@@ -21,13 +21,13 @@ class SampleImages(StepCallback):
 
     def __init__(
         self,
-        every_steps: int,
-        prompts: Sequence[str],
-        per_prompt: int,
-        seed: int,
-        sampler: str,
-        steps: int,
-        guidance_scale: float,
+        every_steps: Count | None,
+        prompts: Prompts,
+        per_prompt: Count,
+        seed: Seed,
+        sampler: SamplerName,
+        steps: Count,
+        guidance_scale: NonNegativeFloat,
         at_end: bool = True,
     ):
         """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; at_end: draw after the last step too."""

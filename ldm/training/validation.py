@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, truncate_rows
 from ldm.training.step_callback import StepCallback, is_due
+from ldm.values import Count, NonNegativeInt
 
 
 class Validation(StepCallback):
@@ -31,10 +32,10 @@ class Validation(StepCallback):
 
     def __init__(
         self,
-        every_steps: int,
-        num_timesteps: int = 4,
-        drift_samples: int = 8,
-        monitor: str | None = "score",
+        every_steps: Count | None,
+        num_timesteps: Count = 4,
+        drift_samples: NonNegativeInt = 8,
+        monitor: Literal["subject_loss", "drift", "score"] | None = "score",
         at_end: bool = True,
     ):
         """num_timesteps: size of the timestep grid; drift_samples: prior samples the drift is measured on.

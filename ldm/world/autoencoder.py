@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Annotated
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from ldm.data.images import pixels_of
 from ldm.files import replacing_folder
 from ldm.formats.diffusers_folder import write_network
-from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.values import (
+    Count,
+    KeywordsOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Seed,
+    Unaffecting,
+)
+from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
 
 
 class Autoencoder(pl.LightningModule):
@@ -30,18 +41,18 @@ class Autoencoder(pl.LightningModule):
 
     def __init__(
         self,
-        network: dict,
-        learning_rate: float = 2e-3,
-        total_steps: int = 10_000,
-        warmup_steps: int = 200,
-        decay_steps: int = 5_000,
-        edge_weight: float = 0.1,
-        kl_weight: float = 1e-6,
-        average_decay: float = 0.998,
-        seed: int = 0,
+        network: Annotated[dict, KeywordsOf("diffusers.AutoencoderKL")],
+        learning_rate: PositiveFloat = 2e-3,
+        total_steps: Annotated[Count, Unaffecting] = 10_000,
+        warmup_steps: NonNegativeInt = 200,
+        decay_steps: Annotated[NonNegativeInt, Unaffecting] = 5_000,
+        edge_weight: NonNegativeFloat = 0.1,
+        kl_weight: NonNegativeFloat = 1e-6,
+        average_decay: Probability = 0.998,
+        seed: Seed = 0,
     ):
         super().__init__()
-        with keyed_weights(seed, "vae"):
+        with keyed_weights(seed, "vae"), settings_of("network"):
             self.vae = AutoencoderKL.from_config(network)
         start_deterministic(self.vae)
         self.average = copy.deepcopy(self.vae).requires_grad_(False)

@@ -3,8 +3,9 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,32 +15,52 @@ from transformers import CLIPConfig, CLIPModel
 
 from ldm.files import find, replacing_folder
 from ldm.formats.diffusers_folder import read_tokenizer
-from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.values import (
+    Count,
+    KeywordsOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Seed,
+    Text,
+    Unaffecting,
+)
+from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """Keywords of transformers' `CLIPConfig`."""
+
+    projection_dim: Count
+    text_config: Annotated[dict, KeywordsOf("transformers.CLIPTextConfig")]
+    vision_config: Annotated[dict, KeywordsOf("transformers.CLIPVisionConfig")]
 
 
 class ContrastivePretraining(pl.LightningModule):
     """Learns a `CLIPModel` by telling which caption belongs to which picture (Radford et al., arXiv 2103.00020).
 
-    tokenizer: folder. network: keywords of `CLIPConfig`. average_decay: of the moving average of the weights,
+    tokenizer: folder. average_decay: of the moving average of the weights,
     which is what is exported.
     """
 
     def __init__(
         self,
-        tokenizer: str,
-        network: dict,
-        learning_rate: float = 1e-3,
-        total_steps: int = 2000,
-        warmup_steps: int = 100,
-        decay_steps: int = 1000,
-        weight_decay: float = 0.1,
-        average_decay: float = 0.99,
-        seed: int = 0,
+        tokenizer: Text,
+        network: ClipSettings,
+        learning_rate: PositiveFloat = 1e-3,
+        total_steps: Annotated[Count, Unaffecting] = 2000,
+        warmup_steps: NonNegativeInt = 100,
+        decay_steps: Annotated[NonNegativeInt, Unaffecting] = 1000,
+        weight_decay: NonNegativeFloat = 0.1,
+        average_decay: Probability = 0.99,
+        seed: Seed = 0,
     ):
         super().__init__()
         self.folder = find(tokenizer)
-        with keyed_weights(seed, "clip"):
-            self.model = CLIPModel(CLIPConfig(**network))
+        with keyed_weights(seed, "clip"), settings_of("network"):
+            self.model = CLIPModel(CLIPConfig(**asdict(network)))
         self.tokenizer = read_tokenizer(self.folder, self.model.config.text_config.vocab_size)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay

@@ -6,7 +6,20 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ldm.errors import UserError
 from ldm.randomness import generator
+
+
+@contextmanager
+def settings_of(key: str) -> Iterator[None]:
+    """Networks built inside are described by `model.params.key`: what their library says of it becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library raises for sizes that do not fit together
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config: model.params.{key}: {type(error).__name__}: {reason}") from error
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Numbered pictures of the embedded world as training samples."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,8 +17,13 @@ from ldm.data.images import pixels_of
 from ldm.data.sampler import CountingBatchSampler
 from ldm.files import replacing
 from ldm.randomness import generator, permutation
+from ldm.values import Count, Must, NonNegativeInt, Probability, Seed, Text, Unaffecting
 from ldm.world.drawing import World, caption
 from ldm.world.scenes import SCENES
+
+LatentShape = Annotated[
+    Sequence[Count], Must(lambda shape: len(shape) == 3, "channels, height and width, as in [4, 16, 16]")
+]
 
 
 class WorldPictures(pl.LightningDataModule):
@@ -30,16 +37,16 @@ class WorldPictures(pl.LightningDataModule):
 
     def __init__(
         self,
-        art: str = "assets/world",
-        count: int = 60_000,
-        seed: int = 0,
-        batch_size: int = 32,
-        latent_shape: tuple[int, int, int] = (4, 16, 16),
-        num_timesteps: int = 1000,
-        caption_dropout: float = 0.1,
-        name_share: float = 0.0,
-        cache: str = ".cache/world",
-        num_workers: int = 0,
+        art: Text = "assets/world",
+        count: Count = 60_000,
+        seed: Seed = 0,
+        batch_size: Annotated[Count, Unaffecting] = 32,
+        latent_shape: LatentShape = (4, 16, 16),
+        num_timesteps: Count = 1000,
+        caption_dropout: Probability = 0.1,
+        name_share: Probability = 0.0,
+        cache: Annotated[Text, Unaffecting] = ".cache/world",
+        num_workers: Annotated[NonNegativeInt, Unaffecting] = 0,
     ):
         super().__init__()
         self.art, self.count, self.seed, self.batch_size = art, count, seed, batch_size

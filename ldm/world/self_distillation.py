@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,8 +12,18 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from ldm.files import replacing_folder
+from ldm.values import (
+    Count,
+    KeywordsOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Seed,
+    Unaffecting,
+)
 from ldm.world.contrastive import write_preprocessing
-from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
 
 
 class Head(nn.Module):
@@ -44,22 +54,22 @@ class SelfDistillation(pl.LightningModule):
 
     def __init__(
         self,
-        network: dict,
-        prototypes: int = 512,
-        hidden: int = 512,
-        bottleneck: int = 128,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.05,
-        teacher_momentum: float = 0.99,
-        learning_rate: float = 1e-3,
-        total_steps: int = 4000,
-        warmup_steps: int = 200,
-        decay_steps: int = 2000,
-        weight_decay: float = 0.05,
-        seed: int = 0,
+        network: Annotated[dict, KeywordsOf("transformers.ViTConfig")],
+        prototypes: Count = 512,
+        hidden: Count = 512,
+        bottleneck: Count = 128,
+        student_temperature: PositiveFloat = 0.1,
+        teacher_temperature: PositiveFloat = 0.05,
+        teacher_momentum: Probability = 0.99,
+        learning_rate: PositiveFloat = 1e-3,
+        total_steps: Annotated[Count, Unaffecting] = 4000,
+        warmup_steps: NonNegativeInt = 200,
+        decay_steps: Annotated[NonNegativeInt, Unaffecting] = 2000,
+        weight_decay: NonNegativeFloat = 0.05,
+        seed: Seed = 0,
     ):
         super().__init__()
-        with keyed_weights(seed, "dino"):
+        with keyed_weights(seed, "dino"), settings_of("network"):
             vit = ViTModel(ViTConfig(**network), add_pooling_layer=False)
             head = Head(network["hidden_size"], hidden, bottleneck, prototypes)
         self.student = nn.ModuleDict({"vit": vit, "head": head})

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,7 +21,18 @@ from ldm.files import find, replacing
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.world.from_scratch import keyed_weights, update_average, warm_stable_decay
+from ldm.values import (
+    Count,
+    KeywordsOf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Seed,
+    Text,
+    Unaffecting,
+)
+from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
 
 
 class TextToImage(pl.LightningModule):
@@ -35,40 +47,41 @@ class TextToImage(pl.LightningModule):
 
     def __init__(
         self,
-        first_stage: str,
-        tokenizer: str,
-        unet: dict,
-        text_encoder: dict,
-        scheduler: dict,
-        learning_rate: float = 8e-4,
-        total_steps: int = 20_000,
-        warmup_steps: int = 300,
-        decay_steps: int = 4_000,
-        weight_decay: float = 0.01,
-        token_std: float = 0.06,
-        min_snr_gamma: float | None = 5.0,
-        average_decay: float = 0.999,
-        latent_cache: str = ".cache/latents",
-        seed: int = 0,
+        first_stage: Text,
+        tokenizer: Text,
+        unet: Annotated[dict, KeywordsOf("diffusers.UNet2DConditionModel")],
+        text_encoder: Annotated[dict, KeywordsOf("transformers.CLIPTextConfig")],
+        scheduler: Annotated[dict, KeywordsOf("diffusers.DDIMScheduler")],
+        learning_rate: PositiveFloat = 8e-4,
+        total_steps: Annotated[Count, Unaffecting] = 20_000,
+        warmup_steps: NonNegativeInt = 300,
+        decay_steps: Annotated[NonNegativeInt, Unaffecting] = 4_000,
+        weight_decay: NonNegativeFloat = 0.01,
+        token_std: NonNegativeFloat = 0.06,
+        min_snr_gamma: PositiveFloat | None = 5.0,
+        average_decay: Probability = 0.999,
+        latent_cache: Annotated[Text, Unaffecting] = ".cache/latents",
+        seed: Seed = 0,
     ):
         super().__init__()
         words = read_tokenizer(find(tokenizer), text_encoder["vocab_size"])
-        with keyed_weights(seed, "text_encoder"):
+        with keyed_weights(seed, "text_encoder"), settings_of("text_encoder"):
             reader = CLIPTextModel(CLIPTextConfig(**text_encoder))
             nn.init.normal_(reader.get_input_embeddings().weight, std=token_std)
-        with keyed_weights(seed, "unet"):
+        with keyed_weights(seed, "unet"), settings_of("unet"):
             denoiser = UNet2DConditionModel.from_config(unet)
-        self.model = LatentDiffusion(
-            Components(
-                vae=read_vae(find(first_stage), variant=None, dtype=torch.float32),
-                text_encoder=reader,
-                unet=denoiser,
-                tokenizer=words,
-                scheduler_config=scheduler,
-                source="from scratch",
-                fingerprint="",
+        with settings_of("scheduler"):
+            self.model = LatentDiffusion(
+                Components(
+                    vae=read_vae(find(first_stage), variant=None, dtype=torch.float32),
+                    text_encoder=reader,
+                    unet=denoiser,
+                    tokenizer=words,
+                    scheduler_config=scheduler,
+                    source="from scratch",
+                    fingerprint="",
+                )
             )
-        )
         self.trained = nn.ModuleDict(
             {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
         ).train()

@@ -1,5 +1,7 @@
 """Views of the embedded world's things for self-supervised learning: two looks at one thing, without its name."""
 
+from typing import Annotated
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.images import to_tensor
 from ldm.data.sampler import CountingBatchSampler
 from ldm.randomness import generator
+from ldm.values import Count, NonNegativeInt, Seed, Text, Unaffecting
 from ldm.world.drawing import World
 
 
@@ -23,13 +26,13 @@ class WorldViews(pl.LightningDataModule):
 
     def __init__(
         self,
-        art: str = "assets/world",
-        seed: int = 0,
-        batch_size: int = 64,
-        large: int = 2,
-        small: int = 2,
-        small_size: int = 32,
-        num_workers: int = 0,
+        art: Text = "assets/world",
+        seed: Seed = 0,
+        batch_size: Annotated[Count, Unaffecting] = 64,
+        large: Count = 2,
+        small: NonNegativeInt = 2,
+        small_size: Count = 32,
+        num_workers: Annotated[NonNegativeInt, Unaffecting] = 0,
     ):
         super().__init__()
         self.art, self.seed, self.batch_size, self.num_workers = art, seed, batch_size, num_workers

@@ -1,0 +1,105 @@
+"""Signatures that stand in for those of libraries, whose own do not say what is allowed here.
+
+Lightning's Trainer takes a float for a count and any text for a precision, and its loggers write wherever they are
+told; a run's logger stays in the run's folder.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from ldm.values import Count, FolderName, Must, NonNegativeFloat, NonNegativeInt, Unaffecting
+
+
+def _are_devices(devices: int | str | list[int]) -> bool:
+    if isinstance(devices, list):
+        return 0 < len(devices) == len(set(devices))
+    return devices in ("auto", -1) or devices >= 1
+
+
+Devices = Annotated[
+    int | Literal["auto"] | list[NonNegativeInt],
+    Must(_are_devices, "a count of at least 1, a list such as [0, 1], or -1 for all"),
+]
+
+
+def trainer(
+    max_steps: Count,
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], Unaffecting] = "auto",
+    devices: Annotated[Devices, Unaffecting] = "auto",
+    num_nodes: Annotated[Count, Unaffecting] = 1,
+    strategy: Annotated[
+        Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"],
+        Unaffecting,
+    ] = "auto",
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+    accumulate_grad_batches: Annotated[Count, Unaffecting] = 1,
+    gradient_clip_val: NonNegativeFloat | None = None,
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+    deterministic: Annotated[bool | Literal["warn"], Unaffecting] = False,
+    benchmark: bool | None = None,
+    detect_anomaly: bool = False,
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None,
+    **others: Any,
+) -> None:
+    """Of pytorch_lightning.Trainer: the keywords that a run has a say in; others go to Lightning as they are."""
+
+
+TRAINER_SETTINGS: dict[str, Any] = {
+    "logger": False,  # made once there is a folder to write to
+    "max_epochs": -1,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "log_every_n_steps": 1,
+}
+"""Keywords of the Trainer that are the same in every run; a config cannot set them."""
+
+
+LoggerFolder = FolderName | Literal[""]
+
+
+def tensorboard_logger(
+    name: LoggerFolder | None = None,
+    version: LoggerFolder | NonNegativeInt | None = None,
+    prefix: str = "",
+    log_graph: bool = False,
+    default_hp_metric: bool = True,
+    max_queue: Count = 10,
+    flush_secs: Count = 120,
+) -> None:
+    """Of pytorch_lightning.loggers.TensorBoardLogger, in the run's folder."""
+
+
+def csv_logger(
+    name: LoggerFolder | None = None,
+    version: LoggerFolder | NonNegativeInt | None = None,
+    prefix: str = "",
+    flush_logs_every_n_steps: Count = 100,
+) -> None:
+    """Of pytorch_lightning.loggers.CSVLogger, in the run's folder."""
+
+
+def wandb_logger(
+    name: FolderName | None = None,
+    version: FolderName | None = None,
+    project: FolderName | None = None,
+    entity: FolderName | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] | None = None,
+    notes: str | None = None,
+    prefix: str = "",
+    offline: bool = False,
+    mode: Literal["online", "offline", "disabled"] | None = None,
+    log_model: bool | Literal["all"] = False,
+) -> None:
+    """Of pytorch_lightning.loggers.WandbLogger, in the run's folder; wandb.init has keywords that start programs."""
+
+
+SIGNATURES: dict[str, Callable[..., None]] = {
+    "pytorch_lightning.loggers.CSVLogger": csv_logger,
+    "pytorch_lightning.loggers.TensorBoardLogger": tensorboard_logger,
+    "pytorch_lightning.loggers.WandbLogger": wandb_logger,
+}
+"""What a config may say to a library's class, by its target."""

@@ -1,0 +1,207 @@
+"""What a run's config may say: its sections, and for each `target` the keys, types and ranges of its signature."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_args
+
+from ldm.errors import UserError
+from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
+from ldm.targets import get_class, is_target, parameters, signature, takes_any
+from ldm.values import KeywordsOf, Seed, Unaffecting, problem_with, takes_text
+
+SECTIONS = ("seed", "model", "data", "lightning")
+LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
+GIVEN_BY_RUN = ("callbacks", "default_root_dir", "plugins", *TRAINER_SETTINGS)
+"""Keywords of Lightning's Trainer that a run sets itself."""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number or truth value of a YAML file or override, with the text that it was written as."""
+
+    text: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a config: where it is, and what it may be."""
+
+    path: str
+    node: dict[str, Any]
+    key: str
+    annotation: Any
+
+    @property
+    def value(self) -> Any:
+        return self.node[self.key]
+
+
+def read_scalars(config: dict[str, Any], trust: Sequence[str]) -> None:
+    """Put values in the place of `Scalar`s: the text as written where a setting is text, as in `class_word: 911`."""
+    for setting in settings(config, trust):
+        setting.node[setting.key] = plain(setting.value, takes_text(setting.annotation))
+
+
+def plain(value: Any, as_text: bool = False) -> Any:
+    """`value` with the numbers of its `Scalar`s, or with their texts."""
+    if isinstance(value, Scalar):
+        return value.text if as_text else value.value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item, as_text) for item in value] if isinstance(value, list) else value
+
+
+def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
+    """Raise UserError for a key, a value or a class that a run cannot have; in one line, before anything is built."""
+    for setting in settings(config, trust):
+        problem = problem_with(setting.value, setting.annotation) or _not_finite(setting.value)
+        if problem:
+            raise UserError(f"config: {setting.path} {problem}")
+    _check_optimizers(config["model"], "model", trust)
+
+
+def unaffecting(config: dict[str, Any], trust: Sequence[str] = ()) -> set[str]:
+    """Paths of the settings that leave the loss record as it is, by their signatures' own word."""
+    return {
+        setting.path
+        for setting in settings(config, trust)
+        if any(mark is Unaffecting for mark in get_args(setting.annotation))
+    }
+
+
+def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Setting]:
+    """Every setting of a run's config. Raises UserError for keys that are unknown or missing, and untrusted targets."""
+    import pytorch_lightning as pl
+
+    _check_keys(config, SECTIONS, "")
+    for section in ("model", "data", "lightning"):
+        if not isinstance(config.get(section), Mapping):
+            raise UserError(f"config: the section '{section}' is missing; start from configs/dreambooth.yaml")
+    if "seed" in config:
+        yield Setting("seed", config, "seed", Seed)
+    yield from _of_target(config["model"], "model", trust, pl.LightningModule)
+    yield from _of_target(config["data"], "data", trust, pl.LightningDataModule)
+
+    lightning = config["lightning"]
+    _check_keys(lightning, LIGHTNING_SECTIONS, "lightning")
+    for section in ("trainer", "callbacks"):
+        if not isinstance(lightning.get(section), Mapping):
+            raise UserError(
+                f"config: the section 'lightning.{section}' is missing; see configs/dreambooth.yaml"
+            )
+    others = {key: Any for key in parameters(pl.Trainer) if key not in GIVEN_BY_RUN}
+    yield from _of_call(lightning["trainer"], trainer, "lightning.trainer", trust, others)
+    if lightning.get("logger") is not None:
+        yield from _of_target(lightning["logger"], "lightning.logger", trust, pl.loggers.Logger)
+    for name, node in lightning["callbacks"].items():
+        if node is not None:
+            yield from _of_target(node, f"lightning.callbacks.{name}", trust, pl.Callback)
+
+
+def _of_target(node: Any, path: str, trust: Sequence[str], kind: type | None = None) -> Iterator[Setting]:
+    """The settings of a node with a `target`, which names a `kind`; without one, of a node inside another's params."""
+    found = _class_of(node, path, trust)
+    if kind is not None and isinstance(found, type) and not issubclass(found, kind):
+        raise UserError(f"config: {path}.target '{node['target']}' is no {kind.__name__}")
+    params = {} if node.get("params") is None else node["params"]
+    if not isinstance(params, dict):
+        raise UserError(f"config: {path}.params is {params!r}: it must be keys and values")
+    call = SIGNATURES.get(node["target"], found)
+    complete = kind is not None and call is found
+    yield from _of_call(params, call, f"{path}.params", trust, complete=complete)
+
+
+def _class_of(node: Any, path: str, trust: Sequence[str]) -> Any:
+    if not is_target(node):
+        raise UserError(
+            f"config: {path} is {plain(node)!r}: it must have a target, or be null to leave it out"
+        )
+    _check_keys(node, ("target", "params"), path)
+    if not isinstance(node["target"], str):
+        raise UserError(f"config: {path}.target is {plain(node['target'])!r}: it must name a class")
+    return get_class(node["target"], trust)
+
+
+def _of_call(
+    params: dict[str, Any],
+    call: Callable[..., Any],
+    path: str,
+    trust: Sequence[str],
+    others: Mapping[str, Any] | None = None,
+    complete: bool = True,
+) -> Iterator[Setting]:
+    """The settings that `call` is made with. others: keywords beside those of its signature.
+
+    complete: no more keywords are given later, so one without a default must be there.
+    """
+    types = {**(others or {}), **parameters(call)}
+    if others is not None or not takes_any(call):
+        _check_keys(params, tuple(types), path)
+    for key, parameter in signature(call).items():
+        if complete and parameter.default is inspect.Parameter.empty and key not in params:
+            raise UserError(f"config: {path}.{key} is missing")
+    for key, value in params.items():
+        where, annotation = f"{path}.{key}", types.get(key, Any)
+        if is_target(value):
+            problem = problem_with(_class_of(value, where, trust), annotation)
+            if problem:
+                raise UserError(f"config: {where} {problem}")
+            yield from _of_target(value, where, trust)
+        elif isinstance(value, dict) and (call := _call_of(annotation)):
+            own = {name: Any for name in value if name.startswith("_")}
+            yield from _of_call(value, call, where, trust, own, complete=is_dataclass(call))
+        else:
+            yield Setting(where, params, key, annotation)
+
+
+def _call_of(annotation: Any) -> Any:
+    """What keys and values of this type are keywords of, where that is known."""
+    if is_dataclass(annotation):
+        return annotation
+    marks = [mark for mark in get_args(annotation) if isinstance(mark, KeywordsOf)]
+    return get_class(marks[0].target, (marks[0].target,)) if marks else None
+
+
+def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
+    """Take a step with every optimizer of a config, on one number: its class knows best what it takes."""
+    import torch
+
+    if not isinstance(node, Mapping):
+        return
+    if is_target(node):
+        found, params = get_class(node["target"], trust), node.get("params") or {}
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+            number = torch.zeros(1, requires_grad=True)
+            number.grad = torch.zeros(1)
+            try:
+                found([number], **params).step()
+            except Exception as error:  # whatever a library raises for a value that it does not take
+                reason = str(error).partition("\n")[0]
+                raise UserError(f"config: {path}.params: {node['target']} says: {reason}") from error
+    for key, value in node.items():
+        _check_optimizers(value, f"{path}.{key}", trust)
+
+
+def _not_finite(value: Any) -> str | None:
+    """The problem of a number that is infinite or NaN, wherever in `value` it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}: it must be a finite number"
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_not_finite, items)), None)
+
+
+def _check_keys(node: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    for key in node:
+        if key not in known:
+            where = f"{path}.{key}" if path else str(key)
+            raise UserError(f"config: unknown key '{where}'{suggestion(key, known)}")
+
+
+def suggestion(key: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """The known key that is most like `key`, or all of them, to follow "unknown key"."""
+    close = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(map(str, known))}"

@@ -1,0 +1,121 @@
+"""From the name of a class in a config to the class, and only to those that may be built."""
+
+import contextlib
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from ldm.errors import UserError
+
+TRUSTED_MODULES = ("bitsandbytes.optim", "torch.optim")
+"""Libraries' modules whose classes any config may build: optimizers."""
+
+TRUSTED_TARGETS = (
+    "pytorch_lightning.loggers.CSVLogger",
+    "pytorch_lightning.loggers.TensorBoardLogger",
+    "pytorch_lightning.loggers.WandbLogger",
+)
+"""Single classes of libraries that any config may build, with the keywords that `ldm/foreign.py` allows."""
+
+MOVED = {
+    "ldm.data.world.": "ldm.world.drawing.",
+    "ldm.data.world_pictures.": "ldm.world.pictures.",
+    "ldm.data.world_views.": "ldm.world.views.",
+    "ldm.models.autoencoder.": "ldm.world.autoencoder.",
+    "ldm.models.contrastive.": "ldm.world.contrastive.",
+    "ldm.models.dreambooth.": "ldm.methods.dreambooth.",
+    "ldm.models.self_distillation.": "ldm.world.self_distillation.",
+    "ldm.models.text_to_image.": "ldm.world.text_to_image.",
+}
+"""Modules that have moved: configs of older runs name them by their former place."""
+
+
+def get_class(target: str, trust: Sequence[str] = ()) -> Any:
+    """The class that `target` ("package.module.Name") names.
+
+    A config may come from a stranger, and what it names is called. So a target is a class of this project, one of
+    the libraries' above, or in a package that the user trusts; any other is refused before its module is imported.
+    trust: such packages or modules, from `--trust`. Of these, functions are allowed too.
+    """
+    former = next((old for old in MOVED if target.startswith(old)), None)
+    if former:
+        target = MOVED[former] + target.removeprefix(former)
+    module_name, _, name = target.rpartition(".")
+    trusted = any(target == word or target.startswith(word + ".") for word in trust)
+    known = target.startswith("ldm.") or target in TRUSTED_TARGETS or module_name in TRUSTED_MODULES
+    refused = UserError(
+        f"config: target '{target}' is no class of this project or of a library that it knows, and could run"
+        f" anything; if you trust it, add --trust {target.split('.')[0]}"
+    )
+    if not (trusted or known):
+        raise refused
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"config: cannot import target '{target}': {error}") from error
+    # ldm.x.subprocess is a module that ldm.x imports, and a function of the project's might delete files.
+    own_class = isinstance(found, type) and found.__module__.startswith(target.split(".")[0] + ".")
+    if not (trusted or own_class):
+        raise refused
+    return found
+
+
+def instantiate_from_config(config: Mapping[str, Any], trust: Sequence[str] = (), **extra: Any) -> Any:
+    """`target(**params, **extra)` of a checked config.
+
+    A node inside `params` arrives as `functools.partial(target, **params)`: it still needs an argument that
+    only the outer one has, as an optimizer needs the parameters it optimizes. Keys and values for a parameter
+    whose type is a dataclass arrive as one.
+    """
+    target, params = get_class(config["target"], trust), config.get("params") or {}
+    types = parameters(target)
+    return target(
+        **{key: _built(value, types.get(key, Any), trust) for key, value in params.items()}, **extra
+    )
+
+
+def _built(value: Any, annotation: Any, trust: Sequence[str]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if is_target(value):
+        return functools.partial(get_class(value["target"], trust), **(value.get("params") or {}))
+    return annotation(**value) if is_dataclass(annotation) else value
+
+
+def is_target(value: Any) -> bool:
+    """Whether a config's value is a node that names a class."""
+    return isinstance(value, Mapping) and "target" in value
+
+
+def parameters(target: Any) -> dict[str, Any]:
+    """Annotations of what `target` can be called with by name; `Any` where it has none."""
+    return {name: parameter.annotation for name, parameter in signature(target).items()}
+
+
+def signature(target: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of `target` by name, their annotations evaluated where that is possible.
+
+    Parameters of variable number are left out; `takes_any` tells whether there are some.
+    """
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        name: parameter if parameter.annotation is not parameter.empty else parameter.replace(annotation=Any)
+        for name, parameter in _signature(target).parameters.items()
+        if parameter.kind in keywords
+    }
+
+
+def takes_any(target: Any) -> bool:
+    """Whether `target` takes keywords that its signature does not name."""
+    return any(p.kind is p.VAR_KEYWORD for p in _signature(target).parameters.values())
+
+
+@functools.cache
+def _signature(target: Any) -> inspect.Signature:
+    for evaluated in (True, False):  # annotations in quotes may name what is not there at run time
+        with contextlib.suppress(NameError, SyntaxError, TypeError, ValueError):
+            return inspect.signature(target, eval_str=evaluated)
+    return inspect.signature(lambda **keywords: None)  # of what is built in, nothing is known
