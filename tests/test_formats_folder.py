@@ -240,7 +240,7 @@ def test_a_hub_id_without_a_network_says_what_was_tried(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
-        UserError, match="owner/name is no local folder or file, and the hub was tried"
+        UserError, match="owner/name is not a local folder or file, and the hub was tried"
     ) as caught:
         load_base("owner/name", revision="v2", variant="fp16")
     assert "\n" not in str(caught.value)

@@ -212,7 +212,7 @@ class TestPredictionType:
             (tmp_path / "a.yaml").write_text(f"model:\n  params:\n    {text}\n")
             assert self.predicted(tmp_path / "a.safetensors", configs) == expected
         (tmp_path / "a.yaml").write_text("[1, 2]")
-        with pytest.raises(UserError, match="a.yaml beside the model is no CompVis config"):
+        with pytest.raises(UserError, match="a.yaml beside the model is not a CompVis config"):
             self.predicted(tmp_path / "a.safetensors", configs)
 
     def test_sd_1_predicts_noise(self, tmp_path, v1, configs):
@@ -231,7 +231,7 @@ class TestPredictionType:
         ("model.unet.conv_in.weight", "run's checkpoint"),
         ("down_blocks.0.resnets.0.conv1.weight", "folder that holds model_index.json"),
         ("first_stage_model.encoder.conv_in.weight", "vae of a base model"),
-        ("blocks.0.attn.weight", "no Stable Diffusion model"),
+        ("blocks.0.attn.weight", "not a Stable Diffusion model"),
         ("model.diffusion_model.input_blocks.0.0.weight", "no text encoder"),
     ],
 )

@@ -29,7 +29,7 @@ def load_base(
     configs: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
-    """Read a base model in `dtype` (onto the CPU, or `modules.weights_on`), every key and shape accounted for.
+    """Read a base model in `dtype` (onto the CPU, or `modules.weights_on`) and check every key and shape.
 
     base: a folder in diffusers' layout, a hub id (`owner/name`), or a single CompVis/A1111 file.
     revision: branch, tag or commit of a hub id.
@@ -67,7 +67,7 @@ def load_base(
 def load_vae(
     vae: str | Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A VAE of its own, or out of a whole model: folder, hub id or single file."""
+    """A VAE, alone or from a whole model: a folder, hub id or single file."""
     path = locate(vae, None, variant)
     if path.is_dir():
         return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
@@ -84,7 +84,7 @@ def fingerprint(
 ) -> str:
     """Hash (32 hex digits) of the contents that `load_base` reads with the same arguments.
 
-    It does not depend on where the files lie. Raises `UserError` where files are missing.
+    It does not depend on the files' location. Raises `UserError` where files are missing.
     """
     path = locate(base, revision, variant)
     if path.is_dir():

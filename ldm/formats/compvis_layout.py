@@ -1,7 +1,7 @@
-"""Tensors of CompVis' single files to and from the networks' own state dicts; pure, no file is read.
+"""Converts tensors between CompVis' single files and the networks' own state dicts; reads no file.
 
-Beside names (`compvis_names`) two layouts differ: the VAE's attention is four 1 x 1 convolutions
-there and four linear layers here, and OpenCLIP joins query, key and value into one matrix.
+Besides the names (`compvis_names`) two layouts differ: CompVis has four 1 x 1 convolutions for the VAE's
+attention and diffusers four linear layers, and OpenCLIP joins query, key and value into one matrix.
 """
 
 import re
@@ -59,7 +59,7 @@ def compvis_key_map(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str
 def from_compvis(
     tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], use_ema: bool
 ) -> dict:
-    """The tensors of each component in `key_map` under our keys; what the file lacks is left out.
+    """The tensors of each component in `key_map` under our keys, as far as the file has them.
 
     use_ema: take the UNet's moving average where the file has one.
     """
@@ -78,8 +78,8 @@ def surplus(
 ) -> dict[str, list[str]]:
     """The keys that no network takes and `INERT_KEYS` does not name, by component.
 
-    A component that `key_map` lacks is not looked at. text_layers: how many the text encoder has; SD 2.x
-    uses all of OpenCLIP's but the last, so the layer of this number is inert.
+    Components outside `key_map` are skipped. text_layers: layers of the text encoder; SD 2.x uses all of
+    OpenCLIP's but the last, so the layer of this number is inert.
     """
     known = {theirs for names in key_map.values() for theirs in names.values()}
     known |= {ema_key(theirs) for theirs in key_map.get("unet", {}).values()}

@@ -1,7 +1,7 @@
-"""What CompVis' single files call the parameters that diffusers and transformers call otherwise.
+"""The names that CompVis' single files have for the parameters of diffusers and transformers.
 
 Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so
-the same map serves reading and writing. Only the numbering of blocks depends on the network's size.
+one map serves reading and writing. Only the numbering of blocks depends on the network's size.
 
 Sources: module names of CompVis/stable-diffusion (`openaimodel.py`, `model.py`) and mlfoundations/open_clip
 (`transformer.py`); checked in the tests against diffusers' own conversion.
@@ -89,7 +89,7 @@ def unet_name(key: str, layers: int, attending: set[str]) -> str:
 
 
 def vae_names(keys: Iterable[str], blocks: int) -> dict[str, str]:
-    """The VAE; the decoder's blocks count from fine to coarse in CompVis, the other way here."""
+    """The VAE. CompVis numbers the decoder's blocks from fine to coarse, diffusers from coarse to fine."""
     return {key: VAE_PREFIX + vae_name(key, blocks) for key in keys}
 
 
@@ -122,7 +122,7 @@ def clip_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def openclip_names(keys: Iterable[str]) -> dict[str, str]:
-    """The text encoder of SD 2.x; its joined query, key and value are still three here (`join_qkv`)."""
+    """The text encoder of SD 2.x, with query, key and value still apart (`join_qkv` joins them)."""
     return {key: OPENCLIP_PREFIX + openclip_name(key) for key in keys}
 
 

@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Attention layers of the VAE in folders written before diffusers 0.15, and their names now."""
+"""Names of the VAE's attention layers before diffusers 0.15, and their present names."""
 
 
 def read_diffusers_folder(
@@ -64,14 +64,14 @@ def read_diffusers_folder(
 
 
 def read_vae(folder: Path, *, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
-    """A VAE from its own folder, or from the `vae` folder of a pipeline."""
+    """A VAE from a folder of its own, or from the `vae` folder of a pipeline."""
     own = vae_folder(folder)
     configs, weights = {"vae": network_config(own, "vae")}, {"vae": read_weights(own, "vae", variant)}
     return assemble(configs, weights, dtype, str(own))["vae"]
 
 
 def vae_folder(folder: Path) -> Path:
-    """The VAE's own folder, given that or a pipeline's."""
+    """The folder of the VAE itself; `folder` is that or a pipeline's."""
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 
@@ -93,7 +93,7 @@ def weight_file(folder: Path, component: str, variant: str | None) -> Path:
 
 
 def read_weights(folder: Path, component: str, variant: str | None) -> dict[str, Tensor]:
-    """The tensors of a component under the keys that its class uses now."""
+    """The tensors of a component under its class's present keys."""
     tensors = load_checkpoint(weight_file(folder, component, variant))
     if component == "text_encoder":  # version 4 of transformers put every key under `text_model.`
         tensors = {key.removeprefix("text_model."): value for key, value in tensors.items()}
@@ -132,7 +132,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
     """The tokenizer in `folder`, which must have at most `vocab_size` tokens."""
     tokenizer = load_tokenizer(folder)
-    if not 2 < len(tokenizer) <= vocab_size:  # of files that it cannot use, transformers makes two tokens
+    if not 2 < len(tokenizer) <= vocab_size:  # transformers makes two tokens of files that it cannot use
         raise UserError(f"{folder} has {len(tokenizer)} tokens, but the text encoder has {vocab_size} rows")
     return tokenizer
 
@@ -149,7 +149,7 @@ def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[t
 
 
 def component_files(folder: Path, component: str, variant: str | None) -> list[tuple[str, Path]]:
-    """The config and the weights of one network."""
+    """Paths of the config and the weights of one network."""
     weights = weight_file(folder, component, variant)
     return [(f"{component}/config", folder / "config.json"), (f"{component}/weights", weights)]
 
@@ -189,7 +189,7 @@ def is_empty_folder(path: Path) -> bool:
 
 
 def model_index(components: Components) -> dict[str, Any]:
-    """What a pipeline consists of; there is no safety checker, since the training had none."""
+    """The parts of a pipeline. It has no safety checker, because none was trained with."""
     scheduler = components.scheduler_config.get("_class_name", "DDIMScheduler")
     family = family_of(components.text_encoder.config.hidden_act)
     return {
@@ -205,7 +205,7 @@ def model_index(components: Components) -> dict[str, Any]:
 
 
 def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.dtype) -> None:
-    """The config and the weights of one network."""
+    """Write the config and the weights of one network."""
     tensors = {
         key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()
     }
@@ -223,8 +223,8 @@ def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTextConfig) -> None:
-    """A CLIP tokenizer as every version of transformers reads it."""
-    # A fast tokenizer remembers how its last call padded and cut, and would write that down.
+    """Write a CLIP tokenizer so that every version of transformers can read it."""
+    # A fast tokenizer remembers the padding and truncation of its last call, and would save them.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(str(folder))
@@ -246,6 +246,6 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTex
 
 
 def write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-    """`content` as JSON; the folder is made."""
+    """Write `content` as JSON; the folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The families of models that can be read and written here, and how others are told from them.
+"""The families of models that can be read and written here, and how to recognise others.
 
-Data only. `diffusers_folder`, `single_file`, `network_configs` and `hub` go by these tables; a new family is a row
+Data only. `diffusers_folder`, `single_file`, `network_configs` and `hub` read these tables; a new family is a row
 of FAMILIES, with its component configs in `configs/`.
 """
 
@@ -22,7 +22,7 @@ TOKENIZERS = {"tokenizer": ("transformers", "CLIPTokenizer")}
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model: what it consists of, and what tells it from the others."""
+    """One kind of model: its parts, and what distinguishes it from the others."""
 
     name: str
     pipeline: str
@@ -32,11 +32,11 @@ class Family:
     configs: Path
     """Component configs of the published size, and the tokenizer, in diffusers' layout."""
     text_keys: str
-    """What the text encoder's keys begin with in a single file. Nothing else there tells the families apart."""
+    """What the text encoder's keys begin with in a single file, where nothing else distinguishes the families."""
     text_activation: str
-    """`hidden_act` of the text encoder, which tells them apart everywhere else."""
+    """`hidden_act` of the text encoder, which distinguishes the families everywhere else."""
     prediction_type: str | None
-    """What a single file predicts that does not say; None where the published ones differ."""
+    """Prediction type of a single file that names none; None where the published models differ."""
     architecture: Mapping[str, str]
     """ModelSpec's name of the architecture, by prediction type."""
 
@@ -68,7 +68,7 @@ FAMILIES = (SD1, SD2)
 READ_HERE = " and ".join(family.name for family in FAMILIES)
 
 NOT_NEEDED = ("feature_extractor", "safety_checker", "scheduler")
-"""Parts of a pipeline that `model_index.json` may name as it likes: any scheduler's config will do."""
+"""Parts of a pipeline that are not checked in `model_index.json`: any scheduler's config will do."""
 
 OTHER_PIPELINES = {
     "StableDiffusionXL": "an SDXL model",
@@ -78,7 +78,7 @@ OTHER_PIPELINES = {
     "UnCLIP": "an unCLIP model",
     "AltDiffusion": "an AltDiffusion model",
 }
-"""What a folder with other parts is, told by a word in the pipeline class that its `model_index.json` names."""
+"""What a folder with other parts is, by a word in the pipeline class that its `model_index.json` names."""
 
 OTHER_INPUT_CHANNELS = {
     5: "a depth model",
@@ -86,7 +86,7 @@ OTHER_INPUT_CHANNELS = {
     8: "an editing model",
     9: "an inpainting model",
 }
-"""What a UNet is that takes more than the noisy latents' 4 channels."""
+"""What a UNet is that takes more channels than the 4 of the noisy latents."""
 
 OTHER_UNET_INPUTS = {
     "addition_embed_type": "the UNet of an SDXL or unCLIP model",
@@ -96,7 +96,7 @@ OTHER_UNET_INPUTS = {
     "encoder_hid_dim_type": "a UNet that reads other states than its text encoder's",
     "time_cond_proj_dim": "the UNet of a consistency-distilled model",
 }
-"""Settings of a UNet that takes more than latents, timesteps and text states, and what such a UNet is."""
+"""UNet settings that mean more inputs than latents, timesteps and text states, and what such a UNet is."""
 
 OTHER_KEYS = {
     "conditioner.embedders.": f"an SDXL model, and only {READ_HERE} can be trained here",
@@ -110,7 +110,7 @@ OTHER_KEYS = {
     "first_stage_model.": "a VAE without a UNet: give it as the vae of a base model",
     "encoder.": "a VAE without a UNet: give it as the vae of a base model",
 }
-"""What a single file without a UNet is, told by how one of its keys begins; the first that fits counts."""
+"""What a single file without a UNet is, by the beginning of one of its keys; the first match counts."""
 
 
 def family_of(text_activation: str) -> Family:

@@ -1,7 +1,7 @@
 """Which base model a run was trained on, as a hash of its files' contents.
 
-Hashing gigabytes takes seconds, so each file's hash is remembered in the user's cache folder under the
-file's path, size and modification time. Nothing is ever written beside the model.
+Hashing gigabytes takes seconds, so each file's hash is cached in the user's cache folder, keyed by the file's
+path, size and modification time. Nothing is ever written beside the model.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
-    """One hash, 32 hex digits, over pairs of (what a file is, its path); where files lie does not matter."""
+    """One hash, 32 hex digits, over pairs of (role of a file, its path); the paths themselves do not matter."""
     lines = sorted(f"{role} {file_hash(path)}" for role, path in files)
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=HASH_BYTES).hexdigest()
 
@@ -45,6 +45,6 @@ def file_hash(path: Path) -> str:
 
 
 def remember(path: Path, digest: str) -> None:
-    """Write `digest` to `path` in one move; a cache that cannot be written only costs time."""
+    """Write `digest` to `path` atomically; a cache that cannot be written only costs time."""
     with contextlib.suppress(OSError), replacing(path, sync=False, shared=True) as temporary:
         temporary.write_text(digest, encoding="ascii")

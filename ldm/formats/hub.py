@@ -1,4 +1,4 @@
-"""Base models from the Hugging Face hub. Beside the evaluation's feature networks nothing uses the network."""
+"""Base models from the Hugging Face hub. Only this and the evaluation's feature networks use the network."""
 
 from pathlib import Path
 
@@ -19,19 +19,19 @@ SETTINGS = (
 )
 """The small files of a model, as patterns."""
 WEIGHTS = (*(f"{name}/" for name in NETWORKS), "")
-"""Where weights lie: in a pipeline's folders, or, for a VAE of its own, at the top."""
+"""Folders with weights: those of a pipeline, or the top folder for a VAE alone."""
 
 
 def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
-    """The local copy of `repository` (`owner/name`) in the hub's own cache, downloaded where need be.
+    """The local copy of `repository` (`owner/name`) in the hub's own cache, downloaded if necessary.
 
-    Raises UserError that says what was tried when there is neither a copy nor a connection, and for a model of
-    another family, before its weights are fetched.
+    Raises UserError when there is neither a copy nor a connection, and for a model of another family, before
+    its weights are fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    tried = f"{repository} is no local folder or file, and the hub was tried"
+    tried = f"{repository} is not a local folder or file, and the hub was tried"
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SETTINGS]))
         refuse_other_models(folder)  # before gigabytes of weights are fetched
@@ -43,12 +43,14 @@ def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
         raise UserError(f"{tried}: it has no such model, or wants a login (hf auth login)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{tried} ({reason}): give a path, or download it where there is a network") from None
+        raise UserError(
+            f"{tried} ({reason}): give a path, or download it on a machine with a network"
+        ) from None
     return folder
 
 
 def weights(variant: str | None, suffix: str) -> list[str]:
-    """The weight files that are read here, as patterns: none in a second format or precision."""
+    """Patterns of the weight files that are read, in one format and precision only."""
     middle = f".{variant}" if variant else ""
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
     return [f"{place}{stem}{middle}.{suffix}" for place in WEIGHTS for stem in stems]

@@ -1,6 +1,6 @@
 """The networks of a model, built from their configs and filled with tensors, strictly.
 
-A network is made on the meta device, so nothing is allocated or drawn that the file's tensors replace.
+A network is built on the meta device, so no weights are allocated or drawn only to be replaced by the file's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ _device = ContextVar("device of the weights that are read", default="cpu")
 
 @contextmanager
 def weights_on(device: torch.device | str) -> Iterator[None]:
-    """Weights that are read inside go from their mapped file straight to `device`, and never lie whole in between."""
+    """Inside, weights go from their mapped file straight to `device`, without a whole copy in between."""
     token = _device.set(str(device))
     try:
         yield
@@ -36,7 +36,7 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
 def empty_module(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode.
 
-    Raises UserError where the config makes no network.
+    Raises UserError where no network can be built from the config.
     """
     try:
         with torch.device("meta"):
@@ -45,9 +45,11 @@ def empty_module(component: str, config: Mapping[str, Any]) -> nn.Module:
             else:
                 network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
                 module = network.from_config(dict(config))
-    except Exception as error:  # of a config that does not fit together the libraries raise anything
+    except Exception as error:  # the libraries raise anything for an inconsistent config
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{component}/config.json makes no network ({reason}): download it again") from None
+        raise UserError(
+            f"{component}/config.json describes no network that can be built ({reason}): download it again"
+        ) from None
     return module.eval()
 
 
@@ -59,8 +61,8 @@ def text_prefix(module: nn.Module) -> str:
 def misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
     """How `tensors` differ from those `wanted`, as one phrase; empty where names and shapes are the same.
 
-    What is no floating-point tensor does not fit either. surplus: further keys that the file holds and
-    nothing needs.
+    Tensors that are not floating-point do not fit either. surplus: further keys of the file that nothing
+    needs.
     """
     missing = [key for key in wanted if key not in tensors]
     left_over = [*(key for key in tensors if key not in wanted), *surplus]
@@ -93,11 +95,11 @@ def listed(names: Iterable[str]) -> str:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """Give a meta-device `module` its `tensors`, which must fit, in `dtype` on the device of `weights_on`.
 
-    They are copied, since a file's tensors are mapped from it: a file that is replaced during a run would
-    change the model, and tensors that lie where the file put them compute other last digits.
+    They are copied, because a file's tensors are mapped from it: replacing the file during a run would change
+    the model, and the alignment of tensors in the file would change the last digits of what they compute.
     """
     device = torch.device(_device.get())
-    # To another device the move is the copy, and half as much of it where the file is in half precision.
+    # Moving to another device already copies, and moves half as much where the file is in half precision.
     copy = device.type == "cpu"
     owned = {key: value.to(device).to(dtype, copy=copy) for key, value in tensors.items()}
     module.load_state_dict(owned, assign=True)
@@ -118,7 +120,7 @@ def assemble(
     """Build and fill every network of `configs` from `weights`, both keyed by component.
 
     A text encoder's keys come without `text_model.`, whatever the installed transformers calls them.
-    `surplus`: keys that the file holds and nothing needs, by component; "other" where they belong to none.
+    surplus: keys of the file that nothing needs, by component; "other" where they belong to none.
     Raises `UserError` that lists missing, superfluous and misshapen keys by component.
     """
     surplus = dict(surplus or {})

@@ -1,4 +1,4 @@
-"""The JSON files of a base model: what is relied on in each, and whether they make one model of a known family."""
+"""The JSON files of a base model: what must be in each, and whether they describe a model of a known family."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ Beta = Annotated[float, Gt(0), Lt(1)]
 
 
 class UNetConfig(Content):
-    """diffusers' `UNet2DConditionModel`. What is left out has diffusers' defaults."""
+    """diffusers' `UNet2DConditionModel`. A setting that is left out has diffusers' default."""
 
     sample_size: Count
     in_channels: Count = 4
@@ -46,7 +46,7 @@ class UNetConfig(Content):
 
 
 class VaeConfig(Content):
-    """diffusers' `AutoencoderKL`, whose latents are scaled by one number and nothing else."""
+    """diffusers' `AutoencoderKL`, with latents that are scaled by a single number."""
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
@@ -90,7 +90,7 @@ class TextEncoderConfig(Content):
 
 
 class SchedulerConfig(Content):
-    """What diffusers' schedulers have in common, and their other settings that a sampler here listens to."""
+    """What diffusers' schedulers have in common, and the other settings that the samplers here read."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -132,7 +132,7 @@ class SchedulerConfig(Content):
 
 
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-"""Every scheduler config in memory has these; a file may leave them to diffusers' defaults."""
+"""Every scheduler config in memory has these; a file may omit them for diffusers' defaults."""
 
 PREDICTION_TYPES = {
     "epsilon": "epsilon",
@@ -140,7 +140,7 @@ PREDICTION_TYPES = {
     "v_prediction": "v_prediction",
     "v": "v_prediction",
 }
-"""How the various tools spell the two prediction types."""
+"""Spellings of the two prediction types in various tools."""
 
 DESCRIPTIONS: dict[str, type[Content]] = {
     "unet": UNetConfig,
@@ -165,13 +165,13 @@ def network_config(folder: Path, component: str) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     described(DESCRIPTIONS[component], config, folder / "config.json")
     if component == "text_encoder":
-        # transformers keeps any key as an attribute, and fetches and runs what `_attn_implementation` names.
+        # transformers keeps any key as an attribute; `_attn_implementation` would make it fetch and run code.
         return {key: value for key, value in config.items() if key in TEXT_ENCODER_KEYS}
     return config
 
 
 def refuse_other_networks(configs: Mapping[str, Mapping[str, Any]], source: Path) -> None:
-    """Raise UserError where the UNet takes other inputs than latents, timesteps and its text encoder's states."""
+    """Raise UserError where the UNet takes inputs other than latents, timesteps and its text encoder's states."""
     unet = described(UNetConfig, configs["unet"], source)
     for key, kind in OTHER_UNET_INPUTS.items():
         if configs["unet"].get(key) is not None:
@@ -188,7 +188,7 @@ def refuse_other_networks(configs: Mapping[str, Mapping[str, Any]], source: Path
 
 
 def refuse_other_latents(vae: Any, unet: Any, source: str | Path) -> None:
-    """Raise UserError where the UNet (its config) takes latents of another width than the VAE's."""
+    """Raise UserError where the UNet (its config) and the VAE have different numbers of latent channels."""
     if vae.latent_channels != unet.in_channels:
         raise UserError(
             f"{source}: the VAE's latents have {vae.latent_channels} channels, and the UNet takes"
@@ -197,21 +197,21 @@ def refuse_other_latents(vae: Any, unet: Any, source: str | Path) -> None:
 
 
 def refuse_other_channels(inputs: int, outputs: int, source: Path) -> None:
-    """Inpainting, depth, editing and upscaling models take more than the noisy latents."""
+    """Raise UserError for inpainting, depth, editing and upscaling models: they take more than noisy latents."""
     if inputs != outputs:
         kind = OTHER_INPUT_CHANNELS.get(inputs, "a model")
         raise UserError(f"{source} is {kind} with {inputs} input channels: {ADVICE}")
 
 
 def refuse_other_models(folder: Path) -> None:
-    """Raise UserError where the small files of a pipeline's folder tell that it cannot be read here."""
+    """Raise UserError where the small files of a pipeline's folder show that it cannot be read here."""
     if (folder / "model_index.json").is_file():
         refuse_other_pipelines(folder)
         read_network_configs(folder, tuple(NETWORKS))
 
 
 def refuse_other_pipelines(folder: Path) -> None:
-    """Raise UserError where a folder's `model_index.json`, if it has one, lists other parts than are read here."""
+    """Raise UserError where a folder's `model_index.json`, if it has one, lists parts that are not read here."""
     if not (folder / "model_index.json").is_file():
         return
     index = read_json(folder / "model_index.json")

@@ -1,4 +1,4 @@
-"""Whole bases of random weights, to measure size and speed on."""
+"""Whole bases of random weights, for measuring size and speed."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ldm.formats.network_configs import network_config, read_scheduler_config
 
 
 def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a base with random weights in diffusers' layout; returns `folder`. Its pictures mean nothing.
+    """Write a base with random weights in diffusers' layout; returns `folder`. Its images are noise.
 
     configs: component configs and tokenizer, such as configs/stable-diffusion/v1.
     """

@@ -1,9 +1,9 @@
-"""Tensors and plain values out of files that strangers wrote, without ever running code from them.
+"""Reads tensors and plain values from untrusted files, without ever running code from them.
 
 `.safetensors` files hold data only. `.ckpt`, `.pt` and `.bin` files are pickles, which may name any function
-of any module for the reader to call. torch's `weights_only` unpickler calls nothing but a short list of
-tensor builders. Real CompVis files need a little more, since Lightning left its callback classes and numpy
-scalars in them: those names are answered with an inert stub, and what the stubs stood for is dropped.
+of any module for the reader to call. torch's `weights_only` unpickler calls only a short list of tensor
+builders. Real CompVis files need a little more, since Lightning left its callback classes and numpy scalars in
+them: an inert stub takes the place of those names, and what the stubs stood for is dropped.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from ldm.errors import UserError
 from ldm.files import is_special
 
 INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
-"""Packages whose classes may be named in a checkpoint; they become stubs, and nothing of them is imported."""
+"""Packages whose classes may be named in a checkpoint; they become stubs, and nothing is imported."""
 
 INERT_NAMES = frozenset(
     [
@@ -71,9 +71,9 @@ UNREADABLE = (
 """What torch's unpickler raises for damaged or hostile bytes, which can mislead it in any of these ways."""
 
 MAX_DEPTH = 100
-"""Containers inside one another in a checkpoint; a run's own nest ten deep."""
+"""Nesting depth of containers in a checkpoint; a run's own nest ten deep."""
 MAX_VALUES = 10_000_000
-"""Values in a checkpoint, each counted wherever it stands; a full-size run's own has some ten thousand."""
+"""Values in a checkpoint, a shared one counted each time; a full-size run's own has some ten thousand."""
 
 
 class Inert:
@@ -90,9 +90,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a `.safetensors`, `.ckpt`, `.pt` or `.bin` file: tensors on the CPU, and plain values.
 
     Tensors stay memory-mapped (copied on write), so a full-size file costs memory only where it is touched.
-    The format is told by the file's first bytes, not by its name. Values that only code could rebuild are
-    left out. Raises `UserError`, in one line, for a file that is missing, damaged, of another format, no
-    regular file at all, or that asks for anything beyond tensors and plain values.
+    The file's first bytes decide the format, not its name. Values that only code could rebuild are left out.
+    Raises `UserError`, in one line, for a file that is missing, damaged, of another format or not a regular
+    file, and for one that asks for anything beyond tensors and plain values.
     """
     path = Path(path)
     refuse_unreadable_name(path)
@@ -125,14 +125,12 @@ def is_safetensors(path: Path) -> bool:
 
 
 def what_it_is(path: Path, head: bytes) -> str:
-    """Why a file that begins with `head` is no checkpoint, and what to do about it."""
+    """Why a file that begins with `head` is not a checkpoint, and what to do about it."""
     if not head:
         return "is empty: copy or download it again"
     if head.startswith(b"\x80") and head[1] <= pickle.HIGHEST_PROTOCOL:
         convert = f"import torch; torch.save(torch.load('{path.name}', weights_only=True), 'converted.ckpt')"
-        return (
-            f'is a pickle of before torch 1.6, which is not read here: convert it with python -c "{convert}"'
-        )
+        return f'is a pickle from before torch 1.6, which is not read here: convert it with python -c "{convert}"'
     if head.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the weights: fetch them with git lfs pull"
     if head.lstrip()[:1] == b"<":
@@ -168,7 +166,7 @@ def load_zip_pickle(path: Path) -> dict[str, Any]:
 
 
 def stubs_for(path: Path) -> list[str]:
-    """The names in a pickle that stubs answer; `UserError` for any name that is not allowed."""
+    """The names in a pickle that stubs replace; `UserError` for any name that is not allowed."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except UNREADABLE as error:
@@ -183,13 +181,15 @@ def stubs_for(path: Path) -> list[str]:
 
 
 def not_loaded(path: Path, error: Exception) -> UserError:
-    """What to tell about a torch file that could not be read to its end."""
-    if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it unsafely
+    """The error for a torch file that could not be read to its end."""
+    if isinstance(error, pickle.UnpicklingError):  # its text advises loading the file unsafely
         return UserError(
             f"{path} holds more than tensors and plain values, so it was not loaded: "
             "use a .safetensors version of it, or another source"
         )
-    return UserError(f"{path} is damaged or no checkpoint ({first_line(error)}): copy or download it again")
+    return UserError(
+        f"{path} is damaged or not a checkpoint ({first_line(error)}): copy or download it again"
+    )
 
 
 def is_inert(name: str) -> bool:
@@ -198,7 +198,7 @@ def is_inert(name: str) -> bool:
 
 
 def refuse_compression(path: Path) -> None:
-    """torch stores its records as they are, so a compressed one is a decompression bomb or a foreign file."""
+    """torch stores its records uncompressed, so a compressed one is a decompression bomb or a foreign file."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
@@ -211,8 +211,8 @@ def refuse_compression(path: Path) -> None:
 def refuse_unfolding(content: dict[str, Any], path: Path) -> None:
     """Raise UserError for containers that hold themselves, nest too deep, or share parts without end.
 
-    A kilobyte of lists that each hold the one before it twice unfolds to 2^60 values, and whoever walks, compares
-    or prints them never comes back.
+    A kilobyte of lists that each hold the previous one twice unfolds to 2^60 values, and walking, comparing or
+    printing them never ends.
     """
     try:
         extent(content, {}, 0)
@@ -223,7 +223,7 @@ def refuse_unfolding(content: dict[str, Any], path: Path) -> None:
 
 
 def extent(value: Any, known: dict[int, tuple[int, int] | None], level: int) -> tuple[int, int]:
-    """How many values `value` unfolds to, and how many containers deep; OverflowError beyond the bounds.
+    """How many values `value` unfolds to, and how deep they nest; OverflowError beyond the bounds.
 
     known: results by identity, so that each container is measured once; None while it is being measured.
     """
@@ -249,7 +249,7 @@ def extent(value: Any, known: dict[int, tuple[int, int] | None], level: int) -> 
 def without_stubs(value: Any, done: dict[int, Any]) -> Any:
     """`value` with everything that a stub stands for taken out of its dictionaries, lists and tuples.
 
-    done: results by identity; what is shared in `value` is shared in the result.
+    done: results by identity, so that what is shared in `value` is shared in the result.
     """
     if not (isinstance(value, dict) or type(value) in (list, tuple)):
         return value

@@ -1,14 +1,14 @@
 """Stable Diffusion 1.x and 2.x in one file, as CompVis wrote it and AUTOMATIC1111's web UI reads it.
 
-What a single file does not say comes from `configs/stable-diffusion/`: the networks' sizes, the schedule and
-the tokenizer. Whether an SD 2.x network predicts noise or velocity cannot be told from its tensors; in order,
-this is believed:
+What a single file does not hold comes from `configs/stable-diffusion/`: the networks' sizes, the schedule and
+the tokenizer. The tensors of an SD 2.x network do not show whether it predicts noise or velocity. Sources, the
+first that answers counts:
 
 1. the `prediction_type` that the caller asks for;
-2. what the file says of itself: `modelspec.prediction_type` in a safetensors file's metadata,
+2. the file itself: `modelspec.prediction_type` in a safetensors file's metadata,
    `prediction_type` at the top of a `.ckpt`, or a tensor named `v_pred`;
 3. `model.params.parameterization` in a `.yaml` of the same name beside the file;
-4. for SD 1.x, epsilon; for SD 2.x it is an error, since training on the wrong target fails late and quietly.
+4. for SD 1.x, epsilon; for SD 2.x an error, since training on the wrong target fails late and silently.
 """
 
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ def read_single_file(
 def read_vae_file(
     path: Path, *, configs: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A VAE from a file of its own, or out of a whole model's; CompVis' names or diffusers'."""
+    """A VAE from its own file or a whole model's, with the names of CompVis or diffusers."""
     tensors = tensors_of(load_checkpoint(path))
     config = network_config((configs or SD1.configs) / "vae", "vae")
     if any(key.startswith("encoder.mid_block.") for key in tensors):
@@ -113,11 +113,11 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
-    """The family of a file, by its text encoder's keys; `UserError` that says what else the file is."""
+    """The family of a file, by its text encoder's keys; a `UserError` says what it is otherwise."""
     starts = [start for start in OTHER_KEYS if any(key.startswith(start) for key in tensors)]
     has_unet = any(key.startswith(UNET_PREFIX + "input_blocks.") for key in tensors)
     if not has_unet or "conditioner.embedders." in starts:
-        kind = OTHER_KEYS[starts[0]] if starts else "no Stable Diffusion model that is known here"
+        kind = OTHER_KEYS[starts[0]] if starts else "not a Stable Diffusion model known here"
         raise UserError(f"{path} is {kind}")
     for family in FAMILIES:
         if any(key.startswith(family.text_keys) for key in tensors):
@@ -126,14 +126,14 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
 
 
 def refuse_other_inputs(tensors: Mapping[str, Tensor], channels: int, path: Path) -> None:
-    """Inpainting, depth and upscaling models have the same keys, but more input channels."""
+    """Raise UserError for inpainting, depth and upscaling models: the same keys, but more input channels."""
     weight = tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
     if weight is not None and weight.ndim == 4:
         refuse_other_channels(weight.shape[1], channels, path)
 
 
 def prediction_of(path: Path, family: Family, said: str | None) -> str:
-    """ "epsilon" or "v_prediction", by what was said about the file; `UserError` where that does not do."""
+    """ "epsilon" or "v_prediction", from what is known of the file; `UserError` where that is not enough."""
     said = said or family.prediction_type
     if said is None:
         raise UserError(
@@ -144,7 +144,7 @@ def prediction_of(path: Path, family: Family, said: str | None) -> str:
 
 
 def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """The prediction type that the file itself names, as it spells it."""
+    """The prediction type that the file itself names, in its own spelling."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get("modelspec.prediction_type")
@@ -172,7 +172,7 @@ def said_by_yaml(path: Path) -> str | None:
         AttributeError,
     ) as error:
         raise UserError(
-            f"{path} beside the model is no CompVis config ({first_line(error)}): mend or move it"
+            f"{path} beside the model is not a CompVis config ({first_line(error)}): fix or move it"
         ) from None
 
 
@@ -218,7 +218,7 @@ def published_family(components: Components) -> Family | None:
 
 
 def metadata_of(components: Components) -> dict[str, str]:
-    """What a safetensors file says of itself, in the terms of ModelSpec 1.0.0 (Stability AI)."""
+    """Metadata of a safetensors file, in the terms of ModelSpec 1.0.0 (Stability AI)."""
     prediction = components.scheduler_config["prediction_type"]
     side = components.unet.config.sample_size * 2 ** (len(components.vae.config.block_out_channels) - 1)
     family = family_of(components.text_encoder.config.hidden_act)
