@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.formats import compvis_names
 from ldm.formats.compvis_names import CLIP_PREFIX, OPENCLIP_PREFIX, UNET_PREFIX, VAE_PREFIX
 from ldm.formats.families import SD2, family_of
-from ldm.formats.modules import text_prefix
+from ldm.formats.modules import Network, text_prefix
 
 PREFIXES = {"unet": (UNET_PREFIX, "model_ema."), "vae": (VAE_PREFIX,), "text_encoder": ("cond_stage_model.",)}
 """What a component's keys begin with in a single file."""
@@ -35,7 +35,7 @@ VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def compvis_key_map(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
+def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]:
     """`{component: {our key: their key}}` for the networks in `modules` (on any device).
 
     Text-encoder keys have no `text_model.` on our side.
@@ -98,7 +98,7 @@ def component_of(key: str) -> str:
     return next((name for name, starts in PREFIXES.items() if key.startswith(starts)), "other")
 
 
-def to_compvis(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def to_compvis(modules: Mapping[str, Network]) -> dict[str, Tensor]:
     """All tensors of `modules` as one CompVis state dict."""
     tensors = {}
     for component, names in compvis_key_map(modules).items():

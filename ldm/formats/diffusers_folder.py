@@ -10,14 +10,14 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from ldm.errors import UserError
 from ldm.files import is_special, replacing_folder
 from ldm.formats.components import Components
 from ldm.formats.families import family_of
-from ldm.formats.modules import COMPONENTS, assemble, text_prefix
+from ldm.formats.modules import COMPONENTS, Network, assemble, text_prefix
 from ldm.formats.network_configs import (
     network_config,
     read_network_configs,
@@ -204,7 +204,7 @@ def model_index(components: Components) -> dict[str, Any]:
     }
 
 
-def write_network(module: nn.Module, component: str, folder: Path, dtype: torch.dtype) -> None:
+def write_network(module: Network, component: str, folder: Path, dtype: torch.dtype) -> None:
     """Write the config and the weights of one network."""
     tensors = {
         key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()

@@ -6,17 +6,19 @@ A network is built on the meta device, so no weights are allocated or drawn only
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from ldm.errors import UserError
 from ldm.formats.families import NETWORKS
 
 COMPONENTS = tuple(NETWORKS)
+Network: TypeAlias = ModelMixin | PreTrainedModel
+"""A network of diffusers or transformers: a module that knows its `config`."""
 LISTED_KEYS = 6
 """How many key names of one kind an error message spells out."""
 
@@ -33,7 +35,7 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
         _device.reset(token)
 
 
-def empty_module(component: str, config: Mapping[str, Any]) -> nn.Module:
+def empty_module(component: str, config: Mapping[str, Any]) -> Network:
     """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode.
 
     Raises UserError where no network can be built from the config.
@@ -92,7 +94,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED_KEYS]) + more
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+def fill(module: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
     """Give a meta-device `module` its `tensors`, which must fit, in `dtype` on the device of `weights_on`.
 
     They are copied, because a file's tensors are mapped from it: replacing the file during a run would change
@@ -116,7 +118,7 @@ def assemble(
     dtype: torch.dtype,
     source: str,
     surplus: Mapping[str, Iterable[str]] | None = None,
-) -> dict[str, nn.Module]:
+) -> dict[str, Network]:
     """Build and fill every network of `configs` from `weights`, both keyed by component.
 
     A text encoder's keys come without `text_model.`, whatever the installed transformers calls them.
