@@ -5,6 +5,7 @@ A config is a plain nested dict. A node with `target: package.module.Name` becom
 `key.sub=value` words may change its keys and nothing else, so a misspelt key is an error.
 """
 
+import contextlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ def read_plain(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"config {path}: YAML aliases are refused in a run's own config; write their values out"
         )
-    config = plain(_read_yaml(path))
+    config: dict[str, Any] = plain(_read_yaml(path))
     _refuse_references(config, path)
     return config
 
@@ -156,7 +157,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"config {path}: it is nested too deeply") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path}: expected keys and values at the top level")
-    return config
+    return cast(dict[str, Any], config)
 
 
 def _parse_override(word: str) -> dict[str, Any]:
@@ -164,14 +165,14 @@ def _parse_override(word: str) -> dict[str, Any]:
     keys, equals, text = word.partition("=")
     if not equals or word.startswith("-"):
         raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
-        value = _with_texts(value, yaml.compose(text, yaml.SafeLoader))
-    except (OmegaConfBaseException, yaml.YAMLError, RecursionError):
-        value = text  # such as "a photo: of [V]"
+    value: Any = text
+    # What is no YAML is text, such as "a photo: of [V]".
+    with contextlib.suppress(OmegaConfBaseException, yaml.YAMLError, RecursionError):
+        read = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))
+        value = _with_texts(read["value"], yaml.compose(text, yaml.SafeLoader))
     for key in reversed(keys.split(".")):
         value = {key: value}
-    return value
+    return cast(dict[str, Any], value)
 
 
 def _with_texts(value: Any, node: yaml.Node | None) -> Any:

@@ -13,7 +13,7 @@ from ldm.values import Count, FolderName, Must, NonNegativeFloat, NonNegativeInt
 def _are_devices(devices: int | str | list[int]) -> bool:
     if isinstance(devices, list):
         return 0 < len(devices) == len(set(devices))
-    return devices in ("auto", -1) or devices >= 1
+    return devices in ("auto", -1) or (isinstance(devices, int) and devices >= 1)
 
 
 Devices = Annotated[

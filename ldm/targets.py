@@ -82,7 +82,7 @@ def _built(value: Any, annotation: Any, trust: Sequence[str]) -> Any:
         return value
     if is_target(value):
         return functools.partial(get_class(value["target"], trust), **(value.get("params") or {}))
-    return annotation(**value) if is_dataclass(annotation) else value
+    return annotation(**value) if isinstance(annotation, type) and is_dataclass(annotation) else value
 
 
 def is_target(value: Any) -> bool:

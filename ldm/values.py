@@ -229,6 +229,6 @@ def _cached_adapter(annotation: Any, strict: bool) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     if get_origin(annotation) is tuple and len(get_args(annotation)) == 1:
-        annotation = tuple[get_args(annotation)[0], ...]  # what libraries mean by it
+        annotation = types.GenericAlias(tuple, (*get_args(annotation), ...))  # what libraries mean by it
     settings = ConfigDict(strict=strict, allow_inf_nan=False, arbitrary_types_allowed=True)
     return TypeAdapter(annotation, config=settings)

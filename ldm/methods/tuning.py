@@ -65,5 +65,5 @@ def tuning_of(params: Mapping[str, Any]) -> Tuning:
     """The tuning that `params`, the `model.params` of a run's config, describe."""
     node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
     rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
-    tuning: Tuning = instantiate_from_config(node, **rates)
+    tuning: Tuning = instantiate_from_config(node, (), **rates)
     return tuning
