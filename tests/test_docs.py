@@ -2,13 +2,18 @@
 
 import json
 import re
+import sys
+import types
 from functools import cache
 
 import pytest
+import torch
 import yaml
 
 import main
 from ldm.diffusion.sampling import SAMPLERS
+from ldm.methods.load import load_for_sampling
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.drawing import World, caption
 from tests.conftest import PROJECT
 
@@ -17,6 +22,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "assets/*/README.md", "configs/*/README.md")
     for path in PROJECT.glob(pattern)
 )
+EXAMPLES = {"ldm/methods/cross_attention.py", "configs/cross-attention.yaml"}  # of CONTRIBUTING.md
 NOT_IN_THE_FIRST_YAML = {"model.params.parameterization"}  # a key of CompVis' configs
 
 
@@ -46,7 +52,7 @@ def test_paths_in_the_text_exist(page):
     paths = re.findall(
         r"(?<![\w/.])((?:ldm|scripts|configs|tests|docs)/[\w./-]+\.(?:py|yaml|md))\b", text_of(page)
     )
-    assert not [path for path in paths if not (PROJECT / path).exists()]
+    assert not [path for path in set(paths) - EXAMPLES if not (PROJECT / path).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -90,3 +96,20 @@ def test_sks_is_an_unused_word_of_the_embedded_vocabulary():
     world = World()
     captions = [caption(world.facts(0, index), by_name=True) for index in range(300)]
     assert not [text for text in captions if "sks" in text.split()]
+
+
+def test_the_tuning_of_contributing_trains_checkpoints_and_samples(train, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", text_of("CONTRIBUTING.md"), re.S)
+    name = "ldm.methods.cross_attention"
+    module = types.ModuleType(name)
+    exec(next(block for block in blocks if "class CrossAttention" in block), vars(module))
+    monkeypatch.setitem(sys.modules, name, module)
+    run = train(f"model.params.tuning.target={name}.CrossAttention", "lightning.trainer.max_steps=4")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    held = checkpoint["state_dict"]
+    assert held
+    assert all(re.fullmatch(r"model\.unet\..*\.attn2\.to_[kv]\.weight", key) for key in held)
+    loaded = load_for_sampling(run).model.state_dict()
+    base = LatentDiffusion.from_base(checkpoint["base"])
+    moved = {key for key, value in base.state_dict().items() if not torch.equal(value, loaded[key])}
+    assert moved == {key.removeprefix("model.") for key in held}
