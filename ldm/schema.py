@@ -109,7 +109,7 @@ def _of_target(node: Any, path: str, trust: Sequence[str], kind: type | None = N
         raise UserError(f"config: {path}.target '{node['target']}' is no {kind.__name__}")
     params = {} if node.get("params") is None else node["params"]
     if not isinstance(params, dict):
-        raise UserError(f"config: {path}.params is {params!r}: it must be keys and values")
+        raise UserError(f"config: {path}.params is {plain(params)!r}: it must be keys and values")
     call = SIGNATURES.get(node["target"], found)
     complete = kind is not None and call is found
     yield from _of_call(params, call, f"{path}.params", trust, complete=complete)
@@ -151,7 +151,9 @@ def _of_call(
             if problem:
                 raise UserError(f"config: {where} {problem}")
             yield from _of_target(value, where, trust)
-        elif isinstance(value, dict) and (call := _call_of(annotation)):
+        elif call := _call_of(annotation):
+            if not isinstance(value, dict):
+                raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
             own = {name: Any for name in value if name.startswith("_")}
             yield from _of_call(value, call, where, trust, own, complete=is_dataclass(call))
         else:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm.config import load_config
 from ldm.training import run_folder
 from main import main
 from tests.conftest import PROJECT, RECIPE
@@ -123,6 +124,78 @@ def test_bases(mistake, tmp_path):
     broken = tiny_base(tmp_path / "broken")
     shutil.rmtree(broken / "unet")
     assert "unet" in mistake("--actual_resume", str(broken))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lightning.trainer.max_steps=abc", "max_steps is 'abc': it must be a whole number of at least 1"),
+        ("lightning.trainer.max_steps=1.5", "max_steps is 1.5: it must be a whole number of at least 1"),
+        ("lightning.trainer.max_steps=0", "max_steps is 0: it must be"),
+        ("lightning.trainer.gradient_clip_val=-1", "gradient_clip_val is -1: it must be"),
+        ("lightning.trainer.callbacks=[]", "unknown key 'lightning.trainer.callbacks'"),
+        ("lightning.callbacks=null", "'lightning.callbacks' is missing"),
+        ("lightning.callbacks.samples=5", "lightning.callbacks.samples is 5: it must have a target"),
+        ("lightning.callbacks.samples=false", "or be null to leave it out"),
+        ("lightning.callbacks.samples.params.per_prompt=0", "per_prompt is 0: it must be"),
+        ("lightning.callbacks.samples.params.sampler=dpmp", "did you mean 'ddpm'?"),
+        ("lightning.callbacks.progress.params.log_every_steps=0", "log_every_steps is 0: it must be"),
+        ("lightning.callbacks.validation.params.monitor=foo", "one of subject_loss, drift, score, or null"),
+        ("lightning.callbacks.validation.params.num_timesteps=0", "num_timesteps is 0: it must be"),
+        ("lightning.callbacks.checkpoint.params.keep=-1", "keep is -1: it must be"),
+        ("lightning.callbacks.progress.target=ldm.data.datamodule.DreamBoothData", "is no Callback"),
+        (
+            "model.params.learning_rate=nan",
+            "learning_rate is 'nan': it must be a finite number of at least 0",
+        ),
+        ("model.params.learning_rate=.nan", "learning_rate is nan: it must be a finite number of at least 0"),
+        ("model.params.learning_rate=-1", "learning_rate is -1: it must be"),
+        ("model.params.prior_loss_weight=-1", "prior_loss_weight is -1: it must be"),
+        ("model.params.lr_schedule=cosin", "did you mean 'cosine'?"),
+        ("model.params.lr_schedule=piecewise_constant", "lr_schedule is 'piecewise_constant'"),
+        ("model.params.lr_warmup_steps=5", "constant has no warm-up: take constant_with_warmup"),
+        ("model.params.learning_rate=0", "nothing would train"),
+        ("model.params.clip_skip=0", "clip_skip is 0: it must be a whole number of at least 1"),
+        ("model.params.clip_skip=3", "clip_skip is 3: the text encoder of"),
+        ("model.params.optimizer.params.betas=[0.9, 1.5]", "torch.optim.AdamW says: Invalid beta parameter"),
+        ("model.params.optimizer.params.lr=abc", "lr is 'abc'"),
+        ("model.params.optimizer=5", "optimizer is 5: it must be a target with its params"),
+        ("model.params.seed={target: torch.optim.SGD}", "model.params.seed is "),
+        ("model.params=5", "model.params is 5: it must be keys and values"),
+        ("seed=abc", "seed is 'abc': it must be a whole number from 0"),
+        ("data.params.size=[64]", "size is [64]: it must be"),
+        ("data.params.class_word={x}", "class_word is {'x': None}: it must be a noun"),
+        ("data.params.hold_out=-1", "hold_out is -1: it must be"),
+        ("data.params.flip_probability=7", "flip_probability is 7: it must be a number from 0 to 1"),
+        ("data.params.prior.guidance_interval=[800, 200]", "two rising timesteps, as in [200, 800]"),
+        ("data.params.prior.steps=-1", "steps is -1: it must be"),
+        ("data.params.prior=5", "data.params.prior is 5: it must be keys and values"),
+    ],
+)
+def test_values_that_cannot_be(mistake, word, message):
+    assert message in mistake(word, "-t", "false")
+
+
+def test_options_that_cannot_be(mistake):
+    assert "class_word is '{x}': it must be a noun" in mistake("--class_word", "{x}")
+
+
+def test_an_option_is_text_as_it_was_typed(tmp_path, tiny_config, capsys):
+    """Folders and words that look like numbers, dates, truth values or YAML."""
+    for word in ("2024", "007", "1e3", "no", "a: b", "#1", "2024-01-01"):
+        options = ["-b", RECIPE, str(tiny_config), "-t", "false"]
+        assert main([*options, "--data_root", word]) == 2
+        assert f"image folder {word}: no such folder" in capsys.readouterr().err
+        assert main([*options, "--class_word", word]) == 0
+    for word in ("2024", "007", "1e3", "no"):
+        config = load_config([RECIPE], [f"data.params.class_word={word}", f"model.params.identifier={word}"])
+        assert config["data"]["params"]["class_word"] == config["model"]["params"]["identifier"] == word
+        assert config["lightning"]["callbacks"]["samples"]["params"]["prompts"][2] == f"a photo of a {word}"
+
+
+def test_a_run_that_saves_nothing_says_so(tiny_config, capsys):
+    assert main(["-b", RECIPE, str(tiny_config), "-t", "false", "lightning.callbacks.checkpoint=null"]) == 0
+    assert "warning: no callback saves checkpoints" in capsys.readouterr().err
 
 
 def test_devices_that_are_not_there(mistake):

@@ -1,16 +1,21 @@
 """A run folder or checkpoint that a stranger made: its config reaches for nothing and builds nothing of its own."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback
 
-from ldm.config import override, read_plain, save_config
+from ldm.config import load_config, override, read_plain, save_config
 from ldm.errors import UserError
 from ldm.methods.load import load_for_sampling
+from ldm.values import Count
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK, resume, state
@@ -83,6 +88,92 @@ def test_targets_in_a_runs_config_are_the_projects_or_named(run, monkeypatch, ca
     assert len(told.splitlines()) == 1
     assert "if you trust it, add --trust" in told or "cannot import target" in told
     assert not started
+
+
+EVIL = """
+lightning:
+  callbacks:
+    evil:
+      target: {target}
+      params: {{command: touch {mark}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "subprocess.Popen", "evil_package.Callback", "torch.load", "tests"]
+)
+@pytest.mark.parametrize("train", ["true", "false"])
+def test_a_strangers_recipe_builds_nothing_of_its_own(
+    tiny_config, tmp_path, monkeypatch, capsys, target, train
+):
+    mark = tmp_path / "ran"
+    (tmp_path / "evil_package.py").write_text(f"open({str(mark)!r}, 'w')")
+    (tmp_path / "recipe.yaml").write_text(EVIL.format(target=target, mark=mark))
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["-b", RECIPE, str(tiny_config), str(tmp_path / "recipe.yaml"), "-l", str(tmp_path / "logs")]
+    assert main([*words, "-t", train]) == 2
+    told = capsys.readouterr().err.strip()
+    assert f"target '{target}' is no class of this project" in told
+    assert told.endswith(f"if you trust it, add --trust {target.split('.')[0]}")
+    assert len(told.splitlines()) == 1
+    assert not mark.exists()
+    assert not (tmp_path / "logs").exists()
+
+
+class Own(Callback):
+    """What a user of this project writes."""
+
+    def __init__(self, times: Count = 1):
+        self.times = times
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        (Path(trainer.default_root_dir) / "own.txt").write_text(str(self.times))
+
+
+def test_what_the_user_trusts_is_built_and_checked_and_a_resume_asks_again(tiny_config, tmp_path, capsys):
+    own = {"target": "tests.test_untrusted_config.Own", "params": {"times": 3}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"lightning": {"callbacks": {"own": own}}}))
+    words = ["-b", RECIPE, str(tiny_config), str(tmp_path / "own.yaml"), "-l", str(tmp_path / "logs"), *QUICK]
+    trust = ["--trust", "tests"]
+    assert main([*words, *trust, "lightning.callbacks.own.params.times=0"]) == 2
+    assert "own.params.times is 0: it must be a whole number of at least 1" in capsys.readouterr().err
+    assert main([*words, *trust]) == 0
+    run = next((tmp_path / "logs").iterdir())
+    assert (run / "own.txt").read_text() == "3"
+    assert "--trust" in json.loads((run / "configs" / "start-000.json").read_text())["command"]
+    more = "lightning.trainer.max_steps=11"
+    assert resume(run, more) == 2
+    assert capsys.readouterr().err.strip().endswith("if you trust it, add --trust tests")
+    assert resume(run, more, *trust) == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        *[(f"name={place}", "name is ") for place in ("/tmp/abs", "..", "../x", "a/b", '"a\\0"')],
+        *[(f"version={place}", "version is ") for place in ("/tmp/abs", "..", "../x", "a/b")],
+        ("save_dir=/tmp/abs", "unknown key 'lightning.logger.params.save_dir'"),
+        ("sub_dir=../x", "unknown key 'lightning.logger.params.sub_dir'"),
+        ("filename_suffix=/../../x", "unknown key 'lightning.logger.params.filename_suffix'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["TensorBoardLogger", "CSVLogger", "WandbLogger"])
+def test_a_logger_stays_in_its_run(tmp_path, kind, word, key):
+    words = [f"lightning.logger.target=pytorch_lightning.loggers.{kind}", f"lightning.logger.params.{word}"]
+    with pytest.raises(UserError, match=re.escape(key)):
+        load_config([RECIPE], words)
+
+
+@pytest.mark.parametrize(
+    "word", ["dir=/tmp/abs", "settings={x_executable: /tmp/evil}", "id=../x", "experiment=1"]
+)
+def test_wandb_is_told_nothing_that_starts_programs_or_leaves_the_run(word):
+    words = [
+        "lightning.logger.target=pytorch_lightning.loggers.WandbLogger",
+        f"lightning.logger.params.{word}",
+    ]
+    with pytest.raises(UserError, match=r"unknown key 'lightning\.logger\.params\."):
+        load_config([RECIPE], words)
 
 
 def test_what_the_project_itself_writes_is_trusted(run):
