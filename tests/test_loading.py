@@ -125,7 +125,7 @@ def test_compiled_blocks_survive_every_width_and_batch_shape_of_a_run(tiny):
     model.compile_blocks(backend="eager")
     shape = model.latent_shape(16, 16)
     try:
-        for count in (8, 5):
+        for count in (8, 1, 5):
             for gradients in (True, False):
                 with torch.set_grad_enabled(gradients):
                     conditioning = model.embed(["a photo of a dog"] * count)
