@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldm.formats.diffusers_folder import load_tokenizer
+from ldm.models.identifier import resolve_identifier
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.prompts import resolve_identifier
 from main import main
 from tests.conftest import PROJECT, RECIPE
 

@@ -101,18 +101,19 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
     module.weighting = min_snr_gamma and functools.partial(min_snr, gamma=min_snr_gamma)
     module.setup("fit")
     data.prepare_latents()
-    batch = data.on_after_batch_transfer(collate([TrainingSamples(data)[n] for n in (0, 1)]), 0)
+    loaded = collate([TrainingSamples(data)[n] for n in (0, 1)])
+    batch = data.on_after_batch_transfer(loaded, 0)
     loss = module.training_step(batch, 0)["loss"]
 
     model = module.model
-    pixels = torch.stack([data.subject.pixels(view) for view in batch.views])
+    pixels = torch.stack([data.subject.pixels(view) for view in loaded.views])
     posterior = model.vae.encode(pixels).latent_dist
-    x = (posterior.mean + posterior.std * batch.posterior_noise) * model.vae.config.scaling_factor
+    x = (posterior.mean + posterior.std * loaded.posterior_noise) * model.vae.config.scaling_factor
     kept = model.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     snr = kept.flatten() / (1 - kept.flatten())
     weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
     eps = batch.noise
-    clean = torch.cat([x, data.bank.latents(batch.prior_numbers, "cpu")])
+    clean = torch.cat([x, data.bank.latents(loaded.prior_numbers, "cpu")])
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * eps
     errors = []
     for half, prompt in ((slice(0, 2), "a photo of sks dog"), (slice(2, 4), "a photo of a dog")):

@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 import torch
 
-from ldm.data.batch import Batch, collate
+from ldm.data.batch import LoadedBatch, collate
 from ldm.data.datamodule import TrainingSamples
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
@@ -66,7 +66,7 @@ def test_the_loader_is_asked_to_pin_batches_that_can_be_pinned(built, monkeypatc
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
     data, _ = built()
     batch = next(iter(data.train_dataloader()))
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, LoadedBatch)
     same = batch.pin_memory()
     assert len(pinned) == 3  # noise, timesteps, posterior noise
     assert torch.equal(same.noise, batch.noise)

@@ -3,9 +3,9 @@
 import hashlib
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.concepts import Concept
-from ldm.data.batch import Batch, Sample, collate
+from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.data.latents import LatentSource, SubjectLatents
 from ldm.data.prior import PriorBank, PriorSettings
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.subject import Draws, SubjectImages, shuffled_index, split_held_out
+from ldm.data.subject import SubjectImages, shuffled_index, split_held_out
 from ldm.errors import UserError
 from ldm.randomness import generator
 from ldm.values import ClassWord, Count, NonNegativeInt, Probability, Seed, Text, Unaffecting
@@ -60,7 +60,12 @@ class DreamBoothData(LightningDataModule):
                 f"data.params.hold_out is {hold_out}, but {data_root} has only {len(files)} images"
             )
         kept, held_out = split_held_out(files, hold_out)
-        options = {"prompt": self.concept.prompt, "size": size, "seed": seed, "captions": captions}
+        options: dict[str, Any] = {
+            "prompt": self.concept.prompt,
+            "size": size,
+            "seed": seed,
+            "captions": captions,
+        }
         self.subject = SubjectImages(
             kept, flip_probability=flip_probability, random_crop=random_crop, **options
         )
@@ -117,7 +122,7 @@ class DreamBoothData(LightningDataModule):
         if self.with_prior and self.prior.get("fill_at_start"):
             self.bank.fill(range(self.prior_count))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Sample]:
         """An endless loader that starts at the sample after the last one trained on."""
         sampler = CountingBatchSampler(
             self.batch_size,
@@ -135,13 +140,13 @@ class DreamBoothData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: LoadedBatch, dataloader_idx: int) -> Batch:
         """Add the latents: here, outside of any autocast, and where the model is."""
         latents = self.subject_latents.of(batch)
         if self.with_prior:
             self.bank.fill(self._prior_numbers_of_all_processes(batch.numbers))
             latents = torch.cat([latents, self.bank.latents(batch.prior_numbers, latents.device)])
-        return replace(batch, latents=latents)
+        return batch.with_latents(latents)
 
     def _prior_numbers_of_all_processes(self, numbers: Sequence[int]) -> list[int]:
         together = self.batch_size * self.trainer.world_size
@@ -168,7 +173,7 @@ class PriorOrder:
         return n if n < self.count else shuffled_index(self.seed, "prior order", n, self.count)
 
 
-class TrainingSamples(Dataset):
+class TrainingSamples(Dataset[Sample]):
     """Sample number n of a run: a subject image, a prior sample's number, and all that is drawn for them.
 
     Holds values alone, no data module: loader processes get a pickled copy.
@@ -182,11 +187,8 @@ class TrainingSamples(Dataset):
         self.shapes = (data.source.latent_shape, data.source.num_timesteps)
 
     def __getitem__(self, n: int) -> Sample:
-        sample: Sample = {
-            "number": n,
-            **self.subject[n],
-            "draws": Draws.of(self.seed, "subject", n, *self.shapes),
-        }
+        draws = Draws.of(self.seed, "subject", n, *self.shapes)
+        sample: Sample = {**self.subject[n], "number": n, "draws": draws}
         if self.prior_order is not None:
             sample["prior_number"] = self.prior_order(n)
             sample["prior_prompt"] = self.prior_prompt

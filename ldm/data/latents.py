@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm.data.batch import Batch
+from ldm.data.batch import LoadedBatch
 from ldm.data.subject import SubjectImages
 
 
@@ -41,7 +41,7 @@ class SubjectLatents:
             self.mean, self.std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
             self.rows = {view: row for row, view in enumerate(subject.views)}
 
-    def of(self, batch: Batch) -> Tensor:
+    def of(self, batch: LoadedBatch) -> Tensor:
         """Latents [B, C, h, w] of the subject's half of `batch`, drawn from the VAE's posterior."""
         if batch.pixels is not None:
             mean, std = self.source.posterior(batch.pixels)

@@ -68,7 +68,8 @@ class PriorBank:
         """See that the chunks holding `indices` are in memory. All processes must name the same indices."""
         for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
             latents = self._read(chunk)
-            if any(processes.gather(latents is None)):
+            missing = any(processes.gather(latents is None))
+            if latents is None or missing:
                 latents = self._draw_together(chunk)
                 if processes.rank() == 0:
                     self._write(chunk, latents)
@@ -78,7 +79,8 @@ class PriorBank:
         """Read what an earlier part of this run has drawn."""
         for chunk in range(self.chunk_count):
             latents = self._read(chunk)
-            if not any(processes.gather(latents is None)):
+            missing = any(processes.gather(latents is None))
+            if latents is not None and not missing:
                 self.chunks[chunk] = latents
 
     def latents(self, indices: Sequence[int], device: torch.device | str) -> Tensor:

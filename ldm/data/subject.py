@@ -3,33 +3,17 @@
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.data.batch import SubjectExample
 from ldm.data.captions import caption_of
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.randomness import generator, permutation
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The diffusion draws of one training example, all in fp32: where it is noised to, and with what."""
-
-    posterior_noise: Tensor  # [C, h, w], for the first stage's posterior
-    noise: Tensor  # [C, h, w], the diffusion noise
-    timestep: int  # in [0, num_timesteps)
-
-    @classmethod
-    def of(cls, seed: int, kind: str, n: int, latent_shape: Sequence[int], num_timesteps: int) -> "Draws":
-        """Draws of sample number `n`; subject and prior differ by `kind`, as eq. 2 of the paper asks."""
-        source = generator(seed, f"{kind} draws", n)
-        timestep = int(torch.randint(num_timesteps, (), generator=source))
-        noise = torch.randn(tuple(latent_shape), generator=source)
-        return cls(torch.randn(tuple(latent_shape), generator=source), noise, timestep)
 
 
 def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
@@ -38,7 +22,7 @@ def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
     return int(permutation(count, seed, purpose, epoch)[place])
 
 
-class SubjectImages(Dataset):
+class SubjectImages(Dataset[SubjectExample]):
     """Photographs of one subject, decoded once and kept in memory: cropped and resized, unless crops are random.
 
     Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image, or its mirror
@@ -71,7 +55,7 @@ class SubjectImages(Dataset):
         self.random_crop = random_crop
 
     @classmethod
-    def from_folder(cls, folder: str | Path, **options) -> "SubjectImages":
+    def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
         """All pictures of `folder`; `options` as above."""
         return cls(image_files(folder), **options)
 
@@ -86,7 +70,7 @@ class SubjectImages(Dataset):
         """Memory that the images take: 4 bytes a pixel."""
         return sum(4 * image.width * image.height for image in self.images)
 
-    def __getitem__(self, n: int) -> dict:
+    def __getitem__(self, n: int) -> SubjectExample:
         index = shuffled_index(self.seed, "subject order", n, len(self.images))
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
         view = 2 * index + (flip < self.flip_probability)

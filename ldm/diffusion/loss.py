@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.schedule import NoiseSchedule
 from ldm.diffusion.weighting import Weighting
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -17,8 +17,8 @@ def denoising_error(
     x: Tensor,
     eps: Tensor,
     timesteps: Tensor,
-    schedule: Schedule,
-    weighting: Weighting[Schedule] | None = None,
+    schedule: NoiseSchedule,
+    weighting: Weighting | None = None,
 ) -> Tensor:
     """Mean squared denoising error of every sample, [B] in fp32.
 

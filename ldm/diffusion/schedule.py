@@ -5,7 +5,7 @@ Symbols follow DreamBooth (arXiv 2208.12242, eq. 1): latents `x`, noise `eps`, a
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +18,18 @@ class NoiseSchedule(Protocol):
     def num_timesteps(self) -> int:
         """Timesteps are integers in [0, num_timesteps)."""
 
+    @property
+    def prediction_type(self) -> str:
+        """What `target` is: "epsilon", "v_prediction", or another family's own."""
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at `timesteps`, [B]."""
+
     def add_noise(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents [B, C, h, w] of `x` at `timesteps` [B]."""
 
     def target(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is to predict, [B, C, h, w]."""
-
-
-Schedule = TypeVar("Schedule", bound=NoiseSchedule)
 
 
 @dataclass(frozen=True)

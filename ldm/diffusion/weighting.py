@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ldm.diffusion.schedule import Schedule, VariancePreserving
+from ldm.diffusion.schedule import NoiseSchedule
 
-Weighting = Callable[[Schedule, Tensor], Tensor]
+Weighting = Callable[[NoiseSchedule, Tensor], Tensor]
 """`(schedule, timesteps [B]) -> weights [B]`."""
 
 
-def min_snr(schedule: VariancePreserving, timesteps: Tensor, gamma: float) -> Tensor:
+def min_snr(schedule: NoiseSchedule, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR-gamma weights, [B] (Hang et al., arXiv 2303.09556, section 3.4).
 
     min(snr, gamma) weighs the error of the clean image. Written for another prediction it is divided by snr

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,19 +37,24 @@ class BaseLatents:
         """Free what the untrained model takes: no prior sample will be drawn any more."""
         self.untrained = None
 
+    def untrained_model(self) -> AbstractContextManager[LatentDiffusion]:
+        """`with latents.untrained_model() as base:` gives the model as it was before training."""
+        assert self.untrained is not None, "the untrained model was released while it was still needed"
+        return self.untrained()
+
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
-        return self.model.posterior(pixels.to(self.model.device))
+        mean, std = self.model.posterior(pixels.to(self.model.device))
+        return mean, std
 
     def draw_prior(
         self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
     ) -> Tensor:
         """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
-        assert self.untrained is not None, "the untrained model was released before the last prior sample"
         sampling = prior_sampling(settings)
         title = f"prior samples {numbers[0] + 1}-{numbers[-1] + 1} of {settings['count']}"
         with (
-            self.untrained() as base,
+            self.untrained_model() as base,
             torch.autocast(base.device.type, enabled=False),
             tqdm(total=base.passes(sampling), desc=title, leave=False, file=sys.stderr) as bar,
         ):

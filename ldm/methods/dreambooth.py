@@ -27,8 +27,8 @@ from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
 from ldm.methods.tuning import Tuning
+from ldm.models.identifier import resolve_identifier
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
-from ldm.models.prompts import resolve_identifier
 from ldm.values import (
     Count,
     FolderName,
@@ -187,7 +187,7 @@ class DreamBooth(LightningModule):
         groups = self.tuning.parameter_groups(self.model)
         # A fused optimizer would unscale fp16's gradients itself, after they were clipped.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        options = {"fused": False} if scaled and "fused" in self.optimizer.keywords else {}
+        options = {"fused": False} if scaled and "fused" in getattr(self.optimizer, "keywords", {}) else {}
         optimizer = self.optimizer(groups, **options)
         schedule = get_scheduler(
             self.lr_schedule,

@@ -46,7 +46,7 @@ def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
     return exact
 
 
-def text_transformer(text_encoder: nn.Module) -> nn.Module:
+def text_transformer(text_encoder: nn.Module) -> Any:
     """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
     return getattr(text_encoder, "text_model", text_encoder)
 
@@ -84,6 +84,7 @@ class LatentDiffusion(nn.Module):
         self.clip_skip = clip_skip
         # From diffusers itself, so that training noises exactly as its samplers denoise.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
+        self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     @classmethod
@@ -212,7 +213,7 @@ class LatentDiffusion(nn.Module):
 
     def unused_text_layers(self) -> Sequence[nn.Module]:
         """Layers of the text encoder past the one that conditions: they get no gradient."""
-        layers = text_transformer(self.text_encoder).encoder.layers
+        layers: Sequence[nn.Module] = text_transformer(self.text_encoder).encoder.layers
         return layers[len(layers) + 1 - self.clip_skip :]
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -337,8 +338,7 @@ class LatentDiffusion(nn.Module):
     def dropouts(self) -> list[nn.Module]:
         """Layers whose draws no sample number could key."""
         layers = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        attention = [e for e in self.text_encoders.values() if e.config.attention_dropout > 0]
-        return layers + attention
+        return layers + ([self.text_encoder] if self.text_encoder.config.attention_dropout > 0 else [])
 
     def _refuse_not_finite(self, pictures: Tensor) -> None:
         if pictures.isfinite().all():

@@ -60,7 +60,8 @@ class SkipNonFinite(StepCallback):
         self._bad = torch.zeros_like(self._bad)
         self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + 1) * bad])
         if self._on_device:
-            optimizer.found_inf = bad  # fused kernels read it, and change nothing where it is 1
+            # Fused kernels read it, and change nothing where it is 1.
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad:
             for parameter in parameters:
                 parameter.grad = None  # an optimizer passes over what has no gradient

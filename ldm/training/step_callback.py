@@ -24,4 +24,4 @@ class StepCallback(Callback):
 
 def is_due(step: int, every_steps: int | None, max_steps: int) -> bool:
     """Whether something done every `every_steps` optimizer steps, and at the last one, is due after `step`."""
-    return bool(every_steps) and (step % every_steps == 0 or step == max_steps)
+    return every_steps is not None and every_steps > 0 and (step % every_steps == 0 or step == max_steps)

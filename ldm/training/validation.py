@@ -116,7 +116,7 @@ class Validation(StepCallback):
             prior = data.bank.latents(numbers, mean.device)
             prompts = [data.concept.prior_prompt] * len(numbers)
             self._prior = self._grid(prior, prompts, "validation prior", data)[mine]
-            with module.latents.untrained() as base, torch.autocast(mean.device.type, enabled=False):
+            with module.latents.untrained_model() as base, torch.autocast(mean.device.type, enabled=False):
                 self._untrained = [_prediction(base, batch) for batch in self._prior]
 
     def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: DreamBoothData) -> list[Batch]:
@@ -134,6 +134,7 @@ class Validation(StepCallback):
                     noise=torch.stack(noise).to(latents.device),
                     timesteps=torch.full((len(latents),), timestep, device=latents.device),
                     latents=latents,
+                    subject_count=len(latents),
                 )
             )
         return batches
