@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 from torch import Tensor
@@ -216,13 +217,14 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def pixels_of(values: NDArray[np.uint8]) -> Tensor:
     """[..., 3, H, W] fp32 in [-1, 1] of RGB values [..., H, W, 3]; the memory stays channels last."""
-    return torch.from_numpy(values.astype(np.float32)).movedim(-1, -3) / 127.5 - 1.0
+    pixels = torch.from_numpy(values.astype(np.float32))
+    return rearrange(pixels, "... h w c -> ... c h w") / 127.5 - 1.0
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """The 8-bit RGB picture of [3, H, W] in [-1, 1]."""
     values = (pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5
-    return Image.fromarray(values.round().byte().permute(1, 2, 0).numpy())
+    return Image.fromarray(rearrange(values.round().byte(), "c h w -> h w c").numpy())
 
 
 def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from ldm.diffusion.schedule import NoiseSchedule
@@ -27,5 +28,5 @@ def denoising_error(
     """
     prediction = denoise(schedule.add_noise(x, eps, timesteps), timesteps)
     target = schedule.target(x, eps, timesteps)
-    error = torch.square(prediction.float() - target).mean(dim=(1, 2, 3))
+    error = reduce(torch.square(prediction.float() - target), "b c h w -> b", "mean")
     return error if weighting is None else error * weighting(schedule, timesteps)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class Preprocessing:
             top, left = (new[1] - self.crop[0]) // 2, (new[0] - self.crop[1]) // 2
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         pixels = (to_tensor(image) + 1) / 2
-        mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
+        mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (self.mean, self.std))
         return (pixels - mean) / std
 
     def facts(self) -> dict[str, Any]:

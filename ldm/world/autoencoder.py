@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from einops import reduce
 from torch import Tensor, nn
 
 from ldm.data.images import pixels_of
@@ -116,5 +117,5 @@ def edge_error(output: Tensor, target: Tensor) -> Tensor:
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture, [B] in dB; both [B, 3, H, W] in [-1, 1]."""
-    error = (output.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3))
+    error = reduce(torch.square(output.clamp(-1, 1) - target), "b c h w -> b", "mean")
     return 10 / math.log(10) * torch.log(4 / error)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
@@ -83,7 +84,8 @@ class SelfDistillation(pl.LightningModule):
         """batch: `large` [B, G, 3, S, S] and `small` [B, L, 3, s, s], views in [-1, 1] of B things."""
         with torch.no_grad():
             seen = self.scores(self.teacher, batch["large"])
-            answers = balanced(seen.flatten(0, 1), self.temperatures[1]).unflatten(0, seen.shape[:2])
+            answers = balanced(rearrange(seen, "b v k -> (b v) k"), self.temperatures[1])
+            answers = rearrange(answers, "(b v) k -> b v k", v=seen.shape[1])
         large = self.scores(self.student, batch["large"])
         small = self.scores(self.student, batch["small"])
         loss = distillation_loss(torch.cat([large, small], dim=1), answers, self.temperatures[0])
@@ -94,9 +96,9 @@ class SelfDistillation(pl.LightningModule):
     @staticmethod
     def scores(network: nn.ModuleDict, views: Tensor) -> Tensor:
         """[B, V, K] in fp32 of views [B, V, 3, s, s]."""
-        pixels = views.flatten(0, 1)
+        pixels = rearrange(views, "b v c h w -> (b v) c h w")
         features = network["vit"](pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-        return network["head"](features).float().unflatten(0, views.shape[:2])
+        return rearrange(network["head"](features).float(), "(b v) k -> b v k", v=views.shape[1])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         update_average(self.teacher, self.student, self.teacher_momentum, self.global_step)
