@@ -5,6 +5,7 @@ import yaml
 
 from ldm.config import load_config, override, read_plain
 from ldm.errors import UserError
+from ldm.schema import unaffecting
 from ldm.targets import get_class, instantiate_from_config, parameters
 from tests.conftest import PROJECT, RECIPE
 
@@ -97,6 +98,23 @@ def test_a_saved_config_holds_no_references(overlay):
     path = overlay("model: {params: {base: '${oc.env:HOME}'}}\n")
     with pytest.raises(UserError, match=r"'\$\{oc.env:HOME\}' is refused"):
         read_plain(path)
+
+
+def test_each_class_says_which_of_its_settings_leave_the_loss_record_as_it_is():
+    assert unaffecting(load_config([RECIPE])) == {
+        *(
+            f"data.params.{key}"
+            for key in ("batch_size", "captions", "data_root", "num_workers", "reg_data_root")
+        ),
+        "data.params.prior.fill_at_start",
+        *(f"lightning.trainer.{key}" for key in ("accelerator", "accumulate_grad_batches", "deterministic")),
+        *(f"lightning.trainer.{key}" for key in ("devices", "num_nodes", "strategy")),
+        *(f"model.params.{key}" for key in ("base", "compile", "export_dtype", "gradient_checkpointing")),
+        *(f"model.params.{key}" for key in ("revision", "use_ema", "vae", "variant")),
+    }
+    toy = unaffecting(load_config([PROJECT / "configs" / "toy" / "base.yaml"]))
+    assert {"model.params.total_steps", "model.params.latent_cache", "data.params.cache"} <= toy
+    assert not {"model.params.learning_rate", "data.params.count", "data.params.seed", "seed"} & toy
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

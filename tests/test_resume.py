@@ -1,6 +1,7 @@
 """Runs that are cut off go on to the same end, bit for bit; and only as the runs that they were."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -222,8 +223,18 @@ def test_more_steps_extend_a_finished_run(train, whole):
 
 def test_more_steps_are_a_change_where_the_schedule_ends_with_them(train, monkeypatch, capsys):
     run = train(*QUICK, "model.params.lr_schedule=cosine")
-    assert resume(run, "lightning.trainer.max_steps=13") == 2
-    assert "lightning.trainer.max_steps was 10, now 13" in error_of(capsys)
+    assert resume(run, "lightning.trainer.max_steps=12") == 2
+    assert "lightning.trainer.max_steps was 10, now 12" in error_of(capsys)
+    rates, original = [], DreamBooth.training_step
+
+    def training_step(self, *arguments):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DreamBooth, "training_step", training_step)
+    assert resume(run, "--accept-changes", "lightning.trainer.max_steps=12") == 0
+    # From its first step on the rate is the longer schedule's, not what was left of the shorter one's: nothing.
+    assert rates == pytest.approx([2e-4 * (1 + math.cos(math.pi * step / 12)) / 2 for step in (10, 11)])
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,8 @@ def test_what_an_optimizer_step_sees_may_be_shared_out_anew_but_not_changed(cut,
 
 
 def test_what_leaves_the_record_alone_may_change(cut, whole):
-    assert resume(cut, "data.params.num_workers=1", "lightning.callbacks.progress=null") == 0
+    words = ["data.params.num_workers=1", "data.params.prior.fill_at_start=true"]
+    assert resume(cut, *words, "lightning.callbacks.progress=null") == 0
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 

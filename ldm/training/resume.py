@@ -127,9 +127,8 @@ def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:
     new_schedule = fresh["lr_scheduler"]["scheduler"]
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
         group.update({key: value for key, value in new.items() if key not in ("params", "lr")})
-    if schedule.base_lrs == new_schedule.base_lrs:
-        return
     schedule.base_lrs = new_schedule.base_lrs
+    # The checkpoint's rates are of its own schedule, which may have ended with another max_steps.
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
         group["lr"] = rate * factor
