@@ -1,13 +1,56 @@
 """Command lines, read as all of the project's are: a mistake is one line on stderr and exit code 2."""
 
 import argparse
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from ldm.errors import EXIT_USER_ERROR, printable
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Adds an option's default to its help, where there is one and the help does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words = action.help or ""
+        is_said = "default" in words or action.nargs == 0
+        return words if is_said or action.default in (None, "", []) else f"{words} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, which says what is wrong without repeating its usage."""
 
+    def refuse(self, argv: Sequence[str], hints: Mapping[str, str]) -> None:
+        """End where `argv` has an option of `hints`: those of other tools, and what does here what they do."""
+        for word, after in zip(argv, [*argv[1:], "-"], strict=True):
+            option, has_value, value = word.partition("=")
+            if hint := hints.get(option):
+                value = value if has_value else "VALUE" if after.startswith("-") else after
+                self.error(f"unknown option {option}: use {hint.replace('VALUE', value)}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"error: {printable(message)}; see {self.prog} --help\n")
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """How a base model is read, as `model.params` of a run's config says it."""
+    group = parser.add_argument_group("reading a base model (a run says itself how its base is read)")
+    group.add_argument(
+        "--use_ema", action="store_true", default=None, help="the EMA weights of a single file (default)"
+    )
+    group.add_argument(
+        "--no_ema", action="store_false", dest="use_ema", default=None, help="its plain weights instead"
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction"),
+        help="where a base does not say (single files of SD 2.x)",
+    )
+    group.add_argument("--vae", help="a VAE in place of the base's own: folder, hub id or single file")
+    group.add_argument("--variant", help="infix of weight files' names in a diffusers folder, such as fp16")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def base_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of `add_base_options`, as keywords of `ldm.formats.base.load_base`."""
+    names = ("use_ema", "prediction_type", "vae", "variant", "revision")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

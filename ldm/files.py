@@ -6,6 +6,7 @@ A file or folder is whole or absent, whatever ends its writer; and nothing is wr
 import contextlib
 import os
 import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -16,12 +17,41 @@ from ldm.errors import UserError
 PROJECT = Path(__file__).resolve().parents[1]
 """The repository's folder."""
 
+PROBE_BYTES = 1 << 20
+"""A disk with less room than this is full."""
+
 
 def find(path: str | Path) -> Path:
     """`path` as seen from the working folder or, where nothing is there, from the project's folder."""
     path = Path(path)
     # os.path answers False for a name that is too long, where Path.exists raises.
     return path if os.path.exists(path) or not os.path.exists(PROJECT / path) else PROJECT / path
+
+
+def find_near(path: str | Path, file: Path) -> Path:
+    """As `find`, and then as seen from a folder above `file`: where the command that wrote it was perhaps given."""
+    found = find(path)
+    if os.path.exists(found):
+        return found
+    return next((folder / path for folder in file.resolve().parents if os.path.exists(folder / path)), found)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where nothing could be written to `folder`, or where it would have to be made.
+
+    Makes nothing, so that a mistake that is found later leaves nothing behind.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        what = "a link to nothing" if there.is_symlink() and not there.exists() else "not a folder"
+        raise UserError(f"{folder} cannot be written to: {there} is {what}")
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
 
 
 def is_special(path: Path) -> bool:

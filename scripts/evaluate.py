@@ -232,7 +232,7 @@ def draw(loaded: Any, items: Sequence[Any], sampling: Mapping[str, Any], about: 
     from ldm.data.images import save_image, to_image
     from ldm.diffusion.sampling import Sampling
     from ldm.evaluation.folder import png_text
-    from scripts.txt2img import batches
+    from ldm.methods.draw import batches
 
     def metadata(item: Any) -> dict[str, str]:
         facts = {key: sampling[key] for key in ("sampler", "steps", "guidance_scale")} | dict(about)

@@ -92,9 +92,14 @@ def fingerprint(
     else:
         files = [("single file" if use_ema else "single file without moving average", path)]
     if vae is not None:
-        path = locate(vae, None, variant)
-        files += diffusers_folder.vae_files(path, variant) if path.is_dir() else [("vae", path)]
+        files += vae_files(vae, variant)
     return files_fingerprint(files)
+
+
+def vae_files(vae: str | Path, variant: str | None = None) -> list[tuple[str, Path]]:
+    """The files that `load_vae` reads: (what each is, its path)."""
+    path = locate(vae, None, variant)
+    return diffusers_folder.vae_files(path, variant) if path.is_dir() else [("vae", path)]
 
 
 def locate(base: str | Path, revision: str | None, variant: str | None) -> Path:

@@ -10,9 +10,12 @@ import torch
 from ldm.concepts import fill_in_identifier
 from ldm.devices import set_tf32
 from ldm.errors import UserError
-from ldm.files import find
+from ldm.files import find, find_near
+from ldm.formats.base import load_vae, vae_files
 from ldm.formats.checkpoint_files import newest_checkpoint
+from ldm.formats.fingerprint import file_hash, files_fingerprint
 from ldm.formats.modules import weights_on
+from ldm.formats.network_configs import refuse_other_latents
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion, read_subject
@@ -28,6 +31,8 @@ class LoadedModel:
     step: int | None = None
     config: Mapping[str, Any] | None = None
     """The run's config, where this is one."""
+    weights: str = ""
+    """A hash of the files that the weights were read from."""
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
@@ -38,12 +43,16 @@ BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "prediction_type", "cli
 """Settings of a run's model that say how its base is loaded."""
 
 
-def load_for_sampling(path: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+def load_for_sampling(
+    path: str | Path, device: torch.device | str = "cpu", base_options: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
-    device: where the weights are read to.
+    device: where the weights are read to. base_options: how a base is read, as `ldm.formats.base.load_base` takes
+    it. A run says itself how its base is read; of these options it takes `vae` alone, in place of its own.
     Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
     """
+    base_options = dict(base_options or {})
     set_tf32(False)
     path = find(path)
     if (path / "checkpoints").is_dir():
@@ -52,17 +61,28 @@ def load_for_sampling(path: str | Path, device: torch.device | str = "cpu") -> L
         if path.is_file():
             content = load_checkpoint(path)
             if "base_fingerprint" in content:
-                return _load_run(path, content)
-        model = LatentDiffusion.from_base(path).eval()
+                return _load_run(path, content, base_options)
+        model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
-    return LoadedModel(model, about.get("identifier"), about.get("class_word"), about.get("step"))
+    return LoadedModel(
+        model,
+        about.get("identifier"),
+        about.get("class_word"),
+        about.get("step"),
+        weights=model.fingerprint,
+    )
 
 
-def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
+def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any]) -> LoadedModel:
     """The base of a run's checkpoint with what was trained in its place."""
+    vae = base_options.pop("vae", None)
+    if base_options:
+        raise UserError(
+            f"checkpoint {path} says itself how its base is read: leave out --{min(base_options)}"
+        )
     params = content["config"]["model"]["params"]
     options = {key: params[key] for key in BASE_OPTIONS if key in params}
-    model = LatentDiffusion.from_base(content["base"], **options)
+    model = LatentDiffusion.from_base(find_near(content["base"], path), **options)
     if model.fingerprint != content["base_fingerprint"]:
         raise UserError(
             f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place"
@@ -71,6 +91,13 @@ def _load_run(path: Path, content: dict[str, Any]) -> LoadedModel:
     tuning.attach(model)
     learned = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     tuning.restore(model, learned, f"checkpoint {path}")
+    weights = file_hash(path)
+    if vae is not None:
+        model.vae = load_vae(vae).eval().requires_grad_(False)
+        refuse_other_latents(model.vae.config, model.unet.config, f"--vae {vae}")
+        weights = files_fingerprint([("run", path), *vae_files(vae)])
     config = content["config"]
     class_word = config["data"]["params"].get("class_word")
-    return LoadedModel(model.eval(), content["identifier"], class_word, content["global_step"], config)
+    return LoadedModel(
+        model.eval(), content["identifier"], class_word, content["global_step"], config, weights
+    )

@@ -290,9 +290,11 @@ class LatentDiffusion(nn.Module):
 
         In fp16 the VAE stays in fp32: the activations of Stable Diffusion's exceed fp16's 65504.
         """
-        self.text_encoder.to(dtype)
-        self.unet.to(dtype)
-        self.vae.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+        vae = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        for network, wanted in ((self.text_encoder, dtype), (self.unet, dtype), (self.vae, vae)):
+            nn.Module.to(
+                network, wanted
+            )  # diffusers' own `to` warns of modules to be kept in fp32, and names none
         return self.to(device)
 
     def save(

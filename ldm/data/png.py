@@ -1,0 +1,27 @@
+"""Facts written into a PNG, as texts that any image viewer shows: what it was drawn from, and how."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.errors import UserError
+
+
+def png_info(facts: Mapping[str, object]) -> PngInfo:
+    """`facts` for Pillow's `pnginfo`; those that are None are left out."""
+    info = PngInfo()
+    for key, value in facts.items():
+        if value is not None:
+            info.add_itxt(key, str(value))
+    return info
+
+
+def png_text(path: Path) -> dict[str, str]:
+    """The texts that were written into a picture, by name. Raises UserError for a file that is no picture."""
+    try:
+        with Image.open(path) as image:
+            return {key: str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error

@@ -1,0 +1,86 @@
+"""Drawing pictures to disk so that each can be drawn again from what its PNG says."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ldm.data.images import save_image, to_image
+from ldm.data.png import png_info
+from ldm.devices import DTYPES
+from ldm.diffusion.sampling import Sampling
+from ldm.errors import DISK_IS_FULL, UserError
+from ldm.methods.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that is to be drawn."""
+
+    prompt: str
+    """With the identifier in place of [V]."""
+    seed: int
+    noise_seed: int | None = None
+    """Start from this seed's noise; None for the picture's own."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a model draws pictures: everything but prompts and seeds."""
+
+    loaded: LoadedModel
+    sampling: Sampling
+    height: int
+    """Pixels."""
+    width: int
+    about: Mapping[str, Any]
+    """Facts of the model that its pictures are to carry, such as where it lies."""
+
+    def draw(
+        self, pictures: Sequence[Picture], on_step: Callable[[], object] | None = None
+    ) -> list[Image.Image]:
+        """The `pictures`, drawn together."""
+        pixels = self.loaded.model.images(
+            [picture.prompt for picture in pictures],
+            [picture.seed for picture in pictures],
+            self.sampling,
+            self.height,
+            self.width,
+            noise_seeds=[p.seed if p.noise_seed is None else p.noise_seed for p in pictures],
+            on_step=on_step,
+        )
+        return [to_image(picture) for picture in pixels]
+
+    def facts(self, picture: Picture) -> dict[str, str]:
+        """All it takes to draw `picture` again, under the names of the settings."""
+        unet = self.loaded.model.unet
+        precision = next(name for name, dtype in DTYPES.items() if dtype == unet.dtype)
+        facts = {**asdict(picture), **asdict(self.sampling), "height": self.height, "width": self.width}
+        facts |= {"precision": precision, "weights": self.loaded.weights, **self.about}
+        return {key: str(value) for key, value in facts.items() if value is not None}
+
+
+def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """`items` in groups of `size`; the last may be smaller."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+def save_picture(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a PNG with `facts` in it. Raises UserError where the disk does not take it."""
+    try:
+        save_image(image, path, pnginfo=png_info(facts))
+    except OSError as error:
+        mend = "free some space" if error.errno in DISK_IS_FULL else "choose another folder"
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): {mend}; what was drawn before is there"
+        ) from error
+
+
+def next_path(folder: Path, pattern: str) -> Path:
+    """The first path in `folder` whose number is above all that exist; pattern: such as "{:05d}.png"."""
+    head, tail = pattern.split("{", 1)[0], pattern.rsplit("}", 1)[1]
+    names = [path.name for path in folder.glob(f"{head}*{tail}")]
+    numbers = [int(n) for name in names if (n := name[len(head) : len(name) - len(tail)]).isdigit()]
+    return folder / pattern.format(max(numbers, default=-1) + 1)

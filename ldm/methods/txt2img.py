@@ -1,0 +1,163 @@
+"""Pictures of prompts, saved one by one as they are drawn, and a sheet of all of them (`scripts/txt2img.py`)."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm.data.images import grid
+from ldm.data.png import png_text
+from ldm.devices import choose_device, choose_dtype
+from ldm.diffusion.sampling import Sampling
+from ldm.errors import UserError, say
+from ldm.files import check_writable, find_near
+from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
+from ldm.methods.load import load_for_sampling
+
+OPTIONS = {
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "noise_seed": "noise_seed",
+    "sampler": "sampler",
+    "steps": "steps",
+    "spacing": "spacing",
+    "eta": "ddim_eta",
+    "guidance_scale": "scale",
+    "height": "H",
+    "width": "W",
+    "precision": "precision",
+    "prediction_type": "prediction_type",
+    "vae": "vae",
+    "variant": "variant",
+    "revision": "revision",
+    "n_samples": "n_samples",
+    "n_iter": "n_iter",
+    "n_rows": "n_rows",
+}
+"""Fact in a PNG -> option of the command line; prompts, model and EMA need more than their words."""
+
+
+def txt2img(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Iterator[str]:
+    """Draw what the command line `options` ask for; yields a line about each thing that was written."""
+    prompts = read_prompts(options)
+    samples = options.outdir / "samples"
+    for folder in (options.outdir, samples):
+        check_writable(folder)
+    drawing = load(options, base_options)
+    prompts = [drawing.loaded.with_identifier(prompt) for prompt in prompts]
+    groups = batches(plan(options, prompts), options.n_samples)
+    count, steps = (
+        len(groups) * options.n_samples,
+        len(groups) * drawing.loaded.model.passes(drawing.sampling),
+    )
+    drawn = []
+    with tqdm(total=steps, desc=f"sampling {count} images", unit="step", file=sys.stderr) as bar:
+        for group in groups:
+            images = drawing.draw(group, on_step=bar.update)
+            drawn += images
+            for picture, image in zip(group, images, strict=True):
+                if not options.skip_save:
+                    save_picture(image, next_path(samples, "{:05d}.png"), drawing.facts(picture))
+    if not options.skip_grid:
+        path = next_path(options.outdir, "grid-{:04d}.png")
+        facts = {key: getattr(options, key) for key in ("n_samples", "n_iter", "n_rows")}
+        facts |= {
+            "prompts": json.dumps(prompts),
+            **drawing.facts(groups[0][0]),
+            "prompt": " | ".join(prompts),
+        }
+        save_picture(grid(drawn, columns=options.n_rows or options.n_samples), path, facts)
+        yield str(path)
+    if not options.skip_save:
+        yield f"{len(drawn)} images in {samples}"
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """Prompts of --from-file, of --prompt, or of the PNG of --from-image."""
+    if options.from_file is not None:
+        try:
+            prompts = Path(options.from_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--from-file {options.from_file}: cannot be read ({error})") from error
+    elif options.prompt is not None:
+        prompts = [options.prompt]
+    else:
+        prompts = options.prompts
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise UserError(
+            "the prompt is empty: describe a picture with --prompt, or name a file with one prompt a line"
+        )
+    return prompts
+
+
+def load(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Drawing:
+    """The model of --ckpt, ready to draw as the command line says."""
+    device = choose_device(options.device)
+    loaded = load_for_sampling(options.ckpt, device, base_options)
+    loaded.model.for_sampling(device, choose_dtype(options.precision, device))
+    height, width = options.H or loaded.model.native_size, options.W or loaded.model.native_size
+    loaded.model.latent_shape(height, width)
+    model, weights = options.drawn_with
+    if model == options.ckpt and weights not in (None, loaded.weights):
+        say(f"warning: {options.from_image} was drawn by other weights than {model} has now")
+    sampling = Sampling(
+        options.sampler,
+        options.steps,
+        options.scale,
+        negative_prompt=loaded.with_identifier(options.negative_prompt),
+        eta=options.ddim_eta,
+        spacing=options.spacing,
+    )
+    return Drawing(loaded, sampling, height, width, {"model": options.ckpt, **base_options})
+
+
+def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
+    """Every picture, batch by batch, each batch of one prompt; a prompt that comes again goes on with its seeds."""
+    noise_seed = options.seed if options.fixed_code else options.noise_seed
+    each = options.n_iter * options.n_samples
+    seen: Counter[str] = Counter()
+    pictures = []
+    for prompt in prompts:
+        first = options.seed + each * seen[prompt]
+        seen[prompt] += 1
+        for k in range(each):
+            noise = None if noise_seed is None else noise_seed + k % options.n_samples
+            pictures.append(Picture(prompt, first + k, noise))
+    return pictures
+
+
+def settings_of(image: Path) -> dict[str, Any]:
+    """Options that draw `image` again, by what it says of itself: a single picture, or a sheet of them.
+
+    Words of numbers stay words, for the command line to check. Raises UserError for an image that says too little.
+    """
+    facts = png_text(image)
+    if "scale" in facts:  # written before spacings had names
+        facts = {"guidance_scale": facts["scale"], "spacing": "base", **facts}
+    if missing := [key for key in ("prompt", "seed", "sampler", "steps", "model") if key not in facts]:
+        raise UserError(
+            f"--from-image {image}: it does not say its {missing[0]}, so it cannot be drawn again"
+        )
+    is_grid = "prompts" in facts
+    settings: dict[str, Any] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
+    settings |= {option: facts[key] for key, option in OPTIONS.items() if key in facts}
+    settings["prompts"] = _prompts(facts["prompts"], image) if is_grid else [facts["prompt"]]
+    settings["ckpt"] = str(find_near(facts["model"], image))
+    settings["drawn_with"] = (settings["ckpt"], facts.get("weights"))
+    if "use_ema" in facts:
+        settings["use_ema"] = facts["use_ema"] == "True"
+    return settings
+
+
+def _prompts(text: str, image: Path) -> list[str]:
+    try:
+        prompts = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--from-image {image}: its prompts cannot be read ({error})") from error
+    return [str(prompt) for prompt in prompts] if isinstance(prompts, list) else [str(prompts)]
