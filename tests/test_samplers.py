@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.diffusion.sampling import Sampling, make_scheduler, sample, scheduler_for
 from ldm.errors import UserError
-from ldm.models.latent_diffusion import LatentDiffusion, NotFiniteError
+from ldm.models.codec import NotFiniteError
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import image_generator
 from tests.conftest import RECIPE
 

@@ -69,7 +69,7 @@ def test_the_first_stage_takes_large_images_one_by_one(model, monkeypatch):
     sizes = []
     for network in (model.vae.encoder, model.vae.decoder):
         monkeypatch.setattr(network, "forward", lambda x, act=network.forward: sizes.append(len(x)) or act(x))
-    monkeypatch.setattr("ldm.models.latent_diffusion.PIXELS_AT_ONCE", 16 * 16)
+    monkeypatch.setattr("ldm.models.codec.PIXELS_AT_ONCE", 16 * 16)
     mean, std = model.posterior(pixels)
     assert torch.equal(mean, torch.cat([m for m, _ in alone]))
     assert torch.equal(std, torch.cat([s for _, s in alone]))

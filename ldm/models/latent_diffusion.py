@@ -1,11 +1,9 @@
-"""A latent diffusion model as one object: first stage, text encoder, UNet, tokenizer, noise schedule.
+"""A latent diffusion model as one object: VAE, text encoder, UNet, tokenizer, noise schedule.
 
-The networks are those of diffusers and transformers. This object alone knows the latent scale and the
-shapes that follow from a base; pixels are in [-1, 1] everywhere.
+The networks are those of diffusers and transformers. Pixels are in [-1, 1] everywhere.
 """
 
 import copy
-import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,28 +20,15 @@ from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.models import codec
+from ldm.models.codec import NotFiniteError
 from ldm.randomness import image_generator
 
 SUBJECT_FILE = "dreambooth.json"
 """Lies in an exported folder and says what [V] and the class are there, and at which step it was written."""
 
-PIXELS_AT_ONCE = 512 * 512
-"""In one pass of the first stage: one image of Stable Diffusion's size, 64 of the embedded base's."""
-
-
 COMPILED_GRAPHS = 64
 """Room for 3 widths x 2 gradient modes x the batch shapes of a run."""
-
-
-def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The VAE computes in its own dtype: under bf16 its error would be larger than its posterior's deviation."""
-
-    @functools.wraps(method)
-    def exact(self: "LatentDiffusion", *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self.vae.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return exact
 
 
 def text_transformer(text_encoder: nn.Module) -> Any:
@@ -57,10 +42,6 @@ def read_subject(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUBJECT_FILE).read_text())
     except (OSError, ValueError):
         return {}
-
-
-class NotFiniteError(UserError):
-    """Pictures whose values are infinite or no numbers: nothing to look at, and nothing to score."""
 
 
 class LatentDiffusion(nn.Module):
@@ -130,14 +111,9 @@ class LatentDiffusion(nn.Module):
         return self.unet.device
 
     @property
-    def factor(self) -> int:
-        """Pixels along one side of a latent cell (8 for Stable Diffusion)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
     def native_size(self) -> int:
         """Image side in pixels that the UNet was made for."""
-        return self.unet.config.sample_size * self.factor
+        return int(self.unet.config.sample_size * codec.factor(self.vae))
 
     @property
     def text_window(self) -> int:
@@ -146,40 +122,20 @@ class LatentDiffusion(nn.Module):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for an image of `height` x `width` pixels: (C, h, w)."""
-        for side in (height, width):
-            if side % self.factor or side <= 0:
-                nearest = max(round(side / self.factor), 1) * self.factor
-                raise UserError(
-                    f"image size {width} x {height}: each side must be a multiple of {self.factor} pixels"
-                    f" for this base; the nearest to {side} is {nearest}"
-                )
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+        return codec.latent_shape(self.vae, height, width)
 
-    @torch.no_grad()
-    @without_autocast
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W] in [-1, 1].
-
-        Scaled as latents are, to about unit variance.
-        """
-        parts = pixels.to(self.vae.dtype).split(_images_at_once(*pixels.shape[2:]))
-        posteriors = [self.vae.encode(part).latent_dist for part in parts]
-        scale = self.vae.config.scaling_factor
-        mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
-        return mean.float() * scale, std.float() * scale
+        """Posterior of the latents of `pixels` [B, 3, H, W] in [-1, 1]: mean and deviation, each [B, C, h, w] in fp32."""
+        return codec.posterior(self.vae, pixels)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Latents [B, C, h, w] drawn from the posterior of `pixels` with standard normal `noise` of that shape."""
         mean, std = self.posterior(pixels)
         return mean + std * noise
 
-    @torch.no_grad()
-    @without_autocast
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]. Raises NotFiniteError."""
-        unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        parts = unscaled.split(_images_at_once(*(side * self.factor for side in latents.shape[2:])))
-        pictures = torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        pictures = codec.decode(self.vae, latents)
         self._refuse_not_finite(pictures)
         return pictures.clamp(-1, 1)
 
@@ -310,7 +266,7 @@ class LatentDiffusion(nn.Module):
         save_diffusers_folder(self.components(), folder, dtype, notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
-        """This model as it is now, in `dtype`, for inference only; the first stage is shared, not copied."""
+        """This model as it is now, in `dtype`, for inference only; the VAE is shared, not copied."""
         parts = self.components()
         parts.unet = _copy_for_inference(self.unet, dtype)
         parts.text_encoder = _copy_for_inference(self.text_encoder, dtype)
@@ -362,11 +318,6 @@ class LatentDiffusion(nn.Module):
                 f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'",
                 stacklevel=3,
             )
-
-
-def _images_at_once(height: int, width: int) -> int:
-    """Images in one pass of the first stage, whose activations at full resolution would be the most memory of a run."""
-    return max(PIXELS_AT_ONCE // (height * width), 1)
 
 
 def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:

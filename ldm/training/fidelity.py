@@ -17,7 +17,7 @@ from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import going_on_without, replacing
-from ldm.models.latent_diffusion import NotFiniteError
+from ldm.models.codec import NotFiniteError
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
-from ldm.models.latent_diffusion import NotFiniteError
+from ldm.models.codec import NotFiniteError
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed
