@@ -125,7 +125,7 @@ class LatentDiffusion(nn.Module):
         return codec.latent_shape(self.vae, height, width)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of the latents of `pixels` [B, 3, H, W] in [-1, 1]: mean and deviation, each [B, C, h, w] in fp32."""
+        """Mean and deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W] in [-1, 1]."""
         return codec.posterior(self.vae, pixels)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
