@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ldm.command_line import Parser
 from ldm.errors import EXIT_RESUME_ME, EXIT_USER_ERROR, UserError
+from ldm.values import Seed, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +67,7 @@ def ended_resumable() -> Iterator[None]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Words that are no option are config overrides, `key.sub=value`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged left to right"
     )
@@ -89,7 +89,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-n", "--name", help="name of the run (default: the first config's)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
     parser.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
-    parser.add_argument("-s", "--seed", type=int, help="seed of every draw (default: the config's)")
+    parser.add_argument("-s", "--seed", type=option(Seed), help="seed of every draw (default: the config's)")
     parser.add_argument("-d", "--debug", action="store_true", help="open the debugger on an error")
     parser.add_argument(
         "--no-test", action="store_true", help="skip validation and samples after the last step"

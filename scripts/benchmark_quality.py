@@ -101,6 +101,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep_weights", action="store_true", help="keep checkpoints and models of scored runs"
     )
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="as main.py's, for the trainings"
+    )
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value")
     options, rest = parser.parse_known_args(argv)
@@ -237,7 +240,7 @@ def do(task: Task, options: argparse.Namespace, claimed: IO[str]) -> bool:
     if task.variant == "base":
         from ldm.config import load_config
 
-        model = load_config(options.base, options.overrides)["model"]["params"]["base"]
+        model = load_config(options.base, options.overrides, options.trust)["model"]["params"]["base"]
         hold_out = [
             word.split("=")[1] for word in options.overrides if word.startswith("data.params.hold_out=")
         ]
@@ -271,6 +274,7 @@ def trained_run(task: Task, options: argparse.Namespace, claimed: IO[str]) -> Pa
         words = ["--base", *options.base, "--logdir", runs, "--name", task.variant]
         words += ["--data_root", task.subject.folder.resolve(), *variant_words(task)]
         words += [f"lightning.callbacks.{name}=null" for name in NOT_WHILE_MEASURING] + options.overrides
+    words += [word for package in options.trust for word in ("--trust", package)]
     if not child("main.py", words, task, claimed):
         return None
     return next(runs.glob("*/model/dreambooth.json")).parents[1]

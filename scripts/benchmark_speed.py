@@ -22,7 +22,9 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
+from ldm.command_line import Parser  # noqa: E402
 from ldm.errors import UserError, exit_code_of  # noqa: E402
+from ldm.values import Count, option  # noqa: E402
 
 RECIPE = "configs/dreambooth.yaml"
 CONFIGS = {
@@ -37,14 +39,14 @@ Job = dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own when None); returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CONFIGS, default="toy")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="what to measure")
-    parser.add_argument("--rounds", type=int, default=3, help="of every variant, one after the other")
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps, or calls, a round")
-    parser.add_argument("--size", type=int, help="px (default: the recipe's)")
+    parser.add_argument(
+        "--rounds", type=option(Count), default=3, help="of every variant, one after the other"
+    )
+    parser.add_argument("--repeats", type=option(Count), default=20, help="timed steps, or calls, a round")
+    parser.add_argument("--size", type=option(Count), help="px (default: the recipe's)")
     parser.add_argument("--out", type=Path, help="also write every figure there, as JSON")
     parser.add_argument(
         "--profile", metavar="TRACE.json", help="also profile a training step: Chrome trace, and .txt"
@@ -61,9 +63,6 @@ def run(options: argparse.Namespace) -> None:
 
     if options.quick:
         options.rounds, options.repeats = 1, 1
-    for name in ("rounds", "repeats"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     base = base_of(options.model)
     jobs = [job for group in options.only for job in jobs_of(group, options, base)]
     if not find_spec("bitsandbytes"):

@@ -12,7 +12,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
+from ldm.command_line import Parser
 from ldm.errors import exit_code_of
+from ldm.values import Count, NonNegativeInt, Seed, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,20 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     clip = PROJECT / "configs" / "stable-diffusion" / "v1"
     parser.add_argument(
         "--base", type=Path, default=clip, help="a diffusers folder, or its tokenizer's folder"
     )
-    parser.add_argument("--count", type=int, default=20, help="candidates to list")
-    parser.add_argument("--seed", type=int, default=23, help="of the order they are drawn in")
-    parser.add_argument("--length", type=int, default=1, help="tokens in an identifier, 1 to 3")
-    parser.add_argument("--max_chars", type=int, default=3, help="most letters of a token")
+    parser.add_argument("--count", type=option(Count), default=20, help="candidates to list")
+    parser.add_argument("--seed", type=option(Seed), default=23, help="of the order they are drawn in")
+    parser.add_argument("--length", type=option(Count), default=1, help="tokens in an identifier, 1 to 3")
+    parser.add_argument("--max_chars", type=option(Count), default=3, help="most letters of a token")
     parser.add_argument(
         "--ids",
-        type=int,
+        type=option(NonNegativeInt),
         nargs=2,
         metavar=("FIRST", "LAST"),
         help="range to draw from (default: the rarest 9406)",

@@ -1,6 +1,7 @@
 """Types of settings: what they let through, what they refuse, and how they say it."""
 
 import argparse
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -87,6 +88,32 @@ def test_options_of_the_command_line():
     ]:
         with pytest.raises(argparse.ArgumentTypeError, match="it must be"):
             option(annotation)(word)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("main", ["--seed", str(2**64)]),
+        ("main", ["--seed", "-1"]),
+        ("scripts.rare_tokens", ["--seed", str(2**64)]),
+        ("scripts.rare_tokens", ["--count", "-3"]),
+        ("scripts.rare_tokens", ["--ids", "-1", "5"]),
+        ("scripts.benchmark_speed", ["--rounds", "0"]),
+        ("scripts.benchmark_speed", ["--size", "1.5"]),
+        ("scripts.figure", ["--run", "x", "--zoom", "0"]),
+        ("scripts.judge_base", ["--scale", "nan"]),
+        ("scripts.judge_features", ["--count", "abc"]),
+    ],
+)
+def test_programs_refuse_options_that_cannot_be_in_one_line(program, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(program).main(words)
+    told = capsys.readouterr()
+    assert stop.value.code == 2
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("error: argument -")
+    assert ": it must be " in told.err
 
 
 def test_the_names_of_the_samplers_are_the_samplers():
