@@ -26,7 +26,7 @@ def load_config(
 ) -> dict[str, Any]:
     """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked.
 
-    trust: packages beside this project whose classes a `target` may name (`--trust`).
+    trust: packages besides this project whose classes a `target` may name (`--trust`).
     """
     if not paths:
         raise UserError("no config given: name at least one, as in --base configs/dreambooth.yaml")
@@ -34,7 +34,7 @@ def load_config(
 
 
 def load_settings(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The same for YAML files that describe no run, whatever their sections; the first has every key."""
+    """The same for YAML files that do not describe a run, with any sections; the first has every key."""
     config = _merged(paths)
     _merge_words(config, overrides)
     return _resolved(plain(config))
@@ -71,7 +71,7 @@ def _resolved(config: dict[str, Any]) -> dict[str, Any]:
 def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path: str = "") -> None:
     """Write `overlay` over `config` in place. A new `target` replaces its `params`; new keys are refused.
 
-    Keys of `params` may be new, since `check` holds them against the target's signature.
+    Keys of `params` may be new, since `check` compares them with the target's signature.
     """
     if "target" in overlay and overlay["target"] != config.get("target"):
         config.clear()
@@ -89,7 +89,7 @@ def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path:
 
 
 def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
-    """Whether `key` may be new in `node` at `path`: `check` holds such keys against a signature."""
+    """Whether `key` may be new in `node` at `path`: `check` compares such keys with a signature."""
     return (
         path.endswith("params")
         or path in ("lightning.callbacks", "lightning.trainer")
@@ -100,8 +100,8 @@ def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
 def read_plain(path: str | Path) -> dict[str, Any]:
     """A config that a run has saved, which may come from a stranger.
 
-    `save_config` resolves every reference, so one that is there (`${oc.env:SECRET}`, or YAML aliases that
-    unfold to more than the memory holds) is a UserError.
+    `save_config` resolves every reference, so any that is left (`${oc.env:SECRET}`, or YAML aliases that
+    unfold to more than fits into memory) is a UserError.
     """
     path = Path(path)
     try:
@@ -129,7 +129,7 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-# What OmegaConf reads as a number, YAML 1.1 does not: as text it needs quotes.
+# OmegaConf reads 1e-6 as a number and YAML 1.1 as text, so such a text needs quotes.
 _NoAliases.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -161,7 +161,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _parse_override(word: str) -> dict[str, Any]:
-    """`key.sub=value` as nested keys; a number is a `Scalar`, and what is no YAML is text."""
+    """`key.sub=value` as nested keys; a number is a `Scalar`, and anything that is not YAML is text."""
     keys, equals, text = word.partition("=")
     if not equals or word.startswith("-"):
         raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
@@ -176,7 +176,7 @@ def _parse_override(word: str) -> dict[str, Any]:
 
 
 def _with_texts(value: Any, node: yaml.Node | None) -> Any:
-    """`value`, with what it was written as beside each number and truth value; node: the YAML it was read from."""
+    """`value`, with its text as written beside each number and truth value; node: the YAML it was read from."""
     if isinstance(value, dict) and isinstance(node, yaml.MappingNode):
         nodes = {key.value: child for key, child in node.value}
         return {str(key): _with_texts(item, nodes.get(str(key))) for key, item in value.items()}

@@ -1,7 +1,7 @@
-"""Signatures that stand in for those of libraries, whose own do not say what is allowed here.
+"""Signatures in place of those of libraries, which do not say what is allowed here.
 
-Lightning's Trainer takes a float for a count and any text for a precision, and its loggers write wherever they are
-told; a run's logger stays in the run's folder.
+Lightning's Trainer takes a float for a count and any text for a precision, and its loggers write anywhere; a run's
+logger stays in the run's folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def trainer(
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
     **others: Any,
 ) -> None:
-    """Of pytorch_lightning.Trainer: the keywords that a run has a say in; others go to Lightning as they are."""
+    """pytorch_lightning.Trainer: the keywords that are checked; others go to Lightning as they are."""
 
 
 TRAINER_SETTINGS: dict[str, Any] = {
@@ -68,7 +68,7 @@ def tensorboard_logger(
     max_queue: Count = 10,
     flush_secs: Count = 120,
 ) -> None:
-    """Of pytorch_lightning.loggers.TensorBoardLogger, in the run's folder."""
+    """pytorch_lightning.loggers.TensorBoardLogger, in the run's folder."""
 
 
 def csv_logger(
@@ -77,7 +77,7 @@ def csv_logger(
     prefix: str = "",
     flush_logs_every_n_steps: Count = 100,
 ) -> None:
-    """Of pytorch_lightning.loggers.CSVLogger, in the run's folder."""
+    """pytorch_lightning.loggers.CSVLogger, in the run's folder."""
 
 
 def wandb_logger(
@@ -94,7 +94,7 @@ def wandb_logger(
     mode: Literal["online", "offline", "disabled"] | None = None,
     log_model: bool | Literal["all"] = False,
 ) -> None:
-    """Of pytorch_lightning.loggers.WandbLogger, in the run's folder; wandb.init has keywords that start programs."""
+    """pytorch_lightning.loggers.WandbLogger, in the run's folder; some keywords of wandb.init start programs."""
 
 
 SIGNATURES: dict[str, Callable[..., None]] = {
@@ -102,4 +102,4 @@ SIGNATURES: dict[str, Callable[..., None]] = {
     "pytorch_lightning.loggers.TensorBoardLogger": tensorboard_logger,
     "pytorch_lightning.loggers.WandbLogger": wandb_logger,
 }
-"""What a config may say to a library's class, by its target."""
+"""Keywords that a config may give to a library's class, by its target."""

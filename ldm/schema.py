@@ -41,7 +41,7 @@ class Setting:
 
 
 def read_scalars(config: dict[str, Any], trust: Sequence[str]) -> None:
-    """Put values in the place of `Scalar`s: the text as written where a setting is text, as in `class_word: 911`."""
+    """Replace `Scalar`s by values: by the text as written where a setting is text, as in `class_word: 911`."""
     for setting in settings(config, trust):
         setting.node[setting.key] = plain(setting.value, takes_text(setting.annotation))
 
@@ -56,7 +56,7 @@ def plain(value: Any, as_text: bool = False) -> Any:
 
 
 def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
-    """Raise UserError for a key, a value or a class that a run cannot have; in one line, before anything is built."""
+    """Raise UserError, before anything is built, for a key, a value or a class that a run cannot have."""
     for setting in settings(config, trust):
         problem = problem_with(setting.value, setting.annotation) or _not_finite(setting.value)
         if problem:
@@ -65,7 +65,7 @@ def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
 
 
 def unaffecting(config: dict[str, Any], trust: Sequence[str] = ()) -> set[str]:
-    """Paths of the settings that leave the loss record as it is, by their signatures' own word."""
+    """Paths of the settings that do not change the loss record, as their signatures mark them."""
     return {
         setting.path
         for setting in settings(config, trust)
@@ -103,10 +103,10 @@ def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Sett
 
 
 def _of_target(node: Any, path: str, trust: Sequence[str], kind: type | None = None) -> Iterator[Setting]:
-    """The settings of a node with a `target`, which names a `kind`; without one, of a node inside another's params."""
+    """The settings of a node whose `target` must name a `kind`; None for a node inside another's params."""
     found = _class_of(node, path, trust)
     if kind is not None and isinstance(found, type) and not issubclass(found, kind):
-        raise UserError(f"config: {path}.target '{node['target']}' is no {kind.__name__}")
+        raise UserError(f"config: {path}.target '{node['target']}' is not a {kind.__name__}")
     params = {} if node.get("params") is None else node["params"]
     if not isinstance(params, dict):
         raise UserError(f"config: {path}.params is {plain(params)!r}: it must be keys and values")
@@ -134,7 +134,7 @@ def _of_call(
     others: Mapping[str, Any] | None = None,
     complete: bool = True,
 ) -> Iterator[Setting]:
-    """The settings that `call` is made with. others: keywords beside those of its signature.
+    """The settings that `call` is called with. others: keywords besides those of its signature.
 
     complete: no more keywords are given later, so one without a default must be there.
     """
@@ -161,7 +161,7 @@ def _of_call(
 
 
 def _call_of(annotation: Any) -> Any:
-    """What keys and values of this type are keywords of, where that is known."""
+    """The callable whose keywords the keys and values of this type are, where that is known."""
     if is_dataclass(annotation):
         return annotation
     marks = [mark for mark in get_args(annotation) if isinstance(mark, KeywordsOf)]
@@ -169,7 +169,7 @@ def _call_of(annotation: Any) -> Any:
 
 
 def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
-    """Take a step with every optimizer of a config, on one number: its class knows best what it takes."""
+    """Take a step on one number with every optimizer of a config: only its class knows its valid values."""
     import torch
 
     if not isinstance(node, Mapping):
@@ -181,7 +181,7 @@ def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
             number.grad = torch.zeros(1)
             try:
                 found([number], **params).step()
-            except Exception as error:  # whatever a library raises for a value that it does not take
+            except Exception as error:  # libraries raise anything for an invalid value
                 reason = str(error).partition("\n")[0]
                 raise UserError(f"config: {path}.params: {node['target']} says: {reason}") from error
     for key, value in node.items():
@@ -189,7 +189,7 @@ def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
 
 
 def _not_finite(value: Any) -> str | None:
-    """The problem of a number that is infinite or NaN, wherever in `value` it is."""
+    """The problem with a number that is infinite or NaN, anywhere in `value`."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}: it must be a finite number"
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""From the name of a class in a config to the class, and only to those that may be built."""
+"""From the name of a class in a config to the class, for the classes that a config may build."""
 
 import contextlib
 import functools
@@ -11,14 +11,14 @@ from typing import Any
 from ldm.errors import UserError
 
 TRUSTED_MODULES = ("bitsandbytes.optim", "torch.optim")
-"""Libraries' modules whose classes any config may build: optimizers."""
+"""Modules of libraries whose classes any config may build: optimizers."""
 
 TRUSTED_TARGETS = (
     "pytorch_lightning.loggers.CSVLogger",
     "pytorch_lightning.loggers.TensorBoardLogger",
     "pytorch_lightning.loggers.WandbLogger",
 )
-"""Single classes of libraries that any config may build, with the keywords that `ldm/foreign.py` allows."""
+"""Classes of libraries that any config may build, with the keywords that `ldm/foreign.py` allows."""
 
 MOVED = {
     "ldm.data.world.": "ldm.world.drawing.",
@@ -36,9 +36,9 @@ MOVED = {
 def get_class(target: str, trust: Sequence[str] = ()) -> Any:
     """The class that `target` ("package.module.Name") names.
 
-    A config may come from a stranger, and what it names is called. So a target is a class of this project, one of
-    the libraries' above, or in a package that the user trusts; any other is refused before its module is imported.
-    trust: such packages or modules, from `--trust`. Of these, functions are allowed too.
+    A config may come from a stranger, and its targets get called. So a target must be a class of this project, one
+    of the libraries' above, or in a package that the user trusts; others are refused before the import.
+    trust: such packages or modules, from `--trust`. Their functions are allowed too.
     """
     former = next((old for old in MOVED if target.startswith(old)), None)
     if former:
@@ -47,7 +47,7 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
     trusted = any(target == word or target.startswith(word + ".") for word in trust)
     known = target.startswith("ldm.") or target in TRUSTED_TARGETS or module_name in TRUSTED_MODULES
     refused = UserError(
-        f"config: target '{target}' is no class of this project or of a library that it knows, and could run"
+        f"config: target '{target}' is not a class of this project or of a library that it knows, and could run"
         f" anything; if you trust it, add --trust {target.split('.')[0]}"
     )
     if not (trusted or known):
@@ -56,7 +56,7 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"config: cannot import target '{target}': {error}") from error
-    # ldm.x.subprocess is a module that ldm.x imports, and a function of the project's might delete files.
+    # ldm.x.subprocess is a module that ldm.x imports, and one of the project's functions might delete files.
     own_class = isinstance(found, type) and found.__module__.startswith(target.split(".")[0] + ".")
     if not (trusted or own_class):
         raise refused
@@ -67,8 +67,8 @@ def instantiate_from_config(config: Mapping[str, Any], trust: Sequence[str] = ()
     """`target(**params, **extra)` of a checked config.
 
     A node inside `params` arrives as `functools.partial(target, **params)`: it still needs an argument that
-    only the outer one has, as an optimizer needs the parameters it optimizes. Keys and values for a parameter
-    whose type is a dataclass arrive as one.
+    only the outer object has, as an optimizer needs parameters. Keys and values for a parameter whose type is a
+    dataclass arrive as that dataclass.
     """
     target, params = get_class(config["target"], trust), config.get("params") or {}
     types = parameters(target)
@@ -91,14 +91,14 @@ def is_target(value: Any) -> bool:
 
 
 def parameters(target: Any) -> dict[str, Any]:
-    """Annotations of what `target` can be called with by name; `Any` where it has none."""
+    """Annotations of the keywords of `target`; `Any` where there is none."""
     return {name: parameter.annotation for name, parameter in signature(target).items()}
 
 
 def signature(target: Any) -> dict[str, inspect.Parameter]:
     """The parameters of `target` by name, their annotations evaluated where that is possible.
 
-    Parameters of variable number are left out; `takes_any` tells whether there are some.
+    `*args` and `**kwargs` are left out; `takes_any` tells whether `target` takes any keyword.
     """
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
@@ -115,7 +115,7 @@ def takes_any(target: Any) -> bool:
 
 @functools.cache
 def _signature(target: Any) -> inspect.Signature:
-    for evaluated in (True, False):  # annotations in quotes may name what is not there at run time
+    for evaluated in (True, False):  # annotations in quotes may name what does not exist at run time
         with contextlib.suppress(NameError, SyntaxError, TypeError, ValueError):
             return inspect.signature(target, eval_str=evaluated)
-    return inspect.signature(lambda **keywords: None)  # of what is built in, nothing is known
+    return inspect.signature(lambda **keywords: None)  # built-in classes have no signature

@@ -1,8 +1,8 @@
 """Types of settings: what a number or a name may be, stated once and checked wherever it comes from.
 
-`ldm/schema.py` holds a config's values against the annotations of what its `target` names, and `option` makes an
-argparse `type=` of the same annotations. The checks are pydantic's, without coercions: 1.5 is no `int`, nor is
-true; an `int` is a fine `float`; infinity and NaN are refused everywhere.
+`ldm/schema.py` checks a config's values against the annotations of what its `target` names, and `option` makes an
+argparse `type=` of the same annotations. The checks are pydantic's, without coercion: neither 1.5 nor true is an
+`int`; an `int` is a valid `float`; infinity and NaN are refused everywhere.
 """
 
 import argparse
@@ -37,13 +37,13 @@ class Must:
 
 @dataclass(frozen=True)
 class KeywordsOf:
-    """Says, in `Annotated`, that keys and values are keywords of a library's class, beside those that start with _."""
+    """Marks, in `Annotated`, keys and values as keywords of a library's class, except for keys that start with _."""
 
     target: str
 
 
 class Unaffecting:
-    """Marks a setting, in `Annotated`, that leaves the loss record as it is, up to rounding: a resume may change it."""
+    """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
 
 
 def _is_folder_name(name: str) -> bool:
@@ -57,7 +57,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Seed = Annotated[int, Must(lambda seed: 0 <= seed < 2**63, "a whole number from 0 to below 2**63")]
-"""What torch's generators take, with room for `seed + k`."""
+"""Within the range of torch's generators, with room for `seed + k`."""
 Text = Annotated[str, Must(lambda text: bool(text.strip()), "text that is not empty")]
 Prompts = Annotated[Sequence[Text], Must(lambda prompts: len(prompts) > 0, "a list of prompts")]
 ClassWord = Annotated[
@@ -81,7 +81,7 @@ SamplerName = Literal["ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp
 
 
 def option(annotation: Any) -> Callable[[str], Any]:
-    """A `type=` for argparse that reads a word as `annotation`; what is not allowed is told in one line."""
+    """A `type=` for argparse that reads a word as `annotation`; anything else is an error in one line."""
 
     def read(word: str) -> Any:
         from pydantic import ValidationError
@@ -103,7 +103,7 @@ def problem_with(value: Any, annotation: Any) -> str | None:
         try:
             _adapter(annotation, strict=True).validate_python(form)
             return None
-        except PydanticUserError:  # an annotation for readers, such as one in quotes
+        except PydanticUserError:  # an annotation that only readers understand, such as one in quotes
             return None
         except ValidationError:
             continue
@@ -111,7 +111,7 @@ def problem_with(value: Any, annotation: Any) -> str | None:
 
 
 def takes_text(annotation: Any) -> bool:
-    """Whether a value written without quotes is text for `annotation`, whatever it looks like, and no number."""
+    """Whether a value written without quotes is text for `annotation`, even if it looks like a number."""
     kind, _ = _parts(annotation)
     if get_origin(kind) in (Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not type(None)]
@@ -140,7 +140,7 @@ def allowed(annotation: Any) -> str:
 
 
 def _kind(kind: Any, members: Sequence[Any]) -> str:
-    """A plain type in words; members: those of a list's or dictionary's type."""
+    """A plain type in words; members: the type arguments of a list or dictionary."""
     if kind in _KINDS:
         return _KINDS[kind]
     if not isinstance(kind, type):
@@ -229,6 +229,8 @@ def _cached_adapter(annotation: Any, strict: bool) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     if get_origin(annotation) is tuple and len(get_args(annotation)) == 1:
-        annotation = types.GenericAlias(tuple, (*get_args(annotation), ...))  # what libraries mean by it
+        annotation = types.GenericAlias(
+            tuple, (*get_args(annotation), ...)
+        )  # what libraries mean by tuple[T]
     settings = ConfigDict(strict=strict, allow_inf_nan=False, arbitrary_types_allowed=True)
     return TypeAdapter(annotation, config=settings)

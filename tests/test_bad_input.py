@@ -143,7 +143,7 @@ def test_bases(mistake, tmp_path):
         ("lightning.callbacks.validation.params.monitor=foo", "one of subject_loss, drift, score, or null"),
         ("lightning.callbacks.validation.params.num_timesteps=0", "num_timesteps is 0: it must be"),
         ("lightning.callbacks.checkpoint.params.keep=-1", "keep is -1: it must be"),
-        ("lightning.callbacks.progress.target=ldm.data.datamodule.DreamBoothData", "is no Callback"),
+        ("lightning.callbacks.progress.target=ldm.data.datamodule.DreamBoothData", "is not a Callback"),
         (
             "model.params.learning_rate=nan",
             "learning_rate is 'nan': it must be a finite number of at least 0",

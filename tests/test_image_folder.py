@@ -105,7 +105,7 @@ def test_an_image_that_is_a_link_out_of_its_folder_is_refused(folder, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
 def test_a_pipe_is_refused_and_not_waited_for(folder):
     os.mkfifo(folder / "pipe.png")
-    with pytest.raises(UserError, match=r"pipe\.png is no regular file"):
+    with pytest.raises(UserError, match=r"pipe\.png is not a regular file"):
         image_files(folder)
 
 

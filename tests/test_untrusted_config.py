@@ -113,7 +113,7 @@ def test_a_strangers_recipe_builds_nothing_of_its_own(
     words = ["-b", RECIPE, str(tiny_config), str(tmp_path / "recipe.yaml"), "-l", str(tmp_path / "logs")]
     assert main([*words, "-t", train]) == 2
     told = capsys.readouterr().err.strip()
-    assert f"target '{target}' is no class of this project" in told
+    assert f"target '{target}' is not a class of this project" in told
     assert told.endswith(f"if you trust it, add --trust {target.split('.')[0]}")
     assert len(told.splitlines()) == 1
     assert not mark.exists()

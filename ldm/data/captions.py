@@ -6,13 +6,13 @@ from ldm.data.images import refuse_way_out
 from ldm.errors import UserError
 
 MAX_BYTES = 65_536
-"""A text encoder reads some 75 words; what is longer than this is no caption."""
+"""A text encoder reads some 75 words, so a longer file is not a caption."""
 
 
 def caption_of(image: Path, folder: Path) -> str | None:
-    """Text of the .txt file that has the name of `image`, a file in `folder` or below it; None where there is none.
+    """Text of the .txt file named like `image`, a file in or below `folder`; None where there is none.
 
-    Raises UserError for a file that is empty, no UTF-8 text, too long, unreadable, or a link out of `folder`.
+    Raises UserError for a file that is empty, not UTF-8, too long, unreadable, or a link out of `folder`.
     """
     path = image.with_suffix(".txt")
     if not path.exists() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Interleaves subject photographs with class-prior samples, everything keyed by the sample number."""
+"""Pairs subject photographs with class-prior samples; the sample number keys every draw."""
 
 import hashlib
 import signal
@@ -74,7 +74,7 @@ class DreamBoothData(LightningDataModule):
         )
         self.prior_files = image_files(reg_data_root) if reg_data_root else []
         for path in self.prior_files:
-            # Too many to keep, but an unreadable one is to be told before the run starts.
+            # Too many to keep in memory, but an unreadable one must be reported before the run starts.
             load_image(path, size)
         count = len(self.prior_files) or self.prior["count"]
         self.prior_order = PriorOrder(seed, count)
@@ -91,14 +91,14 @@ class DreamBoothData(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the images that are trained on, and their captions; where they lie does not matter."""
+        """Hash of the training images and their captions, wherever they are stored."""
         digest = hashlib.blake2b("\n".join(self.subject.prompts).encode(), digest_size=16)
         for path in (*self.subject.files, *self.prior_files):
             digest.update(hashlib.blake2b(path.read_bytes()).digest())
         return digest.hexdigest()
 
     def connect(self, source: LatentSource, with_prior: bool) -> None:
-        """Take what this room asks of the model. with_prior: whether batches have the prior's half."""
+        """Connect to the model through `source`. with_prior: whether batches have the prior's half."""
         self.source = source
         self.with_prior = with_prior
         concept, settings = self.concept, {"base": source.fingerprint, "size": self.size, "seed": self.seed}
@@ -141,7 +141,7 @@ class DreamBoothData(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: LoadedBatch, dataloader_idx: int) -> Batch:
-        """Add the latents: here, outside of any autocast, and where the model is."""
+        """Add the latents. At this point the batch is on the model's device and no autocast is on."""
         latents = self.subject_latents.of(batch)
         if self.with_prior:
             self.bank.fill(self._prior_numbers_of_all_processes(batch.numbers))
@@ -174,9 +174,9 @@ class PriorOrder:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Sample number n of a run: a subject image, a prior sample's number, and all that is drawn for them.
+    """Sample number n of a run: a subject image, the number of a prior sample, and the draws for both.
 
-    Holds values alone, no data module: loader processes get a pickled copy.
+    Holds plain values and not the data module, since loader processes get a pickled copy.
     """
 
     def __init__(self, data: DreamBoothData):
@@ -197,6 +197,6 @@ class TrainingSamples(Dataset[Sample]):
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Ctrl-C reaches loader processes too, but they are to serve the step in progress; they end with their parent."""
+    """Let a loader process finish the step in progress after Ctrl-C, which reaches it too; it ends with its parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Pictures from disk to tensors and back: the project's only conversion of the pixel range."""
+"""Pictures from disk to tensors and back, with the project's only conversion of the pixel range."""
 
 import contextlib
 import functools
@@ -17,13 +17,13 @@ from ldm.errors import UserError
 from ldm.files import find, replacing
 
 MAX_PIXELS = 200_000_000
-"""A larger picture is refused unread: a small file can unpack to more memory than the machine has."""
+"""Larger pictures are refused unread: a small file can unpack to more memory than the machine has."""
 
 LARGE = 64_000_000
 """Pixels of a picture above which `load_image` may read it at a fraction of its size."""
 
 MARGIN = 8
-"""A picture that is read at a fraction of its size still has so many pixels for each one that is needed."""
+"""A picture that is read at a fraction of its size keeps at least this many pixels a side for each one needed."""
 
 HEIC_ADVICE = "pip install pillow-heif, or convert to JPEG"
 RAW_ADVICE = "develop to JPEG"
@@ -36,18 +36,18 @@ SKIPPED = {
 """How to make a picture readable, by its extension."""
 
 UNTOLD = (".caption", ".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".txt", ".yaml")
-"""What lies beside pictures and nobody takes for one."""
+"""Extensions of files that lie beside pictures and are skipped without a warning."""
 
 _FULL_SCALE = {"I": (255, 65535), "F": (1.0, 255.0, 65535.0)}
-"""White in greyscale modes that do not say what white is: the first value that none exceeds."""
+"""Possible values of white in greyscale modes that do not define it; the first that no pixel exceeds counts."""
 
 
 @functools.cache
 def readable() -> dict[str, str]:
-    """File extension -> Pillow's name of the format, for all that can be read here.
+    """File extension -> Pillow's name of the format, for every format that can be read here.
 
-    A file's content decides what it is. Formats are named because Pillow knows others, and runs Ghostscript
-    for a file that calls itself a .png.
+    A file's content decides its format. The formats are listed because Pillow knows more, and would run
+    Ghostscript on an EPS file that is called .png.
     """
     formats = {".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
     formats[".webp"] = "WEBP"
@@ -91,7 +91,7 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
 
 
 def _advice(skipped: Iterable[Path]) -> str:
-    """What is skipped and what to do about it, as one line: "2 .heic (a.heic, b.heic: convert to JPEG)"."""
+    """What is skipped and what to do about it, in one line: "2 .heic (a.heic, b.heic: convert to JPEG)"."""
     by_extension: dict[str, list[str]] = {}
     for path in skipped:
         by_extension.setdefault(path.suffix.lower(), []).append(path.name)
@@ -103,7 +103,7 @@ def _advice(skipped: Iterable[Path]) -> str:
 
 
 def refuse_way_out(path: Path, folder: Path) -> None:
-    """Raise UserError where `path` is no regular file, or a link out of `folder`.
+    """Raise UserError where `path` is not a regular file, or is a link out of `folder`.
 
     A folder from a stranger could name a file of the user's, which would then be trained on or printed.
     """
@@ -112,7 +112,7 @@ def refuse_way_out(path: Path, folder: Path) -> None:
             f"{path} is a link to a file outside of {folder}: put a copy of the file in its place"
         )
     if not path.is_file():
-        raise UserError(f"{path} is no regular file: remove it")
+        raise UserError(f"{path} is not a regular file: remove it")
 
 
 def load_image(path: str | Path, side: int | None = None) -> Image.Image:
@@ -120,9 +120,9 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
 
     side: length in px that the picture's shorter side will be resized to. With it, a picture of more than
         LARGE pixels may come at a half, a quarter or an eighth of its size, its shorter side at least
-        MARGIN x `side`; a JPEG's decoder then never makes the rest of the pixels.
+        MARGIN x `side`; a JPEG decoder then never produces the other pixels.
 
-    Raises UserError, naming the file, for what is unreadable, cut short, or larger than MAX_PIXELS.
+    Raises UserError, naming the file, where it is unreadable, cut short, or larger than MAX_PIXELS.
     """
     try:
         with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
@@ -133,9 +133,7 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
                 )
             divisor = _divisor(width, height, side)
             if divisor > 1:
-                image.draft(
-                    None, (width // divisor, height // divisor)
-                )  # JPEGs; other formats know no such thing
+                image.draft(None, (width // divisor, height // divisor))  # only JPEG can do this
                 divisor //= round(width / image.width)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)

@@ -39,7 +39,7 @@ class SubjectImages(Dataset[SubjectExample]):
         random_crop: bool = False,
         captions: bool = False,
     ):
-        """captions: where a text file of the image's name lies beside it, its text is the prompt."""
+        """captions: the text file beside an image that is named like it, if there is one, is its prompt."""
         self.files = list(files)
         found = [caption_of(path, path.parent) if captions else None for path in self.files]
         self.prompts = [prompt if caption is None else caption for caption in found]
@@ -91,7 +91,7 @@ class SubjectImages(Dataset[SubjectExample]):
 
 
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
-    """The images to train on, and the last `hold_out` ones, which training never sees."""
+    """The images to train on, and the last `hold_out` images, which training never sees."""
     return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
 
 
@@ -99,6 +99,6 @@ def _warn_of_small(files: Sequence[Path], sizes: Sequence[tuple[int, int]], size
     small = [f"{p.name} ({w} x {h})" for p, (w, h) in zip(files, sizes, strict=True) if min(w, h) < size]
     if small:
         warnings.warn(
-            f"images smaller than the training size of {size} px are enlarged and train blurred: {', '.join(small)}",
+            f"images smaller than the training size of {size} px are enlarged, and train blurred: {', '.join(small)}",
             stacklevel=1,  # the same place each time, so that it is said once
         )

@@ -19,7 +19,7 @@ class AllWeights:
     def __init__(
         self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: NonNegativeFloat | None = None
     ):
-        """Rates of the denoiser and of the text encoders (None: the same). What has a rate of 0 is frozen."""
+        """Rates of the denoiser and of the text encoders (None: the same). A rate of 0 freezes."""
         self.learning_rate = learning_rate
         self.text_encoder_learning_rate = (
             learning_rate if text_encoder_learning_rate is None else text_encoder_learning_rate

@@ -1,4 +1,4 @@
-"""What the data asks of the model (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
+"""The model as the data sees it (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class BaseLatents:
         self.fingerprint = model.fingerprint
 
     def release_untrained(self) -> None:
-        """Free what the untrained model takes: no prior sample will be drawn any more."""
+        """Free the untrained model's memory: no more prior samples will be drawn."""
         self.untrained = None
 
     def untrained_model(self) -> AbstractContextManager[LatentDiffusion]:
