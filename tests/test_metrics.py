@@ -139,7 +139,7 @@ def test_a_network_that_is_not_there_is_one_line(where, says):
 
 
 def test_a_clip_folder_is_no_dino(networks):
-    with pytest.raises(UserError, match="no ViTModel"):
+    with pytest.raises(UserError, match="not a ViTModel"):
         Dino(str(networks[0]))
 
 

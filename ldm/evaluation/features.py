@@ -61,7 +61,8 @@ class Dino(FeatureNetwork):
         self.model = _load(ViTModel, self.folder, where, add_pooling_layer=False).to(self.device)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels).last_hidden_state[:, 0]
+        states: Tensor = self.model(pixels).last_hidden_state
+        return states[:, 0]
 
 
 class Clip(FeatureNetwork):
@@ -160,30 +161,34 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    def fetch(file: str, required: bool) -> Path | None:
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision, etag_timeout=10))
+
+    def fetch_any(file: str) -> Path | None:
         try:
-            return Path(hf_hub_download(name, file, revision=revision, etag_timeout=10))
+            return fetch(file)
         except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means: no connection
             raise
         except EntryNotFoundError:
-            if required:
-                raise
             return None
 
     try:
-        found = [fetch(file, required=file not in TOKENIZER) for file in files]
-        weights = fetch(WEIGHTS[0], required=False) or fetch(WEIGHTS[1], required=True)
+        found = [fetch(file) for file in files if file not in TOKENIZER]
+        for file in TOKENIZER:
+            if file in files:
+                fetch_any(file)
+        weights = fetch_any(WEIGHTS[0]) or fetch(WEIGHTS[1])
     except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"feature network {name}: no local folder, and not to be had from the hub ({reason});"
-            " give a folder, or fetch it where there is a network"
+            f"feature network {name}: not a local folder, and the hub does not provide it ({reason});"
+            " give a folder, or download it on a machine with a network"
         ) from error
     return found[0].parent, found[0].parent.name, weights
 
 
-def _load(kind: Any, folder: Path, where: str, **options) -> Any:
-    """The network in eval mode, fp32; an error where the folder holds other or too few weights."""
+def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:
+    """The network in eval mode, fp32. Raises UserError where the folder holds other or too few weights."""
     from transformers.utils import logging
 
     progress = logging.is_progress_bar_enabled()
@@ -199,14 +204,15 @@ def _load(kind: Any, folder: Path, where: str, **options) -> Any:
             logging.enable_progress_bar()
     if about["missing_keys"]:
         raise UserError(
-            f"feature network {where}: no {kind.__name__}, {min(about['missing_keys'])} is missing"
+            f"feature network {where}: not a {kind.__name__}, {min(about['missing_keys'])} is missing"
         )
     return model.eval().requires_grad_(False)
 
 
 def _rows(features: Any) -> Tensor:
-    """transformers 5 wraps what version 4 returned as a tensor."""
-    return getattr(features, "pooler_output", features)
+    """The features themselves: transformers 5 wraps the tensor that version 4 returned."""
+    rows: Tensor = getattr(features, "pooler_output", features)
+    return rows
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.data.images import pixels_of
 from ldm.files import replacing_folder
@@ -103,7 +103,7 @@ def start_deterministic(vae: AutoencoderKL, log_variance: float = -5.0) -> None:
     """Start with a nearly certain posterior: from a plain start the latents drown in their own noise, and
     the decoder learns one constant picture."""
     channels = vae.config.latent_channels
-    layer: nn.Conv2d = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
+    layer = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
     with torch.no_grad():
         layer.weight[channels:].zero_()
         layer.bias[channels:].fill_(log_variance)

@@ -114,7 +114,7 @@ class SelfDistillation(pl.LightningModule):
 
     def export(self, run: Path) -> str:
         """Write the teacher's ViT and its preprocessing to `run/dino`; returns what to tell the user."""
-        vit = copy.deepcopy(self.teacher["vit"]).half()
+        vit: ViTModel = copy.deepcopy(self.teacher["vit"]).half()
         with replacing_folder(run / "dino") as folder:
             vit.save_pretrained(folder)
             write_preprocessing(folder, "ViTImageProcessor", vit.config.image_size)

@@ -2,9 +2,10 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -91,7 +92,7 @@ class TextToImage(pl.LightningModule):
         self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
         self.latent_cache = Path(latent_cache)
 
-    def training_step(self, batch: dict[str, Tensor | list[str]], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """batch: `index` [B] into the pictures, `caption` [B], `noise` [B, C, h, w], `timestep` [B]."""
         x = self.latents(batch["index"])
         conditioning = self.model.embed(batch["caption"])
