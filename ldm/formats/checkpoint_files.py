@@ -5,6 +5,9 @@ import zipfile
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.files import is_special
+from ldm.formats.described import described
+from ldm.formats.run_checkpoint import FullState
 from ldm.formats.safe_loading import load_checkpoint
 
 CONFIG = Path("configs", "config.yaml")
@@ -64,16 +67,19 @@ def problem_with(path: Path) -> str | None:
         return f"checkpoint {path} is damaged"
     try:
         content = load_checkpoint(path)
+        if "optimizer_states" not in content:
+            return f"checkpoint {path} holds weights alone, not a state to go on from"
+        described(FullState, content, path)
     except UserError as error:
         return f"checkpoint {error}"
-    if "optimizer_states" not in content:
-        return f"checkpoint {path} holds weights alone, not a state to go on from"
     return None
 
 
 def is_whole(path: Path) -> bool:
     """Whether every byte of a checkpoint file is what was written (its checksums hold)."""
     try:
+        if is_special(path):
+            return False
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):

@@ -58,7 +58,7 @@ def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]
 
 def from_compvis(
     tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], use_ema: bool
-) -> dict:
+) -> dict[str, dict[str, Tensor]]:
     """The tensors of each component in `key_map` under our keys, as far as the file has them.
 
     use_ema: take the UNet's moving average where the file has one.

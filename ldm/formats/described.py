@@ -5,10 +5,12 @@ model's folder, the note in an exported one.
 """
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from ldm.errors import UserError
 from ldm.files import is_special
@@ -36,7 +38,7 @@ def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
         raise UserError(f"{source}: {_told(first)}{more}") from None
 
 
-def _told(error: Any) -> str:
+def _told(error: ErrorDetails) -> str:
     """One of pydantic's errors as a phrase."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
@@ -45,12 +47,9 @@ def _told(error: Any) -> str:
     if not where:
         return rule
     value = error["input"]
-    plain = value is None or isinstance(value, (bool, int, float, str))
-    return f"{where} is {_short(repr(value)) if plain else 'a ' + type(value).__name__}: {rule}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{where} is {reprlib.repr(value)}: {rule}"
+    return f"{where} is a {type(value).__name__}: {rule}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -94,7 +94,10 @@ def weight_file(folder: Path, component: str, variant: str | None) -> Path:
 
 def read_weights(folder: Path, component: str, variant: str | None) -> dict[str, Tensor]:
     """The tensors of a component under its class's present keys."""
-    tensors = load_checkpoint(weight_file(folder, component, variant))
+    path = weight_file(folder, component, variant)
+    tensors = load_checkpoint(path)
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()):
+        raise UserError(f"{path} holds other things than tensors by name: it is no file of weights")
     if component == "text_encoder":  # version 4 of transformers put every key under `text_model.`
         tensors = {key.removeprefix("text_model."): value for key, value in tensors.items()}
         tensors.pop("embeddings.position_ids", None)

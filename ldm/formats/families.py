@@ -20,7 +20,7 @@ NETWORKS = {
 TOKENIZERS = {"tokenizer": ("transformers", "CLIPTokenizer")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One kind of model: its parts, and what distinguishes it from the others."""
 

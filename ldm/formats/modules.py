@@ -6,11 +6,12 @@ A network is built on the meta device, so no weights are allocated or drawn only
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from ldm.errors import UserError
@@ -35,10 +36,10 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
         _device.reset(token)
 
 
-def empty_module(component: str, config: Mapping[str, Any]) -> Network:
+def empty_module(component: str, config: Mapping[str, Any], source: str | Path = "") -> Network:
     """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode.
 
-    Raises UserError where no network can be built from the config.
+    Raises UserError where no network can be built from the config. source: its folder, for the message.
     """
     try:
         with torch.device("meta"):
@@ -49,13 +50,14 @@ def empty_module(component: str, config: Mapping[str, Any]) -> Network:
                 module = network.from_config(dict(config))
     except Exception as error:  # the libraries raise anything for an inconsistent config
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        path = Path(source, component, "config.json")
         raise UserError(
-            f"{component}/config.json describes no network that can be built ({reason}): download it again"
+            f"{path} describes no network that can be built ({reason}): copy or download it again"
         ) from None
     return module.eval()
 
 
-def text_prefix(module: nn.Module) -> str:
+def text_prefix(module: Network) -> str:
     """What transformers puts before a text encoder's keys: `text_model.` in version 4, nothing in 5."""
     return "text_model." if hasattr(module, "text_model") else ""
 
@@ -113,7 +115,7 @@ def fill(module: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
 
 
 def assemble(
-    configs: Mapping[str, Mapping],
+    configs: Mapping[str, Mapping[str, Any]],
     weights: Mapping[str, Mapping[str, Tensor]],
     dtype: torch.dtype,
     source: str,
@@ -126,7 +128,7 @@ def assemble(
     Raises `UserError` that lists missing, superfluous and misshapen keys by component.
     """
     surplus = dict(surplus or {})
-    modules = {name: empty_module(name, config) for name, config in configs.items()}
+    modules = {name: empty_module(name, config, source) for name, config in configs.items()}
     weights = {
         name: {text_prefix(module) + key: value for key, value in weights[name].items()}
         for name, module in modules.items()

@@ -43,6 +43,7 @@ class UNetConfig(Content):
     attention_head_dim: Count | list[Count] = 8
     cross_attention_dim: Count | list[Count] = 1280
     norm_num_groups: Count = 32
+    norm_eps: PositiveFloat = 1e-5
 
 
 class VaeConfig(Content):
@@ -69,6 +70,7 @@ class TextEncoderConfig(Content):
     num_hidden_layers: Layers
     num_attention_heads: Count
     max_position_embeddings: Annotated[int, Ge(3)]
+    layer_norm_eps: PositiveFloat = 1e-5
     hidden_act: str = "quick_gelu"
 
     @field_validator("hidden_act")

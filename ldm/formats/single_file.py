@@ -73,7 +73,7 @@ def read_single_file(
         component_configs["unet"]["sample_size"] = 64  # SD 2.x "base" is trained at 512 px
     refuse_other_inputs(tensors, component_configs["unet"].get("in_channels", 4), path)
     key_map = compvis_key_map(
-        {name: empty_module(name, config) for name, config in component_configs.items()}
+        {name: empty_module(name, config, folder) for name, config in component_configs.items()}
     )
     text_layers = component_configs["text_encoder"]["num_hidden_layers"]
     modules = assemble(

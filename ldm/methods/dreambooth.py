@@ -23,12 +23,13 @@ from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import min_snr
 from ldm.errors import UserError
 from ldm.formats.knowledge import warn_of_unknown_class
+from ldm.formats.subject import read_subject
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
 from ldm.methods.tuning import Tuning
 from ldm.models.identifier import resolve_identifier
-from ldm.models.latent_diffusion import LatentDiffusion, read_subject
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import (
     Count,
     FolderName,
@@ -258,4 +259,4 @@ class DreamBooth(LightningModule):
 
     def exported_step(self, run: Path) -> int | None:
         """Step of the model that `export` has written to `run`; None where there is none."""
-        return read_subject(run / "model").get("step")
+        return read_subject(run / "model").step

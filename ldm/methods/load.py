@@ -13,12 +13,15 @@ from ldm.errors import UserError
 from ldm.files import find, find_near
 from ldm.formats.base import load_vae, vae_files
 from ldm.formats.checkpoint_files import newest_checkpoint
+from ldm.formats.described import described
 from ldm.formats.fingerprint import file_hash, files_fingerprint
 from ldm.formats.modules import weights_on
 from ldm.formats.network_configs import refuse_other_latents
+from ldm.formats.run_checkpoint import LearnedSubject
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.formats.subject import read_subject
 from ldm.methods.tuning import tuning_of
-from ldm.models.latent_diffusion import LatentDiffusion, read_subject
+from ldm.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass
@@ -37,10 +40,6 @@ class LoadedModel:
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
         return fill_in_identifier(prompt, self.identifier)
-
-
-BASE_OPTIONS = ("revision", "variant", "use_ema", "vae", "prediction_type", "clip_skip")
-"""Settings of a run's model that say how its base is loaded."""
 
 
 def load_for_sampling(
@@ -64,13 +63,7 @@ def load_for_sampling(
                 return _load_run(path, content, base_options)
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
-    return LoadedModel(
-        model,
-        about.get("identifier"),
-        about.get("class_word"),
-        about.get("step"),
-        weights=model.fingerprint,
-    )
+    return LoadedModel(model, about.identifier, about.class_word, about.step, weights=model.fingerprint)
 
 
 def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any]) -> LoadedModel:
@@ -80,24 +73,21 @@ def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any])
         raise UserError(
             f"checkpoint {path} says itself how its base is read: leave out --{min(base_options)}"
         )
-    params = content["config"]["model"]["params"]
-    options = {key: params[key] for key in BASE_OPTIONS if key in params}
-    model = LatentDiffusion.from_base(find_near(content["base"], path), **options)
-    if model.fingerprint != content["base_fingerprint"]:
+    run = described(LearnedSubject, content, f"checkpoint {path}")
+    params = run.config.model.params
+    model = LatentDiffusion.from_base(find_near(run.base, path), **params.base_options())
+    if model.fingerprint != run.base_fingerprint:
         raise UserError(
-            f"checkpoint {path}: {content['base']} is not the base it was trained on; give that one's place"
+            f"checkpoint {path}: {run.base} is not the base it was trained on; give that one's place"
         )
-    tuning = tuning_of(params)
+    tuning = tuning_of(content["config"]["model"]["params"])
     tuning.attach(model)
-    learned = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+    learned = {key.removeprefix("model."): value for key, value in run.state_dict.items()}
     tuning.restore(model, learned, f"checkpoint {path}")
     weights = file_hash(path)
     if vae is not None:
         model.vae = load_vae(vae).eval().requires_grad_(False)
         refuse_other_latents(model.vae.config, model.unet.config, f"--vae {vae}")
         weights = files_fingerprint([("run", path), *vae_files(vae)])
-    config = content["config"]
-    class_word = config["data"]["params"].get("class_word")
-    return LoadedModel(
-        model.eval(), content["identifier"], class_word, content["global_step"], config, weights
-    )
+    class_word = run.config.data.params.class_word
+    return LoadedModel(model.eval(), run.identifier, class_word, run.global_step, content["config"], weights)

@@ -20,12 +20,10 @@ from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.formats.subject import SUBJECT_FILE
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
 from ldm.randomness import image_generator
-
-SUBJECT_FILE = "dreambooth.json"
-"""Lies in an exported folder and says what [V] and the class are there, and at which step it was written."""
 
 COMPILED_GRAPHS = 64
 """Room for 3 widths x 2 gradient modes x the batch shapes of a run."""
@@ -34,14 +32,6 @@ COMPILED_GRAPHS = 64
 def text_transformer(text_encoder: nn.Module) -> Any:
     """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
     return getattr(text_encoder, "text_model", text_encoder)
-
-
-def read_subject(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of its subject; nothing for a plain base."""
-    try:
-        return json.loads((folder / SUBJECT_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 class LatentDiffusion(nn.Module):

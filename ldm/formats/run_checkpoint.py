@@ -1,0 +1,168 @@
+"""What a run's checkpoint holds, described once: for going on with a run, and for sampling what it learned."""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, JsonValue
+from torch import Tensor
+
+from ldm.formats.described import Content
+from ldm.values import Count, NonNegativeFloat, NonNegativeInt, Text
+
+Named = dict[str, Tensor]
+
+
+class Node(Content):
+    """A part of a config that names what it builds."""
+
+    target: Text
+    params: dict[str, JsonValue] | None = None
+
+
+class ModelParams(Content):
+    """The settings of a run's model that say which base it was trained on, how that was read, and what trained."""
+
+    revision: str | None = None
+    variant: str | None = None
+    use_ema: bool = True
+    vae: str | None = None
+    prediction_type: str | None = None
+    clip_skip: Count = 1
+    learning_rate: NonNegativeFloat
+    text_encoder_learning_rate: NonNegativeFloat | None = None
+    tuning: Node | None = None
+
+    def base_options(self) -> dict[str, Any]:
+        """Those that `LatentDiffusion.from_base` takes."""
+        return self.model_dump(exclude={"learning_rate", "text_encoder_learning_rate", "tuning"})
+
+
+class DataParams(Content):
+    """The settings of a run's data that sampling and the model card use."""
+
+    class_word: str | None = None
+
+
+class ModelSection(Content):
+    params: ModelParams
+
+
+class DataSection(Content):
+    params: DataParams
+
+
+class LightningSection(Content):
+    trainer: dict[str, JsonValue]
+
+
+class RunConfig(Content):
+    """The config of a run that learned a subject."""
+
+    model: ModelSection
+    data: DataSection
+    lightning: LightningSection
+
+
+class LearnedSubject(Content):
+    """A checkpoint, full or of weights alone, from which a learned subject is sampled.
+
+    Whether the tensors of `state_dict` are those that the run trains is for its tuning to say.
+    """
+
+    state_dict: Named
+    global_step: NonNegativeInt
+    identifier: Text
+    base: Text
+    base_fingerprint: Text
+    config: RunConfig
+
+
+class Counts(Content):
+    """Lightning's counters, which it takes over as attributes, whatever their names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ready: NonNegativeInt
+    completed: NonNegativeInt
+    started: NonNegativeInt = 0
+    processed: NonNegativeInt = 0
+
+
+class Progress(Content):
+    total: Counts
+    current: Counts
+
+
+class BatchProgress(Progress):
+    is_last_batch: bool
+
+
+class StepCounts(Content):
+    step: Progress
+    zero_grad: Progress
+
+
+class OptimizerProgress(Content):
+    optimizer: StepCounts
+
+
+class FitLoop(Content):
+    """Where Lightning's training loop stood. What it tolerates to be absent may be."""
+
+    epoch: Annotated[Progress, Field(alias="epoch_progress")]
+    batch: Annotated[BatchProgress, Field(alias="epoch_loop.batch_progress")]
+    optimizer: Annotated[OptimizerProgress, Field(alias="epoch_loop.automatic_optimization.optim_progress")]
+    scheduler: Annotated[Progress, Field(alias="epoch_loop.scheduler_progress")]
+    validation: Annotated[BatchProgress | None, Field(alias="epoch_loop.val_loop.batch_progress")] = None
+    manual: Annotated[Progress | None, Field(alias="epoch_loop.manual_optimization.optim_step_progress")] = (
+        None
+    )
+    state: Annotated[dict[str, JsonValue], Field(alias="state_dict")] = {}
+    epoch_state: Annotated[dict[str, JsonValue], Field(alias="epoch_loop.state_dict")] = {}
+
+
+class Loops(Content):
+    fit_loop: FitLoop
+
+
+class ParameterGroup(Content):
+    params: list[NonNegativeInt]
+    lr: float
+
+
+class OptimizerState(Content):
+    """torch's, by the number of a parameter."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: Annotated[list[ParameterGroup], Field(min_length=1)]
+
+
+class ScheduleState(Content):
+    """torch's `LambdaLR`, which takes over every key as an attribute."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    last_epoch: NonNegativeInt
+    base_lrs: list[float]
+    lr_lambdas: list[dict[str, JsonValue] | None]
+    last_lr: Annotated[list[float], Field(alias="_last_lr")]
+    step_count: Annotated[NonNegativeInt, Field(alias="_step_count")]
+    is_initial: Annotated[bool, Field(alias="_is_initial")] = False
+    called: Annotated[bool, Field(alias="_get_lr_called_within_step")] = False
+    verbose: bool | str = False
+
+
+class FullState(Content):
+    """A checkpoint from which a run goes on, whatever it trains."""
+
+    state_dict: Named
+    global_step: NonNegativeInt
+    config: dict[str, JsonValue]
+    loops: Loops
+    optimizer_states: Annotated[list[OptimizerState], Field(min_length=1)]
+    lr_schedulers: Annotated[list[ScheduleState], Field(min_length=1)]
+    callbacks: dict[str, dict[str, Any]] = {}
+    identifier: Text | None = None
+    base: Text | None = None
+    base_fingerprint: Text | None = None
+    data_fingerprint: Text | None = None
+    samples_per_step: Count | None = None

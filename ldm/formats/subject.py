@@ -1,0 +1,23 @@
+"""What an exported folder says of the subject that it learned: `dreambooth.json`."""
+
+import os
+from pathlib import Path
+
+from ldm.formats.described import Content, described, read_json
+from ldm.values import NonNegativeInt, Text
+
+SUBJECT_FILE = "dreambooth.json"
+
+
+class Subject(Content):
+    """What [V] and the class are, and at which step the model was written; nothing of a plain base."""
+
+    identifier: Text | None = None
+    class_word: str | None = None
+    step: NonNegativeInt | None = None
+
+
+def read_subject(folder: Path) -> Subject:
+    """The subject of an exported folder; an empty one for any other base. Raises UserError for a damaged file."""
+    path = folder / SUBJECT_FILE
+    return described(Subject, read_json(path), path) if os.path.exists(path) else Subject()
