@@ -57,11 +57,20 @@ def plain(value: Any, as_text: bool = False) -> Any:
 
 def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
     """Raise UserError, before anything is built, for a key, a value or a class that a run cannot have."""
-    for setting in settings(config, trust):
+    _check_values(settings(config, trust))
+    _check_optimizers(config["model"], "model", trust)
+
+
+def check_target(node: Any, path: str) -> None:
+    """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
+    _check_values(_of_target(node, path, ()))
+
+
+def _check_values(settings: Iterator[Setting]) -> None:
+    for setting in settings:
         problem = problem_with(setting.value, setting.annotation) or _not_finite(setting.value)
         if problem:
             raise UserError(f"config: {setting.path} {problem}")
-    _check_optimizers(config["model"], "model", trust)
 
 
 def unaffecting(config: dict[str, Any], trust: Sequence[str] = ()) -> set[str]:

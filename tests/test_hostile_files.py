@@ -153,6 +153,7 @@ def put(content: dict, path: str, value) -> dict:
 
 
 PROGRESS = "loops/fit_loop/epoch_loop.batch_progress"
+ALL_WEIGHTS = "ldm.methods.all_weights.AllWeights"
 SAMPLED = [
     ("config", "no", "config is missing"),
     ("config", 5, "config is 5"),
@@ -162,7 +163,9 @@ SAMPLED = [
     ("config/model/params/learning_rate", "fast", "learning_rate is 'fast'"),
     ("config/model/params/learning_rate", float("nan"), "learning_rate is nan"),
     ("config/model/params/tuning", {"target": 5}, "tuning.target is 5"),
-    ("config/model/params/tuning", {"target": "os.system"}, "trusted"),
+    ("config/model/params/tuning", {"target": "os.system"}, "could run anything"),
+    ("config/model/params/tuning", {"target": "ldm.methods.dreambooth.DreamBooth"}, "is no tuning"),
+    ("config/model/params/tuning", {"target": ALL_WEIGHTS, "params": {"rank": 4}}, "unknown key"),
     ("config/data/params/class_word", ["dog"], "class_word is a list"),
     ("config/lightning", None, "config.lightning is None"),
     ("base", ["a"], "base is a list"),
@@ -203,8 +206,7 @@ def test_a_runs_checkpoint_with_wrong_content_is_not_sampled(finished, tmp_path,
     torch.save(put(state(finished), path, value), file)
     line = told(load_for_sampling, file)
     assert hint in line
-    if hint != "trusted":
-        assert str(file) in line
+    assert str(file) in line or line.startswith("config: ")
 
 
 @pytest.mark.parametrize(("path", "value", "hint"), RESUMED)

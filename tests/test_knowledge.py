@@ -17,14 +17,14 @@ BASE = PROJECT / "assets" / "base"
 
 
 def test_the_embedded_base_names_the_nouns_of_its_world():
-    assert list(read_knowledge(BASE).nouns) == World().nouns
+    assert read_knowledge(BASE).nouns == World().nouns
 
 
 @pytest.mark.parametrize(
     ("word", "known"), [("dog", 1), ("Teddy Bear", 1), ("small dog", 1), ("toy", 0), ("hotdog", 0)]
 )
 def test_a_class_word_is_known_by_its_noun(word, known):
-    assert Knowledge(("dog", "teddy bear")).knows(word) == bool(known)
+    assert Knowledge(nouns=["dog", "teddy bear"]).knows(word) == bool(known)
 
 
 def test_a_base_that_says_nothing_may_know_anything(tiny):

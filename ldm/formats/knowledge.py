@@ -3,22 +3,20 @@
 The file is optional and no part of the base's fingerprint. Keys that are not read here are left alone.
 """
 
-import json
+import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.errors import UserError
 from ldm.files import find
+from ldm.formats.described import Content, described, read_json
 
 FILE = "knowledge.json"
 
 
-@dataclass(frozen=True)
-class Knowledge:
+class Knowledge(Content):
     """What a base can draw, as far as it says so."""
 
-    nouns: tuple[str, ...] = ()
+    nouns: list[str]
     """All that it knows; empty where the base does not say."""
 
     def knows(self, class_word: str) -> bool:
@@ -33,15 +31,7 @@ def read_knowledge(base: str | Path) -> Knowledge:
     Raises UserError where the file holds anything but what `Knowledge` describes.
     """
     path = find(base) / FILE
-    if not path.is_file():
-        return Knowledge()
-    try:
-        nouns = json.loads(path.read_text(encoding="utf-8"))["nouns"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        nouns = None
-    if not isinstance(nouns, list) or not all(isinstance(noun, str) for noun in nouns):
-        raise UserError(f'{path}: expected {{"nouns": [words]}}; mend or remove it')
-    return Knowledge(tuple(nouns))
+    return described(Knowledge, read_json(path), path) if os.path.exists(path) else Knowledge(nouns=[])
 
 
 def warn_of_unknown_class(base: str | Path, class_word: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,12 +11,14 @@ from torch import Tensor
 from ldm.errors import UserError
 from ldm.formats.modules import misfit
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.targets import instantiate_from_config
+from ldm.schema import check_target
+from ldm.targets import get_class, instantiate_from_config
 
 Untrained = Callable[[], AbstractContextManager[LatentDiffusion]]
 """`with untrained() as base:` gives the model as it was before training. Dropping `untrained` frees its memory."""
 
 
+@runtime_checkable
 class Tuning(Protocol):
     """One way to fine-tune a model. A config names it under `model.params.tuning`, as `target` and `params`."""
 
@@ -65,5 +67,8 @@ def tuning_of(params: Mapping[str, Any]) -> Tuning:
     """The tuning that `params`, the `model.params` of a run's config, describe."""
     node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
     rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
+    check_target(node, "model.params.tuning")  # it may be a stranger's
+    if not issubclass(get_class(node["target"]), Tuning):
+        raise UserError(f"config: model.params.tuning.target '{node['target']}' is no tuning")
     tuning: Tuning = instantiate_from_config(node, (), **rates)
     return tuning
