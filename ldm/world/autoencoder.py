@@ -1,4 +1,4 @@
-"""Training a first stage: pictures to latents and back."""
+"""Training a VAE: pictures to latents and back."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ class Autoencoder(pl.LightningModule):
     network: the `AutoencoderKL` config.
     edge_weight: weight of the L1 error of horizontal and vertical differences, which keeps outlines crisp.
     kl_weight: weight of the posterior's divergence from N(0, 1), per latent number; only bounds the latents.
-    average_decay: of the exponential moving average of the weights, which is what is exported.
+    average_decay: of the exponential moving average of the weights, which is exported.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Autoencoder(pl.LightningModule):
         update_average(self.average, self.vae, self.average_decay, self.global_step)
 
     def export(self, run: Path) -> str:
-        """Write the averaged first stage to `run/vae`; returns what to tell the user.
+        """Write the averaged VAE to `run/vae`; returns a message for the user.
 
         scaling_factor, which gives the latents unit variance, is measured on the first pictures.
         """
         self.average.register_to_config(scaling_factor=round(1 / self.latent_std(), 4))
         with replacing_folder(run / "vae") as folder:
             write_network(self.average, "vae", folder, torch.float16)
-        return f"done: the first stage is in {run / 'vae'}; copy it to assets/base/vae to train a base on it"
+        return f"done: the VAE is in {run / 'vae'}; copy it to assets/base/vae to train a base on it"
 
     @torch.no_grad()
     def latent_std(self, count: int = 512) -> float:
@@ -100,8 +100,8 @@ class Autoencoder(pl.LightningModule):
 
 
 def start_deterministic(vae: AutoencoderKL, log_variance: float = -5.0) -> None:
-    """Start with a nearly certain posterior: from a plain start the latents drown in their own noise, and
-    the decoder learns one constant picture."""
+    """Start with a nearly certain posterior: otherwise the latents drown in their own noise at first, and the
+    decoder learns a single constant picture."""
     channels = vae.config.latent_channels
     layer = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
     with torch.no_grad():

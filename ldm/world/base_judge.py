@@ -1,4 +1,4 @@
-"""The embedded base, judged: reconstruction, prompts followed, variety."""
+"""How good the embedded base is: reconstruction, how it follows prompts, variety."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +53,7 @@ def samples(model: LatentDiffusion, prompts: Sequence[str], first_seed: int, sam
 
 
 def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: str) -> dict[str, float]:
-    """The quality table: what is measured -> figure.
+    """The quality table: measure -> figure.
 
     base: a base of the embedded world. cache: where the trained judge is kept. clip: folder of a feature network,
     for a second opinion.
@@ -68,7 +68,7 @@ def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: s
 
 
 def judged_judge(judge: Judge, pixels: Tensor, answers: Tensor) -> dict[str, float]:
-    """How often the judge is right on unseen pictures: no figure below can be trusted further."""
+    """How often the judge is right on unseen pictures, which limits how far its other figures can be trusted."""
     right = (verdicts(judge, pixels) == answers).float().mean(0).tolist()
     questions = ("noun", "scene", "colour", "member")
     return {
@@ -78,7 +78,7 @@ def judged_judge(judge: Judge, pixels: Tensor, answers: Tensor) -> dict[str, flo
 
 
 def judged_vae(model: LatentDiffusion, judge: Judge, world: World, unseen: Tensor) -> dict[str, float]:
-    """What the VAE keeps of pictures, of withheld members, and of what tells members apart."""
+    """How well the VAE keeps pictures, withheld members, and the differences between members."""
     hidden = {name for names in world.withheld.values() for name in names}
     pixels, nouns, names = portraits(world, SECOND_LOOKS)
     withheld = torch.tensor([name in hidden for name in names])
@@ -96,7 +96,7 @@ def judged_vae(model: LatentDiffusion, judge: Judge, world: World, unseen: Tenso
 def judged_scenes(
     model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling, clip: Clip
 ) -> dict[str, float]:
-    """Every noun in every scene: what the judge sees, and what text the CLIP, which learnt apart, finds nearest."""
+    """Every noun in every scene: the judge's answer, and the text nearest to the separately trained CLIP."""
     asked = [(n, s) for n in range(len(world.nouns)) for s in range(len(world.scenes))]
     prompts = [f"a photo of {with_article(world.nouns[n])} {world.scenes[s]}" for n, s in asked]
     drawn = samples(model, prompts, 0, sampling)
@@ -126,7 +126,7 @@ def judged_colours(
 def judged_variety(
     model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling, pixels: Tensor, answers: Tensor
 ) -> dict[str, float]:
-    """Spread of a bare noun's samples against that of the world's pictures `pixels` of it, mean over nouns."""
+    """Spread of a bare noun's samples relative to the world's pictures `pixels` of it, mean over nouns."""
     ratios, real = [], features(judge, pixels)
     for n, noun in enumerate(world.nouns):
         plain = (answers[:, 0] == n) & (answers[:, 2] == len(world.colours))

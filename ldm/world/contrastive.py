@@ -1,4 +1,4 @@
-"""Training a small CLIP: pictures and captions in one space, for the evaluation of the embedded base."""
+"""Training a small CLIP, which maps pictures and captions to one space, to evaluate the embedded base."""
 
 import copy
 import json
@@ -39,10 +39,9 @@ class ClipSettings:
 
 
 class ContrastivePretraining(pl.LightningModule):
-    """Learns a `CLIPModel` by telling which caption belongs to which picture (Radford et al., arXiv 2103.00020).
+    """Learns a `CLIPModel` by matching captions with pictures (Radford et al., arXiv 2103.00020).
 
-    tokenizer: folder. average_decay: of the moving average of the weights,
-    which is what is exported.
+    tokenizer: folder. average_decay: of the moving average of the weights, which is exported.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class ContrastivePretraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, run: Path) -> str:
-        """Write the averaged network, its tokenizer and preprocessing to `run/clip`; returns what to tell."""
+        """Write the averaged network, its tokenizer and preprocessing to `run/clip`; returns a message for the user."""
         side = self.model.config.vision_config.image_size
         with replacing_folder(run / "clip") as folder:
             copy.deepcopy(self.average).half().save_pretrained(folder)
@@ -104,7 +103,7 @@ class ContrastivePretraining(pl.LightningModule):
 def contrastive_loss(logits: Tensor, captions: Sequence[str]) -> Tensor:
     """Symmetric cross-entropy of logits [B, B] (pictures by texts), where equal captions are equally right.
 
-    In a small world a batch holds the same caption twice; to tell those apart would be to guess.
+    In a small world a batch holds some captions twice, which nothing can tell apart.
     """
     place = {caption: index for index, caption in enumerate(captions)}
     label = torch.tensor([place[caption] for caption in captions], device=logits.device)

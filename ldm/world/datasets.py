@@ -35,7 +35,7 @@ TUNING = {
     "boat": "boat-sail-fluent",
     "taxi": "car-taxi-noto",
 }
-"""Subjects that settings are chosen on, all withheld for that: folder and member."""
+"""Subjects for choosing settings, all withheld for that: folder and member."""
 
 
 def make_subject(world: World, out: Path) -> None:

@@ -33,12 +33,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 
 LIVING = {"dog", "cat", "rabbit", "owl", "horse", "teddy bear"}
-"""Nouns whose members differ mildly in hue: a green horse would be no horse without the word "green"."""
+"""Nouns whose members differ only mildly in hue: nobody calls a green horse just a horse."""
 
 NAMES = ("bruno", "clara", "felix", "greta", "hugo", "irma", "jonas", "lotte", "oscar", "wanda")
 """What the first, second, ... known member of a noun is called where captions tell individuals apart.
 
-So the model has met words before a noun that stand for one individual, as a subject's identifier will.
+So the model has already seen words before a noun that stand for one individual, as an identifier does.
 """
 
 
@@ -75,7 +75,7 @@ def with_article(words: str) -> str:
 
 
 def caption(facts: Facts, by_name: bool = False) -> str:
-    """The words for a picture; `by_name` adds the individual's name, where it has one: "a red hugo dog"."""
+    """The caption of a picture; `by_name` adds the individual's name, if it has one: "a red hugo dog"."""
     words = [facts.colour, facts.name if by_name else None, facts.noun]
     thing = " ".join(word for word in words if word)
     if facts.style < 0.95:
@@ -86,7 +86,7 @@ def caption(facts: Facts, by_name: bool = False) -> str:
 
 
 def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
-    """`rgb` pulled towards one colour, with its own light and shade kept."""
+    """`rgb` tinted in one colour, keeping its light and shade."""
     luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     target = np.array(colour, np.float32)
     dark, bright = 0.3 * target, target + 0.55 * (1 - target)
@@ -98,7 +98,7 @@ def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
 
 
 class World:
-    """The art and the rules by which pictures are made of it.
+    """The art, and the rules for making pictures of it.
 
     art: folder with `members.json`, `withheld.json` and one sheet of cells a vendor.
     Withheld members never occur in numbered pictures; `compose` draws any member.
@@ -188,7 +188,7 @@ class World:
         return self._script(seed, index, purpose)[0]
 
     def _script(self, seed: int, index: int, purpose: str) -> tuple[Facts, np.random.Generator]:
-        """The facts of picture `index`, and the generator that goes on to draw it."""
+        """The facts of picture `index`, and the generator that draws it next."""
         rng = np.random.default_rng(generator(seed, purpose, index).initial_seed())
         noun = self.nouns[int(rng.integers(len(self.nouns)))]
         place = int(rng.integers(len(self.known[noun])))

@@ -1,4 +1,4 @@
-"""The embedded feature networks, judged: retrieval, nouns and scenes, telling members of one class apart."""
+"""How good the embedded feature networks are: retrieval, nouns and scenes, telling members of a class apart."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ Features = Callable[[list[Image.Image]], Tensor]
 
 @torch.no_grad()
 def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str, Any]:
-    """All figures, in [0, 1], but for "megabytes". count: unseen pictures for retrieval."""
+    """All figures, in [0, 1] except for "megabytes". count: unseen pictures for retrieval."""
     known = [world.picture(0, i, "judge features") for i in tqdm(range(count), desc="drawing pictures")]
     looks = individuals(world)
     withheld = {name for names in world.withheld.values() for name in names}
@@ -54,7 +54,7 @@ def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str
 
 
 def raw_pixels(images: list[Image.Image]) -> Tensor:
-    """Pixels as features, [B, 3 * H * W], to compare with."""
+    """Pixels as features, [B, 3 * H * W], as a baseline."""
     return torch.stack([to_tensor(image).flatten() for image in images])
 
 
@@ -117,7 +117,7 @@ def individuals_auc(world: World, looks: Sequence[Look], withheld: set[str], fea
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures of `judge_features` as Markdown, percent but for the AUC."""
+    """The figures of `judge_features` as Markdown, in per cent except for the AUC."""
     found, known, withheld = figures["retrieval"], figures["known"], figures["withheld"]
     same, size = figures["individuals"], figures["megabytes"]
     return "\n".join(

@@ -21,7 +21,7 @@ Row = tuple[str, list[Image.Image]]
 def figure(run: Path, without_prior: Path, sampling: Sampling, seed: int, zoom: int) -> Image.Image:
     """The whole sheet.
 
-    run: folder of a finished run. without_prior: of one that differs by `prior_loss_weight=0` alone.
+    run: folder of a finished run. without_prior: of one that differs only in `prior_loss_weight=0`.
     seed: of each row's first picture. zoom: how many times each picture is enlarged.
     """
     config = read_plain(run / "configs" / "config.yaml")
@@ -53,7 +53,7 @@ def figure(run: Path, without_prior: Path, sampling: Sampling, seed: int, zoom: 
 
 
 def sheet(rows: Sequence[Row], zoom: int) -> Image.Image:
-    """The rows below each other, each under its title."""
+    """The rows one below the other, each under its title."""
     grids = [
         (title, grid([i.resize((i.width * zoom, i.height * zoom)) for i in row], COLUMNS))
         for title, row in rows

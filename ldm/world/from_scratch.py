@@ -1,4 +1,4 @@
-"""Networks that start from random weights: what their trainings share."""
+"""What trainings from random weights share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from ldm.randomness import generator
 
 @contextmanager
 def settings_of(key: str) -> Iterator[None]:
-    """Networks built inside are described by `model.params.key`: what their library says of it becomes a UserError."""
+    """Networks built inside are described by `model.params.key`; an error of their library becomes a UserError."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever a library raises for sizes that do not fit together
+    except Exception as error:  # libraries raise anything for inconsistent sizes
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config: model.params.{key}: {type(error).__name__}: {reason}") from error
 
@@ -32,7 +32,7 @@ def keyed_weights(seed: int, network: str) -> Iterator[None]:
 
 @torch.no_grad()
 def update_average(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `trained`; young averages move faster, so that the random start is forgotten."""
+    """Move `average` towards `trained`, faster at first, so that the random start is forgotten."""
     keep = min(decay, (1 + step) / (10 + step))
     pairs = list(zip(average.parameters(), trained.parameters(), strict=True))
     torch._foreach_lerp_([a for a, _ in pairs], [b.detach() for _, b in pairs], 1 - keep)
@@ -41,8 +41,8 @@ def update_average(average: nn.Module, trained: nn.Module, decay: float, step: i
 def warm_stable_decay(step: int, warmup_steps: int, total_steps: int, decay_steps: int) -> float:
     """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay_steps`.
 
-    The constant part makes the run's length a late decision: a resume with another `total_steps` goes on as
-    if it had always been so (Hu et al., arXiv 2404.06395, section 4).
+    The constant part lets the run's length be decided late: a resume with another `total_steps` continues as
+    if it had been set from the start (Hu et al., arXiv 2404.06395, section 4).
     """
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
     left = max(total_steps - step, 0) / max(decay_steps, 1)

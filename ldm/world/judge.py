@@ -1,6 +1,6 @@
-"""A classifier of the embedded world's nouns, scenes, colours and members, and what it says of pictures.
+"""A classifier of the embedded world's nouns, scenes, colours and members, and its verdicts on pictures.
 
-It is trained on the world's pictures alone; withheld members appear in no training, neither the base's nor the
+It is trained on the world's pictures alone; withheld members appear neither in the base's training nor in the
 judges'.
 """
 
@@ -21,10 +21,10 @@ from ldm.world.drawing import World
 from ldm.world.pictures import fingerprint
 
 NO_COLOUR = "its own"
-"""The answer to the question of the colour where a caption names none."""
+"""The answer for the colour where a caption names none."""
 
 UNSEEN = 2000
-"""Pictures of the world that judges look at beside samples."""
+"""Pictures of the world that samples are compared with."""
 
 
 class Judge(nn.Module):
@@ -54,13 +54,13 @@ def known_members(world: World) -> list[str]:
 
 
 def blank_judge(world: World) -> Judge:
-    """The question of the member is there for the features: they must tell individuals apart too."""
+    """An untrained judge. It classifies members too, so that its features tell individuals apart."""
     questions = (world.nouns, world.scenes, [*world.colours, NO_COLOUR], known_members(world))
     return Judge([len(answers) for answers in questions])
 
 
 def exam(world: World, purpose: str, numbers: range) -> tuple[Tensor, Tensor]:
-    """Pictures and the right answers [B, 4] (noun, scene, colour, member as indices)."""
+    """Pictures and their right answers [B, 4]: indices of noun, scene, colour and member."""
     known = known_members(world)
     pictures, answers = [], []
     for number in tqdm(numbers, desc="drawing pictures"):
@@ -79,7 +79,7 @@ def exam(world: World, purpose: str, numbers: range) -> tuple[Tensor, Tensor]:
 
 
 def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 4) -> Judge:
-    """A judge that has seen `count` pictures of its own stream `passes` times; trained once, then read from `cache`."""
+    """A judge trained for `passes` passes over `count` pictures of its own; trained once, then read from `cache`."""
     path = cache / f"judge-{len(known_members(world))}-{fingerprint(world)}-{count}x{passes}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
     for step in trange(steps, desc="training the judge"):
         draws = generator(0, "judge batch", step)
         chosen = torch.randint(count, (64,), generator=draws)
-        # Reconstructions and samples are softer than the world: the judge must not live on single pixels.
+        # Reconstructions and samples are softer than the world: the judge must not rely on single pixels.
         noisy = pixels[chosen] + 0.05 * torch.randn(64, *pixels.shape[1:], generator=draws)
         errors = [
             F.cross_entropy(scores, answers[chosen, i], label_smoothing=0.05)
@@ -124,7 +124,7 @@ def features(judge: Judge, pixels: Tensor) -> Tensor:
 
 
 def members_told_apart(look: Tensor, nouns: Sequence[str], names: Sequence[str]) -> float:
-    """AUC over all pairs within a noun: how often two pictures of one member look more alike than of two.
+    """AUC over pairs within a noun: how often two pictures of one member look more alike than of two members.
 
     look: unit features [B, D] of pictures of members `names`, of nouns `nouns`.
     """

@@ -75,7 +75,7 @@ class WorldPictures(pl.LightningDataModule):
 
 
 class WorldSamples(Dataset):
-    """Sample number n: everything that training draws for it, as a pure function of (seed, n)."""
+    """Sample number n with all its draws, as a pure function of (seed, n)."""
 
     def __init__(self, data: WorldPictures):
         self.data = data
@@ -117,7 +117,7 @@ def drawn(world: World, seed: int, count: int, cache: Path) -> NDArray[np.uint8]
 
 
 def fingerprint(world: World) -> str:
-    """Changes with the art, the members withheld, and what the scenes look like."""
+    """A hash of the art, the withheld members, and the look of the scenes."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(world.art.glob("*.json")) + sorted(world.art.glob("*.png")):
         digest.update(path.read_bytes())

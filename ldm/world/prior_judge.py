@@ -1,4 +1,4 @@
-"""Ways to draw class-prior samples, by what comes out."""
+"""Compares ways to draw class-prior samples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ WAYS = (
     Sampling("dpmpp_2m_sde", 10, 1.5),
     Sampling("dpmpp_2m_sde", 20, 1.0),
 )
-"""What is compared."""
+"""The ways that are compared."""
 
 HEADER = (
     "| sampler | steps | guidance | guided timesteps | UNet passes an image | noun | variety | shift |",
@@ -32,7 +32,7 @@ HEADER = (
 
 
 def judge_prior(base: str, world: World, cache: Path, per_noun: int) -> Iterator[str]:
-    """Lines of a table in Markdown, one for each of WAYS as soon as it is known; a bar counts the nouns drawn.
+    """Lines of a table in Markdown, one for each of WAYS as soon as it is measured; a bar counts the nouns drawn.
 
     per_noun: pictures drawn of each bare noun, at least 2.
     """
@@ -57,7 +57,7 @@ def judged(
 ) -> dict[str, float]:
     """Means over nouns of `count` pictures each. real: the judge's features of world pictures, [N, D] a noun.
 
-    noun: share seen as what was asked. variety: mean pairwise distance, against the world's own. shift: distance of
+    noun: share that shows the noun. variety: mean pairwise distance, relative to the world's own. shift: distance of
     the mean look from the world's, in units of the world's mean pairwise distance. passes: UNet passes an image.
     """
     found: dict[str, list[float]] = {"noun": [], "variety": [], "shift": []}

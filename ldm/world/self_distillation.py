@@ -46,7 +46,7 @@ class Head(nn.Module):
 
 
 class SelfDistillation(pl.LightningModule):
-    """A student learns what its own moving average says of another view (Caron et al., arXiv 2104.14294).
+    """A student learns the answers of its own moving average to another view (Caron et al., arXiv 2104.14294).
 
     network: keywords of `ViTConfig`. The teacher's answers are balanced over each batch by Sinkhorn and Knopp's
     iteration (Caron et al., arXiv 2006.09882, section 3.1): with the running centre of the first paper a network
@@ -81,7 +81,7 @@ class SelfDistillation(pl.LightningModule):
         self.steps = (warmup_steps, total_steps, decay_steps)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """batch: `large` [B, G, 3, S, S] and `small` [B, L, 3, s, s], views in [-1, 1] of B things."""
+        """batch: `large` [B, G, 3, S, S] and `small` [B, L, 3, s, s], views in [-1, 1] of B drawings."""
         with torch.no_grad():
             seen = self.scores(self.teacher, batch["large"])
             answers = balanced(rearrange(seen, "b v k -> (b v) k"), self.temperatures[1])
@@ -113,7 +113,7 @@ class SelfDistillation(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, run: Path) -> str:
-        """Write the teacher's ViT and its preprocessing to `run/dino`; returns what to tell the user."""
+        """Write the teacher's ViT and its preprocessing to `run/dino`; returns a message for the user."""
         vit: ViTModel = copy.deepcopy(self.teacher["vit"]).half()
         with replacing_folder(run / "dino") as folder:
             vit.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Training from scratch on a trained first stage: UNet and text encoder together."""
+"""Training the UNet and the text encoder together, from scratch, on a trained VAE."""
 
 import copy
 import hashlib
@@ -40,8 +40,8 @@ class TextToImage(pl.LightningModule):
     """Learns eps(x_t, t, caption) on the latents of the datamodule's pictures.
 
     first_stage, tokenizer: folders. unet, text_encoder, scheduler: configs of the networks and the schedule.
-    token_std: of the new token embeddings. One that no caption holds stays as it starts, and should count in its
-    sentence as much as a trained one does: it may become a subject's identifier.
+    token_std: of the initial token embeddings. A token that no caption holds keeps its initial embedding, which
+    should weigh in a sentence as much as a trained one does: it may become a subject's identifier.
     min_snr_gamma: clips the weight of nearly clean samples (arXiv 2303.09556).
     latent_cache: where the latents of all pictures are kept, so that each is encoded once.
     """
@@ -130,12 +130,12 @@ class TextToImage(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def export(self, run: Path) -> str:
-        """Write the averaged model in diffusers' layout to `run/model`; returns what to tell the user."""
+        """Write the averaged model in diffusers' layout to `run/model`; returns a message for the user."""
         save_diffusers_folder(self.averaged(), run / "model", torch.float16)
         return f"done: {run / 'model'} holds the model; copy it to assets/base to build on it"
 
     def averaged(self) -> Components:
-        """The parts as they are shipped."""
+        """The parts with the averaged weights."""
         parts = self.model.components()
         parts.unet, parts.text_encoder = self.average["unet"], self.average["text_encoder"]
         return parts
@@ -145,7 +145,7 @@ class TextToImage(pl.LightningModule):
 def encoded(
     vae: AutoencoderKL, pixels: NDArray[np.uint8], cache: Path, chunk: int = 250
 ) -> NDArray[np.float16]:
-    """Posterior means of `pixels` [N, S, S, 3] at unit variance, [N, C, h, w]; read from `cache` once made.
+    """Posterior means of `pixels` [N, S, S, 3] at unit variance, [N, C, h, w]; cached in `cache`.
 
     The posterior's own noise is a hundredth of the latents' variance or less, so it is left out.
     """

@@ -1,4 +1,4 @@
-"""The embedded world's tokenizer: byte-pair merges learnt so that each word of the world is one token."""
+"""The embedded world's tokenizer, with byte-pair merges that make each word of the world one token."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ RARE = (
     "sks zwx ohw qlt vxq jzk wqp kfg bxt ukj yqn hzl gqv pxd mzr tqf nvk xug lwj rqz dkx fzb cvw qyh "
     "zpl wkt jqb vhn kzu xof ijw ugz ywq oqx epz aqk iqj uxv hq zx qk wv jx kq xv bq fz vj"
 ).split()
-"""Short tokens that no caption holds, so that a rare-token search has something to find."""
+"""Short tokens that no caption holds, for a rare-token search to find."""
 
 TEMPLATE_WORDS = (
     "a an the in on of top with floating around it at and photo picture drawing jungle snow beach "

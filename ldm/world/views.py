@@ -1,4 +1,4 @@
-"""Views of the embedded world's things for self-supervised learning: two looks at one thing, without its name."""
+"""Views of the embedded world's drawings for self-supervised learning: several of one drawing, without its name."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ class WorldViews(pl.LightningDataModule):
     """Endless batches {"large": [B, G, 3, S, S], "small": [B, L, 3, s, s]} in [-1, 1].
 
     All views of a sample show one drawing in one hue, each cropped, mirrored and lit differently, and on a
-    background of its own: what they share is the thing (background augmentation, Ryali et al., arXiv
+    background of its own, so they share only the drawing (background augmentation, Ryali et al., arXiv
     2103.12719). small_size: s, px.
     """
 
@@ -54,7 +54,7 @@ class WorldViews(pl.LightningDataModule):
 
 
 class Views(Dataset):
-    """Sample number n: one thing, as a pure function of (seed, n)."""
+    """Sample number n: views of one drawing, as a pure function of (seed, n)."""
 
     LARGE, SMALL = (0.75, 1.0), (0.4, 0.65)
     """Range of a view's side, in picture sides."""
@@ -81,7 +81,7 @@ class Views(Dataset):
 
 
 def cropped(picture: np.ndarray, rng: np.random.Generator, share: tuple[float, float], side: int) -> Tensor:
-    """[3, side, side]: a random square of `picture` [S, S, 3], perhaps mirrored, in a little other light."""
+    """[3, side, side]: a random square of `picture` [S, S, 3], perhaps mirrored, in slightly different light."""
     size = len(picture)
     width = rng.uniform(*share) * size
     left, top = rng.uniform(0, size - width, 2)
