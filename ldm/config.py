@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
 from ldm.files import find, replacing
-from ldm.schema import Scalar, check, plain, read_scalars, suggestion
+from ldm.schema import Scalar, check, check_as, plain, read_scalars, read_scalars_as, suggestion
 
 
 def load_config(
@@ -33,11 +33,14 @@ def load_config(
     return override(_merged(paths), overrides, trust)
 
 
-def load_settings(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The same for YAML files that do not describe a run, with any sections; the first has every key."""
+def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same for YAML files that describe no run; the first has every key. kind: a dataclass of the keys."""
     config = _merged(paths)
     _merge_words(config, overrides)
-    return _resolved(plain(config))
+    read_scalars_as(config, kind)
+    config = _resolved(config)
+    check_as(config, kind)
+    return config
 
 
 def override(config: dict[str, Any], overrides: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args
 
@@ -42,7 +42,16 @@ class Setting:
 
 def read_scalars(config: dict[str, Any], trust: Sequence[str]) -> None:
     """Replace `Scalar`s by values: by the text as written where a setting is text, as in `class_word: 911`."""
-    for setting in settings(config, trust):
+    _read(settings(config, trust))
+
+
+def read_scalars_as(config: dict[str, Any], kind: type) -> None:
+    """The same for a config that describes no run; kind: a dataclass of its keys."""
+    _read(_of_call(config, kind, "", ()))
+
+
+def _read(found: Iterable[Setting]) -> None:
+    for setting in found:
         setting.node[setting.key] = plain(setting.value, takes_text(setting.annotation))
 
 
@@ -57,17 +66,22 @@ def plain(value: Any, as_text: bool = False) -> Any:
 
 def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
     """Raise UserError, before anything is built, for a key, a value or a class that a run cannot have."""
-    _check_values(settings(config, trust))
+    _check(settings(config, trust))
     _check_optimizers(config["model"], "model", trust)
 
 
 def check_target(node: Any, path: str) -> None:
     """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
-    _check_values(_of_target(node, path, ()))
+    _check(_of_target(node, path, ()))
 
 
-def _check_values(settings: Iterator[Setting]) -> None:
-    for setting in settings:
+def check_as(config: dict[str, Any], kind: type) -> None:
+    """`check` for a config that describes no run; kind: a dataclass of its keys."""
+    _check(_of_call(config, kind, "", ()))
+
+
+def _check(found: Iterable[Setting]) -> None:
+    for setting in found:
         problem = problem_with(setting.value, setting.annotation) or _not_finite(setting.value)
         if problem:
             raise UserError(f"config: {setting.path} {problem}")
@@ -152,9 +166,9 @@ def _of_call(
         _check_keys(params, tuple(types), path)
     for key, parameter in signature(call).items():
         if complete and parameter.default is inspect.Parameter.empty and key not in params:
-            raise UserError(f"config: {path}.{key} is missing")
+            raise UserError(f"config: {_joined(path, key)} is missing")
     for key, value in params.items():
-        where, annotation = f"{path}.{key}", types.get(key, Any)
+        where, annotation = _joined(path, key), types.get(key, Any)
         if is_target(value):
             problem = problem_with(_class_of(value, where, trust), annotation)
             if problem:
@@ -163,7 +177,7 @@ def _of_call(
         elif call := _call_of(annotation):
             if not isinstance(value, dict):
                 raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
-            own = {name: Any for name in value if name.startswith("_")}
+            own = {name: Any for name in value if str(name).startswith("_")}
             yield from _of_call(value, call, where, trust, own, complete=is_dataclass(call))
         else:
             yield Setting(where, params, key, annotation)
@@ -197,6 +211,10 @@ def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
         _check_optimizers(value, f"{path}.{key}", trust)
 
 
+def _joined(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
 def _not_finite(value: Any) -> str | None:
     """The problem with a number that is infinite or NaN, anywhere in `value`."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -208,11 +226,13 @@ def _not_finite(value: Any) -> str | None:
 def _check_keys(node: Mapping[str, Any], known: Sequence[str], path: str) -> None:
     for key in node:
         if key not in known:
-            where = f"{path}.{key}" if path else str(key)
-            raise UserError(f"config: unknown key '{where}'{suggestion(key, known)}")
+            raise UserError(f"config: unknown key '{_joined(path, key)}'{suggestion(key, known)}")
 
 
 def suggestion(key: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """The known key that is most like `key`, or all of them, to follow "unknown key"."""
-    close = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(map(str, known))}"
+    """The known key that is most like `key`, or else those there are, to follow "unknown key"."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(key), names, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known here: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"

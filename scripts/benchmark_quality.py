@@ -335,13 +335,14 @@ def write_table(tasks: Sequence[Task], options: argparse.Namespace) -> str:
     from ldm.config import load_settings
     from ldm.evaluation.benchmark import markdown, means, table_rows
     from ldm.evaluation.benchmark_page import benchmark_page
+    from ldm.evaluation.settings import EvaluationSettings
     from ldm.files import replacing
 
     done = {variant: {} for variant in options.variants}
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name] = json.loads(task.result.read_text())
-    published = load_settings([PROJECT / "configs" / "evaluation.yaml"])["published"]
+    published = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings)["published"]
     if not set(ABLATION) & set(options.variants):
         published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}

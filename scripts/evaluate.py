@@ -86,8 +86,9 @@ def run(options: argparse.Namespace) -> None:
     from ldm.evaluation.features import load_networks
     from ldm.evaluation.protocol import prompt_set
     from ldm.evaluation.scores import Networks, score
+    from ldm.evaluation.settings import EvaluationSettings
 
-    config = load_settings([CONFIG, *options.config], options.overrides)
+    config = load_settings([CONFIG, *options.config], EvaluationSettings, options.overrides)
     device = choose_device(options.device)
     networks = Networks(*load_networks(config["networks"], device), config["networks"]["diversity"])
     if options.ckpt:

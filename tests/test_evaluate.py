@@ -11,6 +11,7 @@ from ldm.concepts import PLACEHOLDER
 from ldm.config import load_settings
 from ldm.data.images import image_files
 from ldm.evaluation.protocol import fill_in, plan, prompt_set, without_identifier
+from ldm.evaluation.settings import EvaluationSettings
 from scripts.evaluate import CONFIG, main
 from tests.tiny_features import tiny_features
 
@@ -139,7 +140,9 @@ def test_mistakes_end_with_one_line(evaluate, capsys, words, says):
 
 
 def test_the_papers_prompts():
-    config = load_settings([CONFIG, PROJECT / "configs" / "stable-diffusion" / "evaluation.yaml"])
+    config = load_settings(
+        [CONFIG, PROJECT / "configs" / "stable-diffusion" / "evaluation.yaml"], EvaluationSettings
+    )
     assert {name: len(prompts) for name, prompts in config["prompt_sets"].items()} == dict.fromkeys(
         ("embedded", "object", "live"), 25
     )
@@ -154,7 +157,7 @@ def test_the_papers_prompts():
 
 
 def test_the_class_noun_ablation_changes_what_is_drawn_from_alone():
-    config = load_settings([CONFIG])
+    config = load_settings([CONFIG], EvaluationSettings)
     item = plan(config, "dog", Path("out"), noun="")[0]
     assert (item.prompt, item.text) == ("a photo of [V] in the snow", "a photo of a dog in the snow")
 

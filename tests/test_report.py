@@ -14,6 +14,7 @@ from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number, report
 from ldm.evaluation.scores import Networks, score
+from ldm.evaluation.settings import EvaluationSettings
 from scripts.evaluate import CONFIG
 from tests.tiny_features import tiny_features
 
@@ -59,7 +60,7 @@ def scored(tmp_path_factory):
     result, rows = score(items, {"training": files}, Networks(Dino(str(dino)), Clip(str(clip))), root=DOG)
     about = {"model": "logs/<run>", "step": 300, "class_word": "dog", "identifier": "sks", "note": "a note"}
     about["real_images"] = {"training": [path.name for path in files]}
-    return {"about": about, **result}, rows, files, load_settings([CONFIG])["published"]
+    return {"about": about, **result}, rows, files, load_settings([CONFIG], EvaluationSettings)["published"]
 
 
 @pytest.fixture(scope="module")

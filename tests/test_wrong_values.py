@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from ldm.config import load_config
+from ldm.config import load_config, load_settings
 from ldm.errors import UserError
-from ldm.schema import check, settings
+from ldm.evaluation.settings import EvaluationSettings
+from ldm.schema import check, check_as, settings
 from ldm.targets import instantiate_from_config
 from tests.conftest import PROJECT, RECIPE
 
@@ -139,6 +140,19 @@ WRONG = {
 }
 """What each key refuses."""
 
+EVALUATION = {
+    "images_per_prompt": COUNT,
+    "class_images": COUNT,
+    "class_prompt": TEXT,
+    "prompts": TEXT,
+    "lpips": ["vgg16", 5, True, ""],
+    "diversity": NAME,
+    "live_classes": ["cat", [5], [""], None],
+    "prompt_sets": [None, [], {"a": "b"}, {"a": []}, {"a": [5]}],
+    "published": [None, 5, [5], {"a": 1}],
+}
+"""The keys of evaluation that no run has, or of another type there."""
+
 NETWORKS = (
     "model.params.network.",
     "model.params.unet.",
@@ -192,6 +206,18 @@ def test_every_key_of_every_shipped_config_refuses_what_it_is_not():
                 missed.append((path, value, line))
     assert missed == []
     assert count > 700
+
+
+def test_every_key_of_the_evaluation_refuses_what_it_is_not():
+    config = load_settings([CONFIGS / "evaluation.yaml"], EvaluationSettings)
+    paths = [*(key for key in config if key not in ("networks", "sampling"))]
+    paths += [f"{section}.{key}" for section in ("networks", "sampling") for key in config[section]]
+    for path in paths:
+        key = path.rpartition(".")[2]
+        for value in EVALUATION.get(key) or WRONG[key]:
+            with pytest.raises(UserError) as error:
+                check_as(with_value(config, path, value), EvaluationSettings)
+            assert f"config: {path} is " in str(error.value)
 
 
 @pytest.mark.parametrize(
