@@ -1,4 +1,4 @@
-"""main.py, with a loss in step 3 that is no number on the last process alone."""
+"""main.py, with a loss that is NaN in step 3, on the last process only."""
 
 import sys
 

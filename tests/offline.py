@@ -1,4 +1,4 @@
-"""A network that is not there: any attempt to open or look up a connection fails the test."""
+"""No network: any attempt to open or look up a connection fails the test."""
 
 import socket
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every socket call raises and is held against the test, even where a library catches the error.
+    """Every socket call raises and fails the test, even where a library catches the error.
 
     The hub's own offline switch, which the suite sets, is turned off: nothing but the code keeps calls away.
     """

@@ -1,4 +1,4 @@
-"""What the tests of interrupted runs share: break a run off, go on with it, compare it with a whole one."""
+"""What the tests of interrupted runs share: interrupt a run, resume it, compare it with an uninterrupted one."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import torch
 from main import main
 
 QUICK = ("lightning.logger=null", "lightning.callbacks.samples=null")
-"""Leaves out what takes time and is not being tested."""
+"""Leaves out what takes time and is not under test."""
 
 
 def resume(run: Path, *words: str) -> int:
@@ -59,7 +59,7 @@ def at_call(monkeypatch, owner, name: str, numbers, action) -> None:
 
 
 def spoil_loss(monkeypatch, owner, step: int) -> None:
-    """Make the loss of one step (from 1) of the module class `owner` no number."""
+    """Make the loss of one step (from 1) of the module class `owner` NaN."""
     original = owner.training_step
 
     def training_step(self, batch, batch_idx):

@@ -1,4 +1,4 @@
-"""main.py on a slow disk: whatever is written takes long enough for a kill to fall into it."""
+"""main.py on a slow disk: every write takes long enough for a kill to hit it."""
 
 import os
 import sys

@@ -21,7 +21,7 @@ DATA = PROJECT / "assets" / "benchmark"
 
 
 def measured(value: float, real: float = 0.9) -> dict:
-    """What a metrics.json says, all metrics alike."""
+    """The content of a metrics.json with the same value for all metrics."""
     keys = ("dino", "clip_i", "clip_t", "pres", "div", "class_clip_t", "class_div")
     one = {"value": value, "low": value, "high": value, "count": 1}
     networks = {"div": "a distance"}
@@ -34,7 +34,7 @@ def measured(value: float, real: float = 0.9) -> dict:
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Children that do nothing but write their result, 0.1 more each; returns the commands they were given."""
+    """Child processes that only write their result, each 0.1 more; returns their commands."""
     commands = []
 
     def child(script, words, task, claimed):

@@ -1,4 +1,4 @@
-"""What conditions and what optimizes: learning rates apart, schedules, optimizers by target, identifiers."""
+"""Conditioning and optimization: separate learning rates, schedules, optimizers by target, identifiers."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The main job through the real entry point: what trains, what it minimises, what it leaves behind."""
+"""The main job through the real entry point: what trains, what it minimises, what it writes."""
 
 import functools
 import json
@@ -254,7 +254,7 @@ def test_weights_in_bf16_take_half_and_learn_all_the_same(train):
 
 
 def test_compiled_blocks_have_the_gradients_of_plain_ones(tiny):
-    """The graphs that a GPU's compiler is given, run one operation at a time; names of weights stay."""
+    """The graphs that a GPU's compiler would get, run operation by operation; the names of weights stay."""
     gradients = {}
     for compiled in (False, True):
         model = LatentDiffusion.from_base(tiny)

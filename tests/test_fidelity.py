@@ -1,4 +1,4 @@
-"""The fidelity callback, through main: it measures beside validation, changes nothing, and resumes."""
+"""The fidelity callback, through main: it measures at each validation, changes nothing, and resumes."""
 
 import shutil
 from pathlib import Path

@@ -284,7 +284,7 @@ def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_fetched
 
 
 class TestFingerprint:
-    """It follows the contents alone, is computed once, and leaves nothing in the base's folder."""
+    """It depends on the contents alone, is computed once, and leaves nothing in the base's folder."""
 
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_network")]
 
 
 def random_network(name, config):
-    """A network whose weights no two tensors share: bytes of a counter, cheaper than a billion draws."""
+    """A network whose tensors all differ: bytes of a counter, which is cheaper than a billion draws."""
     module = empty_module(name, config)
     tensors = {}
     for number, (key, value) in enumerate(module.state_dict().items()):

@@ -64,7 +64,7 @@ PUBLISHED = {
         "cond_stage_model.model.transformer.resblocks.7.ln_2.weight": [1024],
     },
 }
-"""Some keys of the published files, of every kind that the naming tells apart, and their shapes."""
+"""Some keys of the published files with their shapes, of every kind that the naming distinguishes."""
 
 INERT = [
     *(

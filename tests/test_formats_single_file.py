@@ -182,7 +182,7 @@ def test_keys_that_do_not_fit_are_listed_by_component(tmp_path, v1, configs):
 
 
 class TestPredictionType:
-    """What is believed about an SD 2.x file, in order."""
+    """The sources of an SD 2.x file's prediction type, in order."""
 
     @staticmethod
     def predicted(path, configs, **options):
@@ -249,7 +249,7 @@ def test_inpainting_models_are_refused_by_name(tmp_path, v1, configs):
 
 
 def test_hostile_shapes_and_values_are_refused_like_any_other(tmp_path, v2, configs):
-    """Numbers where matrices belong, a matrix that would fill the memory, an answer that is no text."""
+    """Numbers instead of matrices, a matrix that would fill the memory, an answer that is not text."""
     key = "model.diffusion_model.input_blocks.0.0.weight"
     one = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
     huge = torch.ones(1).expand(10**9, 10**6)

@@ -1,4 +1,4 @@
-"""Files with wrong content are told in one line that names them; none runs code, hangs or fills the memory."""
+"""Files with wrong content end in one line that names them; none runs code, hangs or fills the memory."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ from tests.test_safe_loading import torch_zip
 
 @pytest.fixture(autouse=True)
 def in_time():
-    """A file that is waited for, or never ends, fails its test and not the whole suite."""
+    """A file that blocks or never ends fails its own test and not the whole suite."""
 
     def late(*_):
         raise AssertionError("it takes for ever")
@@ -55,7 +55,7 @@ def nested_lists(depth: int) -> bytes:
 
 
 def shared_lists(levels: int, stub: bytes = b"") -> bytes:
-    """Lists that each hold the one before them twice: each stands once in the file, 2 ** levels paths lead to it."""
+    """Lists that each hold the previous one twice: the file has each of them once, with 2 ** levels paths to it."""
     lists = [b"]q\x00"]
     for level in range(1, levels):
         before = b"h" + bytes([level - 1])

@@ -1,4 +1,4 @@
-"""Pictures as users have them: every mode, size and orientation, and the ones that are none."""
+"""Pictures as users have them: every mode, size and orientation, and files that are not pictures."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_a_picture_cut_short_is_named(tmp_path):
 
 @pytest.fixture
 def smooth():
-    """A picture of 512 x 384 px that has no grain."""
+    """A picture of 512 x 384 px without grain."""
     small = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((512, 384), Image.Resampling.BICUBIC)
 
@@ -155,7 +155,7 @@ def test_what_is_kept_of_a_photograph_is_what_training_sees_of_it(tmp_path, smoo
 
 @pytest.mark.parametrize(("mode", "full"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])
 def test_deep_pictures_are_scaled_in_strips(tmp_path, mode, full):
-    """As all at once: they have more rows than a strip."""
+    """The result is that of a single pass: the pictures have more rows than a strip."""
     values = np.linspace(0, full, 1_001_000).reshape(1001, 1000)
     image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
     assert image.mode == mode

@@ -1,4 +1,4 @@
-"""Real processes, killed at any moment and resumed until they are done: the end is that of a whole run, bit for bit."""
+"""Real processes, killed at any moment and resumed until they finish: the result is an unkilled run's, bit for bit."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ from tests.runs import assert_same_run
 
 PHASES = ("start", "prior", "training", "saving", "export", "any")
 SLOWEST = 120
-"""Seconds that no process may need, from its start to its end."""
+"""Most seconds that a process may take from start to end."""
 
 
 class Harness:
-    """Starts a run, ends it as it is told, and goes on with it."""
+    """Starts a run, ends it as told, and resumes it."""
 
     def __init__(self, logs: Path, words: tuple[str, ...], launcher: tuple[str, ...] = ()):
         self.logs, self.words, self.launcher = logs, words, launcher
@@ -44,7 +44,7 @@ class Harness:
         )
 
     def finish(self) -> Path:
-        """Let the run go to its end; the next kill knows how long that takes."""
+        """Let the run finish; its duration is the range of the next kill."""
         start = time.monotonic()
         code, told = self.end_of(self.start())
         assert code == 0, told
@@ -71,7 +71,7 @@ class Harness:
         return code
 
     def moment(self, draw: random.Random, phase: str) -> Callable[[], bool]:
-        """A question that is answered with yes from a random moment of `phase` on."""
+        """A predicate that becomes true at a random moment of `phase`."""
         sooner = time.monotonic() + draw.uniform(0, 0.4 * self.seconds)
         later = time.monotonic() + draw.uniform(0, self.seconds)
         run = next(self.logs.glob("*"), None)
@@ -92,7 +92,7 @@ class Harness:
             yield
 
     def end_of(self, process: subprocess.Popen) -> tuple[int, str]:
-        """Exit code and stderr, when every process of the run has ended by itself."""
+        """Exit code and stderr, once every process of the run has ended by itself."""
         told = process.communicate(timeout=SLOWEST)[1].decode()
         deadline = time.monotonic() + 30
         while group_lives(process.pid):
@@ -205,7 +205,7 @@ def test_two_processes_either_ended_in_any_phase(two, whole_of_two, tmp_path, nu
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_loader_processes_too(words, whole, tmp_path):
-    """They go on serving the step in progress, and end with the run."""
+    """They serve the step in progress, and end with the run."""
     harness = Harness(tmp_path, (*words, "data.params.num_workers=2"))
     for number in (signal.SIGINT, signal.SIGTERM):
         assert harness.strike(random.Random(3), "training", number, group=True) == 75

@@ -45,7 +45,7 @@ def test_another_content_is_one_line(tmp_path, content):
 
 
 def test_the_fingerprint_is_that_of_a_base_that_says_nothing(tiny, tmp_path):
-    """So that runs go on that began before their base said what it knows."""
+    """Runs that began before their base said what it knows can still be resumed."""
     told = tmp_path / "told"
     shutil.copytree(tiny, told)
     (told / FILE).write_text(json.dumps({"nouns": ["dog"]}))

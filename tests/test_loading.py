@@ -86,7 +86,7 @@ def test_the_vae_never_computes_under_autocast(built):
 
 
 def test_a_sample_is_values_alone(built):
-    """What a loader process unpickles must not drag the trainer and the model along."""
+    """The dataset that a loader process unpickles must not contain the trainer and the model."""
     import pickle
 
     data, module = built()

@@ -1,4 +1,4 @@
-"""A run's checkpoint holds exactly what the run trains: anything else is told before it is sampled or resumed."""
+"""A run's checkpoint holds exactly what the run trains: anything else is an error before it is sampled or resumed."""
 
 import shutil
 
@@ -34,7 +34,7 @@ def run(finished, tmp_path):
 
 
 def damaged(tensors: dict, damage: str) -> dict:
-    """A state dict that is whole but for one thing."""
+    """A state dict with a single flaw."""
     value = tensors[CONV]
     changed = {
         "empty": {},

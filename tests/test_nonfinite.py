@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: the update is skipped, and everything else goes on in step."""
+"""Losses and gradients that are not finite: the update is skipped, and everything else stays in step."""
 
 import os
 import subprocess
@@ -133,7 +133,7 @@ def test_the_guard_leaves_a_sound_run_as_it_is(train):
 
 
 def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, tmp_path, capsys):
-    """Whatever spoils them: here, something beside the guard."""
+    """Whatever makes them so; here, something other than the guard."""
     original = SkipNonFinite.on_step
 
     def on_step(self, trainer, module):
@@ -151,7 +151,7 @@ def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, tmp_pat
 
 
 def test_two_processes_skip_together(tiny_config, tmp_path):
-    """One process's bad share is left out by both: DDP compares nothing, so their weights must not part."""
+    """Both processes skip a bad share of one: DDP compares nothing, so their weights must not diverge."""
     command = [
         sys.executable,
         "tests/bad_share.py",

@@ -1,4 +1,4 @@
-"""Runs that are cut off go on to the same end, bit for bit; and only as the runs that they were."""
+"""Interrupted runs resume to the same result, bit for bit, and only with the settings they had."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def cut(stopped, tmp_path):
 
 
 def error_of(capsys) -> str:
-    """The error line on stderr, which must be one."""
+    """The error on stderr, which must be a single line."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
@@ -116,7 +116,7 @@ def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
     ("words", "code"), [(("--resume", "logs"), STOPPED), (("-b", RECIPE), -signal.SIGTERM)]
 )
 def test_a_signal_while_a_process_still_imports(words, code):
-    """A resume can be resumed; a run that has not begun ends as any program does."""
+    """A resume can itself be resumed; a run that has not begun ends on a signal as any program does."""
     strike = (
         "import os, signal, sys; from main import main\n"
         "class Strike:\n"

@@ -23,7 +23,7 @@ from ldm.formats.safe_loading import load_checkpoint
 
 
 class Calls:
-    """Pickles to a call of `function` with `arguments`, which a trusting reader would make."""
+    """Pickles to a call of `function` with `arguments`, which an unsafe reader would execute."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -41,7 +41,7 @@ def torch_zip(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED) ->
 
 
 def refusal(path: Path) -> str:
-    """The message that `path` is refused with: one line that names it."""
+    """The message of the refusal of `path`: one line that names it."""
     with pytest.raises(UserError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
@@ -96,7 +96,7 @@ def test_the_refusal_names_what_the_file_asks_for(tmp_path):
 
 
 def test_stub_names_run_nothing_of_the_packages_they_name(tmp_path):
-    """A callback's name is answered with a stub even where its arguments and state look like a call."""
+    """A stub stands in for a callback's name even where its arguments and state look like a call."""
     data = (
         b"\x80\x02}(X\x05\x00\x00\x00inert"
         b"cpytorch_lightning.utilities.cloud_io\nload\n(X\x04\x00\x00\x00fileX\x05\x00\x00\x00othert"

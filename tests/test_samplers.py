@@ -1,4 +1,4 @@
-"""Where samplers start and where they end, at every number of steps; pictures that are no pictures."""
+"""Where samplers start and where they end, at every number of steps; pictures that are not finite."""
 
 import diffusers
 import pytest
@@ -74,7 +74,7 @@ def test_spacings_are_diffusers_own(spacing, steps):
 
 @pytest.mark.parametrize(("sampler", "own"), [("ddim", 999), ("dpmpp_2m", 961)])
 def test_what_the_base_says_is_a_spacing_too(sampler, own):
-    """As diffusers' pipeline takes it; the multistep solvers do so unasked."""
+    """As diffusers' pipeline does; the multistep solvers do so by default."""
     said = {**SCHEDULE, "timestep_spacing": "leading"}
     theirs = getattr(diffusers, SAMPLERS[sampler].scheduler).from_config(said)
     theirs.set_timesteps(30)

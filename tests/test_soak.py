@@ -1,4 +1,4 @@
-"""A long run on the embedded base with many saves: memory, disk and speed along it. Some 15 minutes; Linux."""
+"""A long run on the embedded base with many saves: its memory, disk and speed. Some 15 minutes; Linux."""
 
 import json
 import subprocess

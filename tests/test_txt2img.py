@@ -114,7 +114,7 @@ def test_other_weights_under_the_same_name_are_told(draw, tmp_path, capsys, tiny
 
 
 def test_fixed_code_is_one_noise_for_each_place_in_the_batch(draw):
-    """As in the ancestor: batches repeat, the images of a batch differ; a stochastic sampler tells them apart."""
+    """As in the ancestor: batches repeat, except with stochastic samplers; the images of a batch differ."""
     names = [f"{k:05d}.png" for k in range(4)]
     words = ["--fixed_code", "--steps", 3, "--n_samples", 2, "--n_iter", 2]
     out = draw(*words)

@@ -1,4 +1,4 @@
-"""A run folder or checkpoint that a stranger made: its config reaches for nothing and builds nothing of its own."""
+"""A run folder or checkpoint that a stranger made: its config reads nothing outside and builds nothing of its own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Images that a stranger made: bombs, stumps, and files under a false name end in one line."""
+"""Images that a stranger made: bombs, truncated files and false names end in one line."""
 
 import contextlib
 import io
@@ -45,7 +45,7 @@ def refused(tmp_path, content: bytes, name: str = "photo.png") -> str:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [13_500, 15_000, 60_000])
 def test_a_decompression_bomb_is_not_unpacked(tmp_path, side):
-    """A few KB that say they hold hundreds of megabytes; the lines that are there unpack to nothing but zeros."""
+    """A few KB that claim hundreds of megabytes; the lines they hold unpack to zeros only."""
     content = png(side, side, png_chunk(b"IDAT", zlib.compress(bytes(10_000_000))))
     assert len(content) < 20_000
     refused(tmp_path, content)

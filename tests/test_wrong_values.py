@@ -1,4 +1,4 @@
-"""Every key of every shipped config with wrong types and values just out of range, and mistakes let through once."""
+"""Every key of every shipped config with wrong types and values just out of range, and mistakes once let through."""
 
 import copy
 import math
@@ -138,7 +138,7 @@ WRONG = {
     "weight_decay": ["abc", -1, math.nan, math.inf, None, [1]],
     "weights_precision": [*NAME, "fp16"],
 }
-"""What each key refuses."""
+"""Wrong values of each key."""
 
 EVALUATION = {
     "images_per_prompt": COUNT,
@@ -184,7 +184,7 @@ def with_value(config, path, value):
 
 
 def told(config):
-    """The line that a config is refused with, by its check or else by its networks; nothing where it is taken."""
+    """The line of a config's refusal, by its check or else by its networks; empty where it is accepted."""
     try:
         check(config)
         if config["model"]["target"].startswith("ldm.world."):
