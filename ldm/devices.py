@@ -1,5 +1,7 @@
 """On what and in which precision a model runs."""
 
+import platform
+
 import torch
 
 from ldm.errors import UserError
@@ -34,3 +36,10 @@ def set_tf32(allowed: bool) -> None:
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def computing_device(device: torch.device) -> str:
+    """What the last digits of a computation depend on: torch's version, the device, and a CPU's threads."""
+    if device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    return f"torch {torch.__version__}, CPU of {platform.node()}, {torch.get_num_threads()} threads"

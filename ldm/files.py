@@ -21,6 +21,11 @@ PROBE_BYTES = 1 << 20
 """A disk with less room than this is full."""
 
 
+def user_cache(kind: str) -> Path:
+    """The folder `dreambooth/<kind>` in `$XDG_CACHE_HOME`, or in `~/.cache`: for what can always be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dreambooth", kind)
+
+
 def find(path: str | Path) -> Path:
     """`path` as seen from the working folder or, where nothing is there, from the project's folder."""
     path = Path(path)

@@ -2,11 +2,13 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-of-tests-")  # not what the user's runs have drawn
 
 import pytest
 import torch
@@ -34,7 +36,11 @@ def tiny_config(tiny, tmp_path_factory) -> Path:
     overlay = {
         "model": {"params": {"base": str(tiny)}},
         "data": {
-            "params": {"size": SIDE, "batch_size": 2, "prior": {"count": 8, "chunk_size": 4, "steps": 3}}
+            "params": {
+                "size": SIDE,
+                "batch_size": 2,
+                "prior": {"count": 8, "chunk_size": 4, "steps": 3, "cache": None},
+            }
         },
         "lightning": {
             "trainer": {"max_steps": 10, "accelerator": "cpu"},

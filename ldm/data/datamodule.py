@@ -16,10 +16,12 @@ from ldm.concepts import Concept
 from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
 from ldm.data.latents import LatentSource, SubjectLatents
-from ldm.data.prior import PriorBank, PriorSettings
+from ldm.data.prior import NOT_IN_LATENTS, PriorBank, PriorSettings
+from ldm.data.prior_cache import PriorCache
 from ldm.data.sampler import CountingBatchSampler
 from ldm.data.subject import SubjectImages, shuffled_index, split_held_out
 from ldm.errors import UserError
+from ldm.files import user_cache
 from ldm.randomness import generator
 from ldm.values import ClassWord, Count, NonNegativeInt, Probability, Seed, Text, Unaffecting
 
@@ -107,13 +109,22 @@ class DreamBoothData(LightningDataModule):
             draw = self._encode_prior_files
         else:
             settings |= {"prompt": concept.prior_prompt}
-            settings |= {key: value for key, value in self.prior.items() if key != "fill_at_start"}
+            settings |= {key: value for key, value in self.prior.items() if key not in NOT_IN_LATENTS}
 
             def draw(numbers: Sequence[int]) -> Tensor:
                 return source.draw_prior(concept.prior_prompt, numbers, self.seed, self.prior)
 
         folder = Path(self.trainer.default_root_dir) / "prior"
-        self.bank = PriorBank(folder, self.prior_count, self.prior["chunk_size"], settings, draw)
+        cache = None if self.prior_files else self._prior_cache()
+        chunk_size = self.prior["chunk_size"]
+        self.bank = PriorBank(folder, self.prior_count, chunk_size, settings, draw, cache, source.computed_by)
+
+    def _prior_cache(self) -> PriorCache | None:
+        place = self.prior.get("cache")
+        if place is None:
+            return None
+        folder = user_cache("prior") if place == "auto" else Path(place).expanduser()
+        return PriorCache(folder, self.prior["cache_gigabytes"])
 
     def prepare_latents(self) -> None:
         """Encode the photographs, and read the prior samples that an earlier part of this run has drawn."""

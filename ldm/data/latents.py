@@ -19,6 +19,8 @@ class LatentSource(Protocol):
     """Timesteps are drawn from [0, num_timesteps)."""
     fingerprint: str
     """Hash of the base model's contents."""
+    computed_by: str
+    """Software and hardware that the last digits of prior samples depend on."""
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""

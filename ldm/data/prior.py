@@ -15,8 +15,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldm import processes
+from ldm.data.prior_cache import PriorCache
 from ldm.files import replacing
-from ldm.values import Count, NonNegativeFloat, Precision, SamplerName, TimestepInterval, Unaffecting
+from ldm.values import (
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    Precision,
+    SamplerName,
+    Text,
+    TimestepInterval,
+    Unaffecting,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,12 @@ class PriorSettings:
     guidance_interval: TimestepInterval | None = None
     precision: Precision = "fp32"
     fill_at_start: Annotated[bool, Unaffecting] = False
+    cache: Annotated[Text | None, Unaffecting] = None
+    cache_gigabytes: Annotated[PositiveFloat, Unaffecting] = 5.0
+
+
+NOT_IN_LATENTS = ("fill_at_start", "cache", "cache_gigabytes")
+"""Settings that no latent depends on."""
 
 
 Draw = Callable[[Sequence[int]], Tensor]
@@ -45,13 +61,27 @@ class PriorBank:
     again. With several processes each draws its share of a chunk, and all hold the whole bank.
     """
 
-    def __init__(self, folder: Path, count: int, chunk_size: int, settings: Mapping[str, Any], draw: Draw):
-        """settings: whatever the latents depend on, as plain values; kept in each chunk file and compared."""
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        chunk_size: int,
+        settings: Mapping[str, Any],
+        draw: Draw,
+        cache: PriorCache | None = None,
+        computed_by: str = "",
+    ):
+        """settings: whatever the latents depend on, as plain values; kept in each chunk file and compared.
+
+        cache: shared with other runs. computed_by: what their last digits depend on, for the cache alone.
+        """
         self.folder = Path(folder)
         self.count = count
         self.chunk_size = chunk_size
         self.settings = json.dumps(settings, sort_keys=True, default=str)
         self.draw = draw
+        self.cache = cache
+        self.computed_by = computed_by
         self.chunks: dict[int, Tensor] = {}
 
     @property
@@ -67,9 +97,12 @@ class PriorBank:
     def fill(self, indices: Sequence[int]) -> None:
         """See that the chunks holding `indices` are in memory. All processes must name the same indices."""
         for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
-            latents = self._read(chunk)
-            missing = any(processes.gather(latents is None))
-            if latents is None or missing:
+            latents = self._read_together(chunk)
+            if latents is None and self.cache is not None:
+                if processes.rank() == 0:
+                    self.cache.take(self._facts(chunk), self._path(chunk))
+                latents = self._read_together(chunk)
+            if latents is None:
                 latents = self._draw_together(chunk)
                 if processes.rank() == 0:
                     self._write(chunk, latents)
@@ -78,15 +111,30 @@ class PriorBank:
     def load_existing(self) -> None:
         """Read what an earlier part of this run has drawn."""
         for chunk in range(self.chunk_count):
-            latents = self._read(chunk)
-            missing = any(processes.gather(latents is None))
-            if latents is not None and not missing:
+            latents = self._read_together(chunk)
+            if latents is not None:
                 self.chunks[chunk] = latents
 
     def latents(self, indices: Sequence[int], device: torch.device | str) -> Tensor:
         """Latents of `indices`, [len(indices), C, h, w] in fp32; their chunks must have been filled."""
         rows = [self.chunks[index // self.chunk_size][index % self.chunk_size] for index in indices]
         return torch.stack(rows).to(device, non_blocking=True)
+
+    def _read_together(self, chunk: int) -> Tensor | None:
+        """The chunk where every process can read it, and None on all of them otherwise."""
+        processes.gather(None)  # the first process may just have written it
+        latents = self._read(chunk)
+        return None if any(processes.gather(latents is None)) else latents
+
+    def _facts(self, chunk: int) -> dict[str, Any]:
+        """All that the bits of a chunk depend on; the number of other samples in the bank is not part of it."""
+        numbers = self._numbers(chunk)
+        return {
+            "settings": _without_count(self.settings),
+            "numbers": [numbers.start, numbers.stop],
+            "processes": processes.world_size(),
+            "computed_by": self.computed_by,
+        }
 
     def _numbers(self, chunk: int) -> range:
         first = chunk * self.chunk_size
@@ -115,6 +163,8 @@ class PriorBank:
         try:
             with replacing(self._path(chunk), sync=False) as temporary:  # a chunk's hash is checked when read
                 temporary.write_bytes(save({"latents": latents.contiguous()}, {"about": about}))
+            if self.cache is not None:
+                self.cache.keep(self._facts(chunk), self._path(chunk))
         except OSError as error:
             warnings.warn(
                 f"{self._path(chunk)} cannot be written ({error}); a resume draws it again", stacklevel=2
@@ -126,8 +176,14 @@ class PriorBank:
                 about, latents = json.loads((file.metadata() or {})["about"]), file.get_tensor("latents")
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        sound = about["settings"] == self.settings and about["sha256"] == _digest(latents)
+        same = _without_count(about["settings"]) == _without_count(self.settings)
+        sound = same and about["sha256"] == _digest(latents)
         return latents if sound and len(latents) == len(self._numbers(chunk)) else None
+
+
+def _without_count(settings: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(settings)
+    return {key: value for key, value in facts.items() if key != "count"}
 
 
 def _digest(latents: Tensor) -> str:

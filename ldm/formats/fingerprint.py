@@ -10,15 +10,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ldm.files import replacing
+from ldm.files import replacing, user_cache
 
 HASH_BYTES = 16
-
-
-def cache_folder() -> Path:
-    """Where file hashes are remembered: `dreambooth/fingerprints` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dreambooth" / "fingerprints"
 
 
 def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
@@ -33,7 +27,7 @@ def file_hash(path: Path) -> str:
     facts = path.stat()
     version = f"{path}|{facts.st_size}|{facts.st_mtime_ns}"
     key = hashlib.blake2b(os.fsencode(version), digest_size=HASH_BYTES).hexdigest()
-    remembered = cache_folder() / key
+    remembered = user_cache("fingerprints") / key
     with contextlib.suppress(OSError, ValueError):
         digest = remembered.read_text(encoding="ascii")
         if len(digest) == 2 * HASH_BYTES:

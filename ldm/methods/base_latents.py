@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.devices import computing_device
 from ldm.diffusion.sampling import Sampling
 from ldm.methods.tuning import Untrained
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -32,6 +33,7 @@ class BaseLatents:
         self.latent_shape = model.latent_shape(size, size)
         self.num_timesteps = model.schedule.num_timesteps
         self.fingerprint = model.fingerprint
+        self.computed_by = computing_device(model.device)
 
     def release_untrained(self) -> None:
         """Free the untrained model's memory: no more prior samples will be drawn."""

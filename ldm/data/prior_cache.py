@@ -1,0 +1,54 @@
+"""Prior samples that are drawn once on a machine: a folder of chunks that all runs of a user share.
+
+Several runs may use it at once: a chunk appears under its name when it is complete, and equal names hold equal
+chunks. Whatever goes wrong with the folder costs a run nothing but drawing the chunk itself.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.files import replacing
+
+BYTES = 10**9
+
+
+class PriorCache:
+    """Chunk files by a hash of all that their latents depend on; the longest unused go when there are too many."""
+
+    def __init__(self, folder: Path, gigabytes: float):
+        """gigabytes: what the folder may hold."""
+        self.folder = folder
+        self.gigabytes = gigabytes
+
+    def take(self, facts: Mapping[str, Any], path: Path) -> None:
+        """Copy the chunk of `facts` to `path`, where there is one."""
+        chunk = self._path(facts)
+        with contextlib.suppress(OSError), replacing(path, sync=False) as temporary:
+            shutil.copyfile(chunk, temporary)
+            os.utime(chunk)  # used now
+
+    def keep(self, facts: Mapping[str, Any], path: Path) -> None:
+        """Copy `path` to the cache as the chunk of `facts`, and make room for it."""
+        with contextlib.suppress(OSError):
+            with replacing(self._path(facts), sync=False, shared=True) as temporary:
+                shutil.copyfile(path, temporary)
+            self._make_room()
+
+    def _path(self, facts: Mapping[str, Any]) -> Path:
+        text = json.dumps(facts, sort_keys=True)
+        return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
+
+    def _make_room(self) -> None:
+        files = [(path.stat(), path) for path in self.folder.iterdir()]
+        too_many = sum(facts.st_size for facts, _ in files) - self.gigabytes * BYTES
+        for facts, path in sorted(files, key=lambda file: file[0].st_mtime):
+            if too_many <= 0:
+                return
+            path.unlink(missing_ok=True)  # another run may make room too
+            too_many -= facts.st_size
