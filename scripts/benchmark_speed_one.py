@@ -317,7 +317,9 @@ def build(
 def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:
     """The job's config, with `words` where the job's own do not say otherwise."""
     paths = [str(PROJECT / path) for path in job["configs"]]
-    return load_config(paths, ["lightning.logger=null", "data.params.prior.cache=null", *words, *job["words"]])
+    return load_config(
+        paths, ["lightning.logger=null", "data.params.prior.cache=null", *words, *job["words"]]
+    )
 
 
 def timed(job: Job, act: Callable[[], Any], images: int, count_flops: bool = True) -> Row:

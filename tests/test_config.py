@@ -106,7 +106,7 @@ def test_each_class_says_which_of_its_settings_leave_the_loss_record_as_it_is():
             f"data.params.{key}"
             for key in ("batch_size", "captions", "data_root", "num_workers", "reg_data_root")
         ),
-        "data.params.prior.fill_at_start",
+        *(f"data.params.prior.{key}" for key in ("cache", "cache_gigabytes", "fill_at_start")),
         *(f"lightning.trainer.{key}" for key in ("accelerator", "accumulate_grad_batches", "deterministic")),
         *(f"lightning.trainer.{key}" for key in ("devices", "num_nodes", "strategy")),
         *(f"model.params.{key}" for key in ("base", "compile", "export_dtype", "gradient_checkpointing")),
