@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.config import load_config
 from ldm.data.batch import collate
 from ldm.data.datamodule import TrainingSamples
 from ldm.diffusion.loss import denoising_error
@@ -18,6 +19,7 @@ from ldm.diffusion.schedule import VariancePreserving
 from ldm.diffusion.weighting import min_snr
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
+from ldm.training.run import scale_learning_rates
 from tests.conftest import PROJECT, RECIPE
 
 
@@ -91,7 +93,6 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
 
     Min-SNR weighs every sample of the subject and of the prior by its own timestep.
     """
-    from ldm.config import load_config
     from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
@@ -287,7 +288,6 @@ def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_pat
     """The meta device stands in for a GPU here: nothing is computed with weights before the run starts."""
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
-    from ldm.config import load_config
     from ldm.training.run import build
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
@@ -355,6 +355,18 @@ def test_scale_lr(train):
     assert checkpoint(run)["config"]["model"]["params"]["learning_rate"] == pytest.approx(4e-4)  # 2 of 2e-4
 
 
+@pytest.mark.parametrize(("devices", "factor"), [(-1, 4), ("auto", 4), (3, 3), ([0, 3], 2)])
+def test_scale_lr_counts_the_devices_that_lightning_will_use(monkeypatch, devices, factor):
+    for name in ("lightning_fabric.accelerators.cuda", "pytorch_lightning.accelerators.cuda"):
+        monkeypatch.setattr(f"{name}.num_cuda_devices", lambda: 4)
+    for name, there in (("is_available", True), ("device_count", 4), ("set_device", None)):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, there=there: there)
+    overlay = PROJECT / "configs" / "multi-gpu-fp16.yaml"
+    config = load_config([RECIPE, overlay], [f"lightning.trainer.devices={devices}"])
+    scale_learning_rates(config)
+    assert config["model"]["params"]["learning_rate"] == pytest.approx(factor * 4 * 2e-4)
+
+
 def test_no_test_skips_what_follows_the_last_step(train):
     run = train("--no-test")
     assert not (run / "images" / "step-000010.png").exists()
@@ -393,7 +405,6 @@ def copies_of_the_base(monkeypatch):
 def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
     tiny_config, tmp_path, monkeypatch
 ):
-    from ldm.config import load_config
     from ldm.training.run import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
@@ -407,7 +418,6 @@ def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
 def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
     train, tiny_config, tmp_path, monkeypatch
 ):
-    from ldm.config import load_config
     from ldm.training.run import build
 
     words = ["data.params.prior.fill_at_start=true"]

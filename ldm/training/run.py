@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,24 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
 def scale_learning_rates(config: dict[str, Any]) -> None:
     """`--scale_lr`: learning rates times the samples an optimizer step averages over, kept so in the run's config."""
     trainer, params = config["lightning"]["trainer"], config["model"]["params"]
-    devices = trainer.get("devices", 1)
-    count = len(devices) if isinstance(devices, list) else devices
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"--scale_lr: lightning.trainer.devices is {devices}; give a count or a list")
-    factor = count * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
+    factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
     factor *= config["data"]["params"]["batch_size"]
     for key in ("learning_rate", "text_encoder_learning_rate"):
         if params.get(key):
             params[key] *= factor
+
+
+def device_count(settings: Mapping[str, Any]) -> int:
+    """How many devices a node of the run has, as Lightning counts them: `devices` may be -1 for all, or a list."""
+    import pytorch_lightning as pl
+
+    from ldm.foreign import TRAINER_SETTINGS
+
+    chosen = {key: settings[key] for key in ("accelerator", "devices") if key in settings}
+    try:
+        return pl.Trainer(**chosen, **TRAINER_SETTINGS).num_devices
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"config lightning.trainer: {error}") from error
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
@@ -112,7 +121,6 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
         "data.params.reg_data_root": options.reg_data_root,
         "data.params.class_word": options.class_word,
     }
-    # Quoted, so that a folder called 2024 or "a: b" stays text.
     # Quoted, so that a folder called 2024 or "a: b" stays text.
     words = [
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items() if value is not None
