@@ -87,8 +87,8 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
     assert size == {"v1": 512, "v2": 768}[version] == module.model.native_size
     assert module.model.unet.is_gradient_checkpointing == ("low-memory" in overlays)
     learning_rate = 1e-6 if name == "ancestor" else 5e-6
-    assert module.learning_rate == learning_rate
-    assert module.text_encoder_learning_rate == (0 if frozen else learning_rate)
+    assert module.tuning.learning_rate == learning_rate
+    assert module.tuning.text_encoder_learning_rate == (0 if frozen else learning_rate)
     assert module.prior_loss_weight == 1
     assert config["lightning"]["trainer"]["max_steps"] == (800 if name == "ancestor" else 1000)
     optimizer = module.optimizer([torch.zeros(1, requires_grad=True)])
