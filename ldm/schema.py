@@ -10,7 +10,7 @@ from typing import Any, get_args
 from ldm.errors import UserError
 from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
 from ldm.targets import get_class, is_target, parameters, signature, takes_any
-from ldm.values import KeywordsOf, Seed, Unaffecting, problem_with, takes_text
+from ldm.values import KeywordsOf, Seed, is_unaffecting, problem_with, takes_text
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -89,11 +89,7 @@ def _check(found: Iterable[Setting]) -> None:
 
 def unaffecting(config: dict[str, Any], trust: Sequence[str] = ()) -> set[str]:
     """Paths of the settings that do not change the loss record, as their signatures mark them."""
-    return {
-        setting.path
-        for setting in settings(config, trust)
-        if any(mark is Unaffecting for mark in get_args(setting.annotation))
-    }
+    return {setting.path for setting in settings(config, trust) if is_unaffecting(setting.annotation)}
 
 
 def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Setting]:

@@ -46,6 +46,11 @@ class Unaffecting:
     """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
 
 
+def is_unaffecting(annotation: Any) -> bool:
+    """Whether a setting of this type bears the mark `Unaffecting`."""
+    return any(mark is Unaffecting for mark in get_args(annotation))
+
+
 def _is_folder_name(name: str) -> bool:
     plain = name.isprintable() and not set(name) & set("/\\")
     return plain and name not in ("", ".", "..") and len(name.encode()) <= 255

@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from ldm.values import (
     Text,
     TimestepInterval,
     Unaffecting,
+    is_unaffecting,
 )
 
 
@@ -45,9 +46,8 @@ class PriorSettings:
     cache_gigabytes: Annotated[PositiveFloat, Unaffecting] = 5.0
 
 
-NOT_IN_LATENTS = ("fill_at_start", "cache", "cache_gigabytes")
+NOT_IN_LATENTS = tuple(setting.name for setting in fields(PriorSettings) if is_unaffecting(setting.type))
 """Settings that no latent depends on."""
-
 
 Draw = Callable[[Sequence[int]], Tensor]
 """`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""
