@@ -110,7 +110,7 @@ def test_other_weights_under_the_same_name_are_told(draw, tmp_path, capsys, tiny
         info.add_itxt(key, value)
     image.save(tmp_path / "a.png", pnginfo=info)
     draw("--from-image", tmp_path / "a.png", out="again", ckpt=None)
-    assert f"drawn by other weights than {tiny} has now" in capsys.readouterr().err
+    assert f"drawn with other weights than {tiny} has now" in capsys.readouterr().err
 
 
 def test_fixed_code_is_one_noise_for_each_place_in_the_batch(draw):

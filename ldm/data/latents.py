@@ -1,4 +1,4 @@
-"""What the data asks of the model, and the subject's latents made of the answers."""
+"""What the data needs from the model, and the subject's latents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from ldm.data.subject import SubjectImages
 
 
 class LatentSource(Protocol):
-    """The one door through which the data room asks for latents. All are in fp32 on the model's device."""
+    """The one interface through which the data gets latents, all in fp32 on the model's device."""
 
     latent_shape: tuple[int, int, int]
     """(C, h, w) of the latents at the training size."""
@@ -28,14 +28,14 @@ class LatentSource(Protocol):
     def draw_prior(
         self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
     ) -> Tensor:
-        """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w]: a function of the arguments."""
+        """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w], a pure function of the arguments."""
 
 
 class SubjectLatents:
     """Latents of the subject's photographs. The VAE is frozen: views are encoded once, unless crops are random."""
 
     def __init__(self, subject: SubjectImages, source: LatentSource):
-        """Encode the views one by one, so that a view's posterior does not depend on what it is encoded with."""
+        """Encode the views one by one, so that a view's posterior does not depend on the others in a batch."""
         self.source = source
         self.rows: dict[int, int] = {}
         if not subject.random_crop:

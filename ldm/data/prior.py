@@ -1,4 +1,4 @@
-"""The bank of class-prior samples: latents that the frozen base draws when training first needs them."""
+"""The bank of class-prior samples: latents that the untrained base draws when training first needs them."""
 
 import hashlib
 import json
@@ -95,7 +95,7 @@ class PriorBank:
         return -(-self.count // self.chunk_size)
 
     def fill(self, indices: Sequence[int]) -> None:
-        """See that the chunks holding `indices` are in memory. All processes must name the same indices."""
+        """Bring the chunks of `indices` into memory. All processes must name the same indices."""
         for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
             latents = self._read_together(chunk)
             if latents is None and self.cache is not None:

@@ -1,7 +1,7 @@
-"""Prior samples that are drawn once on a machine: a folder of chunks that all runs of a user share.
+"""A folder of prior chunks that all runs of a user share, so that each is drawn once on a machine.
 
-Several runs may use it at once: a chunk appears under its name when it is complete, and equal names hold equal
-chunks. Whatever goes wrong with the folder costs a run nothing but drawing the chunk itself.
+Several runs may use it at once: a chunk appears under its name only when it is complete, and equal names mean
+equal chunks. If anything goes wrong with the folder, a run draws the chunk itself.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ BYTES = 10**9
 
 
 class PriorCache:
-    """Chunk files by a hash of all that their latents depend on; the longest unused go when there are too many."""
+    """Chunk files, named by a hash of all that their latents depend on; the least recently used are removed."""
 
     def __init__(self, folder: Path, gigabytes: float):
         """gigabytes: what the folder may hold."""

@@ -1,7 +1,7 @@
-"""Plain data from outside, held against a description of it before anything relies on it.
+"""Checks plain data from outside against a description before anything relies on it.
 
-Each kind of file is described once, by a subclass of `Content`: the run's checkpoint, the configs in a base
-model's folder, the note in an exported one.
+Each kind of file is described once, by a subclass of `Content`: a run's checkpoint, the configs in a base
+model's folder, the note in an exported folder.
 """
 
 import json
@@ -16,11 +16,11 @@ from ldm.errors import UserError
 from ldm.files import is_special
 
 MAX_JSON_BYTES = 50_000_000
-"""A larger JSON file is refused unread; the largest that is read here is a vocabulary of one megabyte."""
+"""Larger JSON files are refused unread; the largest legitimate one is a vocabulary of one megabyte."""
 
 
 class Content(BaseModel):
-    """What a file must hold: fields of the given types, without coercions. Other fields are left alone."""
+    """What a file must hold: fields of the given types, without coercion. Other fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -29,7 +29,7 @@ Kind = TypeVar("Kind", bound=Content)
 
 
 def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
-    """`content` as a `kind`; UserError that names `source`, the first wrong field and what is allowed there."""
+    """`content` as a `kind`. Raises UserError with `source`, the first wrong field and what is allowed there."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -53,7 +53,7 @@ def _told(error: ErrorDetails) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError where the file is missing, damaged, too large or no file at all."""
+    """A JSON object. Raises UserError where the file is missing, damaged, too large or not a regular file."""
     try:
         if is_special(path):
             raise UserError(f"{path} is a pipe or a device, not a file: put the JSON file in its place")
@@ -69,5 +69,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: the folder is not a complete diffusers model")
+        raise UserError(f"{path} does not hold a JSON object: the folder is not a complete diffusers model")
     return content

@@ -1,4 +1,4 @@
-"""What a run's checkpoint holds, described once: for going on with a run, and for sampling what it learned."""
+"""What a run's checkpoint holds, for resuming the run and for sampling what it learned."""
 
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ class Node(Content):
 
 
 class ModelParams(Content):
-    """The settings of a run's model that say which base it was trained on, how that was read, and what trained."""
+    """The settings of a run's model that say how its base was read and what trained."""
 
     revision: str | None = None
     variant: str | None = None
@@ -65,7 +65,7 @@ class RunConfig(Content):
 class LearnedSubject(Content):
     """A checkpoint, full or of weights alone, from which a learned subject is sampled.
 
-    Whether the tensors of `state_dict` are those that the run trains is for its tuning to say.
+    The run's tuning checks whether the tensors of `state_dict` are those that it trains.
     """
 
     state_dict: Named
@@ -77,7 +77,7 @@ class LearnedSubject(Content):
 
 
 class Counts(Content):
-    """Lightning's counters, which it takes over as attributes, whatever their names."""
+    """Lightning's counters. It makes attributes of all keys, whatever their names, so no others are allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -106,7 +106,7 @@ class OptimizerProgress(Content):
 
 
 class FitLoop(Content):
-    """Where Lightning's training loop stood. What it tolerates to be absent may be."""
+    """The state of Lightning's training loop. Parts that Lightning does not need may be absent."""
 
     epoch: Annotated[Progress, Field(alias="epoch_progress")]
     batch: Annotated[BatchProgress, Field(alias="epoch_loop.batch_progress")]
@@ -137,7 +137,7 @@ class OptimizerState(Content):
 
 
 class ScheduleState(Content):
-    """torch's `LambdaLR`, which takes over every key as an attribute."""
+    """torch's `LambdaLR`, which makes an attribute of every key."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -152,7 +152,7 @@ class ScheduleState(Content):
 
 
 class FullState(Content):
-    """A checkpoint from which a run goes on, whatever it trains."""
+    """A checkpoint from which a run can be resumed, whatever it trains."""
 
     state_dict: Named
     global_step: NonNegativeInt

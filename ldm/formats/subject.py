@@ -1,4 +1,4 @@
-"""What an exported folder says of the subject that it learned: `dreambooth.json`."""
+"""The subject of an exported model, in its folder's `dreambooth.json`."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ SUBJECT_FILE = "dreambooth.json"
 
 
 class Subject(Content):
-    """What [V] and the class are, and at which step the model was written; nothing of a plain base."""
+    """The identifier, the class word, and the step at which the model was written; all None for a plain base."""
 
     identifier: Text | None = None
     class_word: str | None = None

@@ -1,4 +1,4 @@
-"""Drawing pictures to disk so that each can be drawn again from what its PNG says."""
+"""Draws pictures to disk so that each can be drawn again from the facts in its PNG."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ class Drawing:
     """Pixels."""
     width: int
     about: Mapping[str, Any]
-    """Facts of the model that its pictures are to carry, such as where it lies."""
+    """Facts of the model that its pictures carry, such as its path."""
 
     def draw(
         self, pictures: Sequence[Picture], on_step: Callable[[], object] | None = None
@@ -68,13 +68,13 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def save_picture(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a PNG with `facts` in it. Raises UserError where the disk does not take it."""
+    """Write a PNG with `facts` in it. Raises UserError where it cannot be written."""
     try:
         save_image(image, path, pnginfo=png_info(facts))
     except OSError as error:
-        mend = "free some space" if error.errno in DISK_IS_FULL else "choose another folder"
+        remedy = "free some space" if error.errno in DISK_IS_FULL else "choose another folder"
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): {mend}; what was drawn before is there"
+            f"{path} cannot be written ({error.strerror}): {remedy}; the pictures before it are saved"
         ) from error
 
 

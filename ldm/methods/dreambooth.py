@@ -1,7 +1,7 @@
 """DreamBooth: teach a latent diffusion model one subject, and keep its class as it was.
 
-Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. What trains is the tuning's business
-(`ldm.methods.tuning`), what a batch holds the data module's.
+Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides what trains
+(`ldm.methods.tuning`), the data module what a batch holds.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,11 +44,11 @@ from ldm.values import (
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
-"""Names of diffusers.optimization.get_scheduler; its piecewise_constant takes rules that a config cannot give."""
+"""Names of diffusers.optimization.get_scheduler, except piecewise_constant, which needs rules."""
 
 
 class DreamBooth(LightningModule):
-    """A latent diffusion model whose VAE is frozen, and of whose other networks the tuning trains what it chooses."""
+    """A latent diffusion model with a frozen VAE; the tuning chooses what trains of its other networks."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Any model this project can sample from: a run, a checkpoint, an exported folder, a base."""
+"""Loads any model that can be sampled: a run, a checkpoint, an exported folder, a base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 @dataclass
 class LoadedModel:
-    """A model to sample, and what [V] and the class are where a subject was learned."""
+    """A model to sample, with its identifier and class word where it learned a subject."""
 
     model: LatentDiffusion
     identifier: str | None = None
     class_word: str | None = None
     step: int | None = None
     config: Mapping[str, Any] | None = None
-    """The run's config, where this is one."""
+    """The run's config, where the model is a run's."""
     weights: str = ""
     """A hash of the files that the weights were read from."""
 
@@ -47,9 +47,9 @@ def load_for_sampling(
 ) -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
-    device: where the weights are read to. base_options: how a base is read, as `ldm.formats.base.load_base` takes
-    it. A run says itself how its base is read; of these options it takes `vae` alone, in place of its own.
-    Raises UserError where nothing fits, or where a run's base is not the one it was trained on.
+    device: where the weights are read to. base_options: how a base is read, as keywords of
+    `ldm.formats.base.load_base`; a run records them itself and takes only `vae` here, in place of its own.
+    Raises UserError where `path` is none of these, or where a run's base is not the one it was trained on.
     """
     base_options = dict(base_options or {})
     set_tf32(False)
@@ -67,18 +67,16 @@ def load_for_sampling(
 
 
 def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any]) -> LoadedModel:
-    """The base of a run's checkpoint with what was trained in its place."""
+    """The base of a run's checkpoint, with the trained weights restored."""
     vae = base_options.pop("vae", None)
     if base_options:
-        raise UserError(
-            f"checkpoint {path} says itself how its base is read: leave out --{min(base_options)}"
-        )
+        raise UserError(f"checkpoint {path} records how its base is read: leave out --{min(base_options)}")
     run = described(LearnedSubject, content, f"checkpoint {path}")
     params = run.config.model.params
     model = LatentDiffusion.from_base(find_near(run.base, path), **params.base_options())
     if model.fingerprint != run.base_fingerprint:
         raise UserError(
-            f"checkpoint {path}: {run.base} is not the base it was trained on; give that one's place"
+            f"checkpoint {path}: {run.base} is not the base it was trained on; put that base there"
         )
     tuning = tuning_of(content["config"]["model"]["params"])
     tuning.attach(model)

@@ -39,11 +39,11 @@ OPTIONS = {
     "n_iter": "n_iter",
     "n_rows": "n_rows",
 }
-"""Fact in a PNG -> option of the command line; prompts, model and EMA need more than their words."""
+"""Fact in a PNG -> option of the command line; prompts, model and EMA are read apart."""
 
 
 def txt2img(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Iterator[str]:
-    """Draw what the command line `options` ask for; yields a line about each thing that was written."""
+    """Draw what the command line `options` ask for; yields a line about each file or folder that was written."""
     prompts = read_prompts(options)
     samples = options.outdir / "samples"
     for folder in (options.outdir, samples):
@@ -105,7 +105,7 @@ def load(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Drawin
     loaded.model.latent_shape(height, width)
     model, weights = options.drawn_with
     if model == options.ckpt and weights not in (None, loaded.weights):
-        say(f"warning: {options.from_image} was drawn by other weights than {model} has now")
+        say(f"warning: {options.from_image} was drawn with other weights than {model} has now")
     sampling = Sampling(
         options.sampler,
         options.steps,
@@ -118,7 +118,7 @@ def load(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Drawin
 
 
 def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
-    """Every picture, batch by batch, each batch of one prompt; a prompt that comes again goes on with its seeds."""
+    """Every picture, batch by batch, each batch of one prompt; a repeated prompt continues its seeds."""
     noise_seed = options.seed if options.fixed_code else options.noise_seed
     each = options.n_iter * options.n_samples
     seen: Counter[str] = Counter()
@@ -133,9 +133,9 @@ def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
 
 
 def settings_of(image: Path) -> dict[str, Any]:
-    """Options that draw `image` again, by what it says of itself: a single picture, or a sheet of them.
+    """Options that draw `image`, a single picture or a sheet of them, again from the facts in it.
 
-    Words of numbers stay words, for the command line to check. Raises UserError for an image that says too little.
+    Numbers stay text, for the command line to check. Raises UserError for an image that lacks a fact.
     """
     facts = png_text(image)
     if "scale" in facts:  # written before spacings had names

@@ -15,7 +15,7 @@ resolution would otherwise be the most memory of a run."""
 
 
 class NotFiniteError(UserError):
-    """Pictures whose values are infinite or no numbers: nothing to look at, and nothing to score."""
+    """Pictures with infinite or NaN values, which can be neither shown nor scored."""
 
 
 def factor(vae: AutoencoderKL) -> int:

@@ -87,7 +87,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
-        """By the names that their folders have."""
+        """The text encoders, by the names of their folders."""
         return {"text_encoder": self.text_encoder}
 
     @property
@@ -97,7 +97,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks that may train are."""
+        """The device of the networks that may train."""
         return self.unet.device
 
     @property
@@ -130,7 +130,7 @@ class LatentDiffusion(nn.Module):
         return pictures.clamp(-1, 1)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B, L], padded to the text window L; a warning says what of a longer prompt is cut."""
+        """Token ids [B, L], padded to the text window L; a warning quotes what is cut from a longer prompt."""
         for prompt in prompts:
             self._warn_of_cut(prompt)
         tokens = self.tokenizer(
@@ -225,7 +225,7 @@ class LatentDiffusion(nn.Module):
         )
 
     def passes(self, sampling: Sampling) -> int:
-        """Steps that drawing takes, with one call of `on_step` each.
+        """Number of steps that drawing takes, each with one call of `on_step`.
 
         Raises UserError where this model's noise schedule cannot be sampled so.
         """
@@ -240,7 +240,7 @@ class LatentDiffusion(nn.Module):
         for network, wanted in ((self.text_encoder, dtype), (self.unet, dtype), (self.vae, vae)):
             nn.Module.to(
                 network, wanted
-            )  # diffusers' own `to` warns of modules to be kept in fp32, and names none
+            )  # diffusers' own `to` warns about fp32 modules, even if there are none
         return self.to(device)
 
     def save(
@@ -263,12 +263,12 @@ class LatentDiffusion(nn.Module):
         return LatentDiffusion(parts, self.clip_skip)
 
     def move_trainable_to(self, device: torch.device) -> None:
-        """Move the networks that may train; a copy shares its VAE with the model, which moves that itself."""
+        """Move the networks that may train. The VAE stays: a frozen copy shares it with the model, which moves it."""
         for network in self.trainable.values():
             network.to(device)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute activations anew in the backward pass: less memory, a quarter more time."""
+        """Recompute activations in the backward pass: less memory, a quarter more time."""
         self.unet.enable_gradient_checkpointing()
         self.text_encoder.activation_checkpointing_enable()
 
@@ -284,7 +284,7 @@ class LatentDiffusion(nn.Module):
         self.unet.compile_repeated_blocks(fullgraph=True, backend=backend)
 
     def dropouts(self) -> list[nn.Module]:
-        """Layers whose draws no sample number could key."""
+        """Dropout layers, whose draws cannot be keyed by the sample number."""
         layers = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         return layers + ([self.text_encoder] if self.text_encoder.config.attention_dropout > 0 else [])
 
@@ -311,7 +311,7 @@ class LatentDiffusion(nn.Module):
 
 
 def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy of `module` in `dtype`, without a copy in the dtype it has: that would be 4 GB for SD 1.x."""
+    """A frozen copy of `module` in `dtype`, without an intermediate copy in its own: 4 GB for SD 1.x."""
     done = {
         id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in module.parameters()
     }
