@@ -37,7 +37,7 @@ VARIANTS = {
 }
 STANDARD, ABLATION = ("base", "prior", "no_prior"), ("no_noun", "wrong_noun")
 NOT_WHILE_MEASURING = ("validation", "samples")
-"""Callbacks that the trainings go without: what they draw is drawn again, and scored, afterwards."""
+"""Callbacks that the trainings leave out: their pictures are drawn, and scored, afterwards."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Task:
 
 
 class StopError(Exception):
-    """A signal asked to stop; what was running has saved itself."""
+    """A signal asked to stop, and the running child has saved its state."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,19 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except StopError:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         return EXIT_RESUME_ME
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Words that are no option are overrides of the trainings' config."""
+    """The command line. Words that are not options override the trainings' config."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--data", type=Path, default=PROJECT / "assets" / "benchmark", help="the dataset's folder"
     )
-    parser.add_argument("--outdir", type=Path, default=Path("logs", "benchmark"), help="where all of it goes")
+    parser.add_argument(
+        "--outdir", type=Path, default=Path("logs", "benchmark"), help="folder of all results"
+    )
     parser.add_argument(
         "--base", type=Path, nargs="*", default=[RECIPE], help="the trainings' configs, as main.py's"
     )
@@ -104,7 +106,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="as main.py's, for the trainings"
     )
-    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--table", action="store_true", help="only write the table of the results so far")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value")
     options, rest = parser.parse_known_args(argv)
     if unknown := [word for word in rest if word.startswith("-")]:
@@ -136,12 +138,14 @@ def run(options: argparse.Namespace) -> int:
         print(write_table(tasks, options))
         print(options.outdir / "benchmark.html")
     if missing:
-        print(f"{len(missing)} of {len(tasks)} are still to come, or with other processes", file=sys.stderr)
+        print(
+            f"{len(missing)} of {len(tasks)} are still to do, or in work by other processes", file=sys.stderr
+        )
     return 1 if failed else 0
 
 
 def plan(options: argparse.Namespace) -> list[Task]:
-    """All tasks, a subject's variants together, so that a table of some subjects compares like with like."""
+    """All tasks, a subject's variants together, so that an unfinished table compares the same subjects."""
     from ldm.evaluation.benchmark import read_dataset, wrong_noun
 
     every = read_dataset(options.data)
@@ -181,9 +185,9 @@ def check_settings(options: argparse.Namespace) -> None:
 
 
 def work_through(tasks: Sequence[Task], options: argparse.Namespace) -> list[str]:
-    """Do every task that is neither done nor another process's; returns what went wrong, a line a task.
+    """Do every task that is neither done nor claimed by another process; returns a line for each that failed.
 
-    Passes over the list until one finds nothing to do: what another process gave up meanwhile is free again.
+    Goes over the list until nothing is left to do: a task that another process gave up is free again.
     """
     failed: dict[Task, str] = {}
     seconds: list[float] = []
@@ -209,7 +213,7 @@ def work_through(tasks: Sequence[Task], options: argparse.Namespace) -> list[str
 
 
 def claim(task: Task) -> IO[str] | None:
-    """The task's claim, held until it is closed or its process and that one's child end; None where taken."""
+    """The task's claim, held until it is closed or this process and its child end; None where another has it."""
     task.folder.mkdir(parents=True, exist_ok=True)
     file = open(task.folder / ".claim", "a+")  # noqa: SIM115 - held for as long as the task takes
     try:
@@ -221,7 +225,7 @@ def claim(task: Task) -> IO[str] | None:
 
 
 def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
-    """How many tasks are left, and how long they take at this pace with as many processes as work now."""
+    """How many tasks are left, and how long they take at this pace with the present number of processes."""
     left = [task for task in tasks if not task.result.is_file()]
     if not left:
         return "all are done"
@@ -236,7 +240,8 @@ def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
 
 
 def do(task: Task, options: argparse.Namespace, claimed: IO[str]) -> bool:
-    """Train, where the variant trains, then sample and score; whether both went well."""
+    """Train, if the variant trains, then sample and score; returns whether both succeeded."""
+    run_folder = None
     if task.variant == "base":
         from ldm.config import load_config
 
@@ -254,7 +259,7 @@ def do(task: Task, options: argparse.Namespace, claimed: IO[str]) -> bool:
     words += ["--config", *options.config, *options.evaluation]
     if not child("scripts/evaluate.py", words, task, claimed):
         return False
-    if not options.keep_weights and task.variant != "base":
+    if run_folder is not None and not options.keep_weights:
         for heavy in ("checkpoints", "model", "prior"):
             shutil.rmtree(run_folder / heavy, ignore_errors=True)
     return True
@@ -281,7 +286,7 @@ def trained_run(task: Task, options: argparse.Namespace, claimed: IO[str]) -> Pa
 
 
 def variant_words(task: Task) -> list[str]:
-    """What sets a variant's training apart."""
+    """Overrides that make the variant."""
     if task.variant == "no_noun":  # without a noun there is no class to preserve
         words = ["data.params.prompt=a photo of [V]", "model.params.prior_loss_weight=0"]
         return [*words, f"data.params.class_word={task.subject.class_word}"]
@@ -290,9 +295,9 @@ def variant_words(task: Task) -> list[str]:
 
 
 def child(script: str, words: Sequence[Any], task: Task, claimed: IO[str]) -> bool:
-    """Run one of the project's commands, its output in the task's log.txt; whether it ended well.
+    """Run one of the project's commands with its output in the task's log.txt; returns whether it succeeded.
 
-    It inherits the claim: should this process be killed, the task stays taken until the child has ended.
+    It inherits the claim: if this process is killed, the task stays claimed until the child has ended.
     """
     command = [sys.executable, str(PROJECT / script), *map(str, words)]
     with open(task.folder / "log.txt", "a") as log:
@@ -323,7 +328,7 @@ def listen() -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not empty."""
     lines = [
         line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()
     ]
@@ -331,14 +336,14 @@ def last_line(log: Path) -> str:
 
 
 def write_table(tasks: Sequence[Task], options: argparse.Namespace) -> str:
-    """benchmark.json, table.md and benchmark.html of all that is done; returns the table as Markdown."""
+    """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
     from ldm.config import load_settings
     from ldm.evaluation.benchmark import markdown, means, table_rows
     from ldm.evaluation.benchmark_page import benchmark_page
     from ldm.evaluation.settings import EvaluationSettings
     from ldm.files import replacing
 
-    done = {variant: {} for variant in options.variants}
+    done: dict[str, dict[str, Any]] = {variant: {} for variant in options.variants}
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name] = json.loads(task.result.read_text())

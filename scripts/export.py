@@ -1,7 +1,7 @@
 """Write a trained model for other tools: `python scripts/export.py --ckpt logs/<run> --out dog.safetensors`.
 
 `--out` decides the form: a folder in diffusers' layout, or one `.safetensors` or `.ckpt` file in CompVis'
-layout, as AUTOMATIC1111's web UI and ComfyUI read it, with the base's first stage inside. Each comes with a
+layout, as AUTOMATIC1111's web UI and ComfyUI read it, with the base's VAE inside. Each comes with a
 model card: README.md in a folder, `<name>.md` beside a file.
 """
 
@@ -66,7 +66,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def refuse_other_sizes(components, out: Path) -> None:
-    """Other tools take a single file for Stable Diffusion's sizes and vocabulary: it says neither itself."""
+    """Other tools assume Stable Diffusion's sizes and vocabulary for a single file, which states neither."""
     from ldm.formats.single_file import published_family
 
     if published_family(components) is None:
@@ -77,7 +77,7 @@ def refuse_other_sizes(components, out: Path) -> None:
 
 
 def facts(loaded) -> dict[str, str]:
-    """What a safetensors file says of its subject, in the terms of ModelSpec 1.0.0."""
+    """Metadata of the subject for a safetensors file, in the terms of ModelSpec 1.0.0."""
     if not loaded.identifier:
         return {}
     subject = f"{loaded.identifier} {loaded.class_word or ''}".strip()

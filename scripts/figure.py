@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scale", type=option(NonNegativeFloat), default=4.0, help="classifier-free guidance"
     )
     parser.add_argument("--seed", type=option(Seed), default=0, help="of a row's first image")
-    parser.add_argument("--zoom", type=option(Count), default=1, help="enlarge each image so many times")
+    parser.add_argument("--zoom", type=option(Count), default=1, help="how many times to enlarge each image")
     return exit_code_of(draw, parser.parse_args(argv))
 
 

@@ -3,9 +3,9 @@
     python scripts/judge_base.py --base assets/base
 
 A small classifier of nouns, scenes and colours is trained on the world's pictures alone (a minute or two,
-then cached), and its accuracy on unseen pictures is the first row of the table: no figure below it can be
-trusted further than that. A second opinion is the embedded CLIP's, which learnt apart from it. Withheld
-members appear in no training, neither the base's nor the judges'.
+then cached). Its accuracy on unseen pictures is the first row of the table and limits how far the others can be
+trusted. The embedded CLIP, trained separately, gives a second opinion. Withheld members appear neither in the
+base's training nor in the judges'.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python scripts/judge_features.py --clip assets/features/clip --dino assets/features/dino
 
-Pictures are unseen ones of the world; withheld members occur in no training. The last column is what DINO is
-for in the paper: the probability that a picture of the same individual on another scene is nearer than one of
-another individual of its class (1: always; 0.5: a coin). Raw pixels are there to compare with.
+The pictures are unseen ones of the world; withheld members occur in no training. The AUC is what the paper uses
+DINO for: the probability that a picture of the same individual on another scene is nearer than one of another
+individual of its class (1: always; 0.5: chance). Raw pixels are a baseline.
 """
 
 import argparse

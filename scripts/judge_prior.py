@@ -1,8 +1,8 @@
-"""Ways to draw class-prior samples, by what comes out: python scripts/judge_prior.py
+"""Compare ways to draw class-prior samples: python scripts/judge_prior.py
 
-16 pictures of every bare noun, seen by the classifier of scripts/judge_base.py. Variety: mean pairwise distance
-within a noun, against the world's own. Shift: how far a noun's mean look lies from the world's, in units of the
-world's mean pairwise distance. Time goes with the number of UNet passes.
+16 pictures of every bare noun, judged by the classifier of scripts/judge_base.py. Variety: mean pairwise distance
+within a noun, relative to the world's. Shift: distance of a noun's mean look from the world's, in units of the
+world's mean pairwise distance. Time is proportional to the number of UNet passes.
 """
 
 import argparse

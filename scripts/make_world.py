@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Make what the command line asks for, and say where it is."""
+    """Make what the command line asks for, and print where it is."""
     out = options.out or PLACES[options.what]
     if options.what == "art":
         from ldm.world.art import make_art

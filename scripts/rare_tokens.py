@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--base", type=Path, default=clip, help="a diffusers folder, or its tokenizer's folder"
     )
     parser.add_argument("--count", type=option(Count), default=20, help="candidates to list")
-    parser.add_argument("--seed", type=option(Seed), default=23, help="of the order they are drawn in")
+    parser.add_argument("--seed", type=option(Seed), default=23, help="of the order of the candidates")
     parser.add_argument("--length", type=option(Count), default=1, help="tokens in an identifier, 1 to 3")
     parser.add_argument("--max_chars", type=option(Count), default=3, help="most letters of a token")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Sample images from text: `python scripts/txt2img.py --ckpt logs/<run> --prompt "a photo of [V] dog"`.
 
 Image k of a prompt is drawn from seed + k alone, whatever the batch size. Each PNG holds all it takes to draw
-it again: `python scripts/txt2img.py --from-image PNG`; options given beside it win.
+it again: `python scripts/txt2img.py --from-image PNG`; other options override it.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from ldm.values import Count, NonNegativeInt, Probability, Seed, option
 
 HINTS = {
     "-p": "--prompt",
-    "--config": "nothing in its place: a model says itself what it is",
-    "--C": "nothing in its place: the model says itself how many channels its latents have",
-    "--f": "nothing in its place: the model says itself how large its latents are",
+    "--config": "not needed: the model's own config is read",
+    "--C": "not needed: the number of latent channels is the model's",
+    "--f": "not needed: the size of the latents is the model's",
     "--laion400m": "--ckpt",
     "--embedding_path": "--ckpt RUN, whose identifier [V] in the prompt stands for",
     "--klms": "--sampler euler",
     "--n_prompts": "--from-file",
 }
-"""Options of the ancestor codebase and its kin, and what does here what they did."""
+"""Options of the ancestor codebase and its relatives, and what replaces them here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: list[str]) -> None:
-    """Parse, draw, say where."""
+    """Parse, draw, print where the images are."""
     options = parse(argv)
     from ldm.methods.txt2img import settings_of, txt2img  # heavy, so after the command line was read
 
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
     what.add_argument(
         "--from-file",
         metavar="FILE",
-        help="prompts, one a line; a line that comes again goes on with the seeds that follow",
+        help="prompts, one a line; a repeated prompt continues its seeds",
     )
     parser.add_argument("--from-image", metavar="PNG", type=Path, help="draw this image or grid again")
     parser.add_argument("--negative_prompt", default="", help="what guidance leads away from")

@@ -114,7 +114,7 @@ def test_another_processs_task_is_left_to_it(pretend, tmp_path, capsys):
         assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
     assert not (folder / "evaluation").exists()
     assert (tmp_path / "no_prior" / "cat" / "evaluation" / "metrics.json").is_file()
-    assert "1 of 3 are still to come" in capsys.readouterr().err
+    assert "1 of 3 are still to do" in capsys.readouterr().err
     assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
     assert (folder / "evaluation" / "metrics.json").is_file()
 
