@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ldm.command_line import Parser
+from ldm.command_line import Parser, add_trust
 from ldm.errors import EXIT_RESUME_ME, EXIT_USER_ERROR, UserError
 from ldm.values import Seed, option
 
@@ -104,13 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--reg_data_root", help="folder with class images, in place of sampling them")
     parser.add_argument("--class_word", help="the subject's class, such as dog")
     parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for so many")
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="let configs build classes of this package, and so run its code; may be given several times",
-    )
+    add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
     # parse_known_args, because argparse wants all free words together, and people put them anywhere.
     options, rest = parser.parse_known_args(argv)

@@ -16,6 +16,17 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return words if is_said or action.default in (None, "", []) else f"{words} (default: %(default)s)"
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option `--trust`, of programs that build what a config names."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="let configs build classes of this package, and so run its code; may be given several times",
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser, which says what is wrong without repeating its usage."""
 

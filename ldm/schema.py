@@ -70,9 +70,9 @@ def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
     _check_optimizers(config["model"], "model", trust)
 
 
-def check_target(node: Any, path: str) -> None:
+def check_target(node: Any, path: str, trust: Sequence[str] = ()) -> None:
     """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
-    _check(_of_target(node, path, ()))
+    _check(_of_target(node, path, trust))
 
 
 def check_as(config: dict[str, Any], kind: type) -> None:

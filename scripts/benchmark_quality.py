@@ -24,6 +24,7 @@ from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.command_line import add_trust  # noqa: E402
 from ldm.errors import EXIT_RESUME_ME, EXIT_USER_ERROR, UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -103,9 +104,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep_weights", action="store_true", help="keep checkpoints and models of scored runs"
     )
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="as main.py's, for the trainings"
-    )
+    add_trust(parser)
     parser.add_argument("--table", action="store_true", help="only write the table of the results so far")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value")
     options, rest = parser.parse_known_args(argv)

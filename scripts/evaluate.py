@@ -17,7 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.command_line import add_trust
 from ldm.errors import UserError, exit_code_of
+from ldm.values import NonNegativeInt, option
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = PROJECT / "configs" / "evaluation.yaml"
@@ -52,7 +54,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--class_images", type=Path, help="with --images: folder of images of the bare class")
     parser.add_argument("--real", type=Path, help="folder of the subject's photographs (default: the run's)")
     parser.add_argument(
-        "--hold_out", type=int, default=0, help="with --real: how many of them, the last, to score by"
+        "--hold_out",
+        type=option(NonNegativeInt),
+        default=0,
+        help="with --real: how many of them, the last ones, to score by",
     )
     parser.add_argument("--class_word", help="the subject's class noun (default: the run's)")
     parser.add_argument("--identifier", help="the word for the subject (default: the run's)")
@@ -67,6 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--precision", choices=("full", "autocast", "fp32", "fp16", "bf16"), help="as txt2img's"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add_trust(parser)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key.sub=value", help="config keys to change"
     )
@@ -127,7 +133,7 @@ def drawn_images(
     from ldm.methods.load import load_for_sampling
 
     path = newest_checkpoint(options.ckpt) if (options.ckpt / "checkpoints").is_dir() else options.ckpt
-    loaded = load_for_sampling(path, device)
+    loaded = load_for_sampling(path, device, trust=options.trust)
     loaded.identifier = options.identifier or loaded.identifier
     subject = find_subject(options, loaded.class_word)
     folder = run_folder(options.ckpt)

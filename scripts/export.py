@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ldm.command_line import add_trust
 from ldm.errors import UserError, exit_code_of
 
 SINGLE_FILES = (".safetensors", ".ckpt")
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", required=True, type=Path, help="new folder, or file in .safetensors or .ckpt"
     )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the weights")
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
@@ -52,7 +54,7 @@ def export(options: argparse.Namespace) -> None:
     for path in (out, out.with_suffix(".md")) if single else (out,):
         if path.exists():
             raise UserError(f"--out: {path} exists already; choose another name, or move it away")
-    loaded = load_for_sampling(options.ckpt)
+    loaded = load_for_sampling(options.ckpt, trust=options.trust)
     if single:
         components = loaded.model.components()
         refuse_other_sizes(components, out)

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, base_options
+from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options
 from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.errors import exit_code_of
 from ldm.values import Count, NonNegativeInt, Probability, Seed, option
@@ -91,6 +91,7 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
     parser.add_argument(
         "--n_rows", type=option(NonNegativeInt), default=0, help="images in a row of the grid; 0: n_samples"
     )
+    add_trust(parser)
     parser.add_argument("--H", type=option(Count), help="height, px (default: the model's)")
     parser.add_argument("--W", type=option(Count), help="width, px (default: the model's)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 
 from ldm.config import load_config, override, read_plain, save_config
 from ldm.errors import UserError
+from ldm.methods.all_weights import AllWeights
 from ldm.methods.load import load_for_sampling
 from ldm.values import Count
 from main import main
@@ -130,9 +131,15 @@ class Own(Callback):
         (Path(trainer.default_root_dir) / "own.txt").write_text(str(self.times))
 
 
+class OwnTuning(AllWeights):
+    """A tuning of the user's own."""
+
+
 def test_what_the_user_trusts_is_built_and_checked_and_a_resume_asks_again(tiny_config, tmp_path, capsys):
     own = {"target": "tests.test_untrusted_config.Own", "params": {"times": 3}}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"lightning": {"callbacks": {"own": own}}}))
+    tuning = {"tuning": {"target": "tests.test_untrusted_config.OwnTuning"}}
+    overlay = {"model": {"params": tuning}, "lightning": {"callbacks": {"own": own}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(overlay))
     words = ["-b", RECIPE, str(tiny_config), str(tmp_path / "own.yaml"), "-l", str(tmp_path / "logs"), *QUICK]
     trust = ["--trust", "tests"]
     assert main([*words, *trust, "lightning.callbacks.own.params.times=0"]) == 2
@@ -145,6 +152,9 @@ def test_what_the_user_trusts_is_built_and_checked_and_a_resume_asks_again(tiny_
     assert resume(run, more) == 2
     assert capsys.readouterr().err.strip().endswith("if you trust it, add --trust tests")
     assert resume(run, more, *trust) == 0
+    with pytest.raises(UserError, match="if you trust it, add --trust tests"):
+        load_for_sampling(run)
+    assert load_for_sampling(run, trust=["tests"]).step == 11
 
 
 @pytest.mark.parametrize(

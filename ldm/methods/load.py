@@ -1,6 +1,6 @@
 """Loads any model that can be sampled: a run, a checkpoint, an exported folder, a base."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,16 @@ class LoadedModel:
 
 
 def load_for_sampling(
-    path: str | Path, device: torch.device | str = "cpu", base_options: Mapping[str, Any] | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    base_options: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
 ) -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
     device: where the weights are read to. base_options: how a base is read, as keywords of
     `ldm.formats.base.load_base`; a run records them itself and takes only `vae` here, in place of its own.
+    trust: packages beside this project whose tunings may be built (`--trust`).
     Raises UserError where `path` is none of these, or where a run's base is not the one it was trained on.
     """
     base_options = dict(base_options or {})
@@ -60,13 +64,15 @@ def load_for_sampling(
         if path.is_file():
             content = load_checkpoint(path)
             if "base_fingerprint" in content:
-                return _load_run(path, content, base_options)
+                return _load_run(path, content, base_options, trust)
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
     return LoadedModel(model, about.identifier, about.class_word, about.step, weights=model.fingerprint)
 
 
-def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any]) -> LoadedModel:
+def _load_run(
+    path: Path, content: dict[str, Any], base_options: dict[str, Any], trust: Sequence[str]
+) -> LoadedModel:
     """The base of a run's checkpoint, with the trained weights restored."""
     vae = base_options.pop("vae", None)
     if base_options:
@@ -78,7 +84,7 @@ def _load_run(path: Path, content: dict[str, Any], base_options: dict[str, Any])
         raise UserError(
             f"checkpoint {path}: {run.base} is not the base it was trained on; put that base there"
         )
-    tuning = tuning_of(content["config"]["model"]["params"])
+    tuning = tuning_of(content["config"]["model"]["params"], trust)
     tuning.attach(model)
     learned = {key.removeprefix("model."): value for key, value in run.state_dict.items()}
     tuning.restore(model, learned, f"checkpoint {path}")

@@ -1,6 +1,6 @@
 """What trains is a plug: which weights train, what a checkpoint holds, how to get the untrained model back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -63,12 +63,15 @@ def check_learned(wanted: Mapping[str, Tensor], learned: Mapping[str, Tensor], s
         raise UserError(f"{source} holds numbers that are not finite ({broken}): take an earlier one")
 
 
-def tuning_of(params: Mapping[str, Any]) -> Tuning:
-    """The tuning that `params`, the `model.params` of a run's config, describe."""
+def tuning_of(params: Mapping[str, Any], trust: Sequence[str] = ()) -> Tuning:
+    """The tuning that `params`, the `model.params` of a run's config, describe.
+
+    trust: packages beside this project whose tunings may be built.
+    """
     node = params.get("tuning") or {"target": "ldm.methods.all_weights.AllWeights"}
     rates = {key: params.get(key) for key in ("learning_rate", "text_encoder_learning_rate")}
-    check_target(node, "model.params.tuning")  # it may be a stranger's
-    if not issubclass(get_class(node["target"]), Tuning):
+    check_target(node, "model.params.tuning", trust)  # it may be a stranger's
+    if not issubclass(get_class(node["target"], trust), Tuning):
         raise UserError(f"config: model.params.tuning.target '{node['target']}' is no tuning")
-    tuning: Tuning = instantiate_from_config(node, (), **rates)
+    tuning: Tuning = instantiate_from_config(node, trust, **rates)
     return tuning

@@ -99,7 +99,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 def load(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Drawing:
     """The model of --ckpt, ready to draw as the command line says."""
     device = choose_device(options.device)
-    loaded = load_for_sampling(options.ckpt, device, base_options)
+    loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)
     loaded.model.for_sampling(device, choose_dtype(options.precision, device))
     height, width = options.H or loaded.model.native_size, options.W or loaded.model.native_size
     loaded.model.latent_shape(height, width)
