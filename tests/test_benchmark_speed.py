@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ldm.formats.base import load_base
-from scripts.benchmark_speed import summarize
+from ldm.training.speed.summary import summarize
 from tests.conftest import PROJECT
 
 

@@ -48,13 +48,7 @@ def test_rooms_keep_to_their_doors(path):
             )
 
 
-WITH_TORCH_FROM_THE_START = {"benchmark_speed_one"}
-"""A worker."""
-SCRIPTS = sorted(
-    f"scripts/{path.name}"
-    for path in (PROJECT / "scripts").glob("*.py")
-    if path.stem not in WITH_TORCH_FROM_THE_START
-)
+SCRIPTS = sorted(f"scripts/{path.name}" for path in (PROJECT / "scripts").glob("*.py"))
 
 
 @pytest.mark.parametrize("script", ["main.py", *SCRIPTS])

@@ -1,0 +1,89 @@
+"""Seconds, FLOPs and memory of what runs in this process."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.training.speed.jobs import Job
+from ldm.training.step_callback import StepCallback
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+Row = dict[str, Any]
+"""Seconds of one repeat, images and FLOPs or bytes in it, peak memory."""
+
+
+def timed(job: Job, act: Callable[[], Any], images: int = 0, count_flops: bool = True) -> Row:
+    """Seconds of `act`, mean over the job's repeats, FLOPs in it, and the process's peak memory."""
+    row: Row = {"images": images}
+    for _ in range(job.warm):
+        act()
+    start = now()
+    for _ in range(job.repeats):
+        act()
+    row |= {"seconds": (now() - start) / job.repeats, "peak_bytes": peak_bytes()}
+    if count_flops:
+        row["flops"] = flops_of(act)
+    return row
+
+
+def flops_of(act: Callable[[], Any]) -> int:
+    """FLOPs in one call of `act`."""
+    with FlopCounterMode(display=False) as flops:
+        act()
+    return flops.get_total_flops()
+
+
+def now() -> float:
+    """Seconds, once the device has done all it was given."""
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of the GPU's allocator, or without a GPU of the whole process, its libraries included."""
+    if CUDA:
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class StepClock(StepCallback):
+    """Times the job's optimizer steps after its warm ones, and counts the FLOPs of the one after."""
+
+    def __init__(self, job: Job):
+        self.warm, self.repeats, self.trace = job.warm, job.repeats, job.trace
+        self.row: Row = {}
+        self.flops = FlopCounterMode(display=False)
+
+    def on_step(self, trainer: Any, pl_module: Any) -> None:
+        step = trainer.global_step
+        if step == self.warm:
+            if self.trace:
+                self.profiler = torch.profiler.profile()
+                self.profiler.__enter__()
+            self.start = now()
+        elif step == self.warm + self.repeats:
+            self.row = {"seconds": (now() - self.start) / self.repeats, "peak_bytes": peak_bytes()}
+            if self.trace:
+                self.profiler.__exit__(None, None, None)
+                write_profile(self.profiler, Path(self.trace))
+            self.flops.__enter__()
+        elif step == self.warm + self.repeats + 1:
+            self.flops.__exit__(None, None, None)
+            self.row["flops"] = self.flops.get_total_flops() * trainer.world_size
+
+
+def write_profile(profiler: Any, path: Path) -> None:
+    """A Chrome trace, and beside it the table of the operators that took longest."""
+    profiler.export_chrome_trace(str(path))
+    order = "self_cuda_time_total" if CUDA else "self_cpu_time_total"
+    path.with_suffix(".txt").write_text(profiler.key_averages().table(sort_by=order, row_limit=40))

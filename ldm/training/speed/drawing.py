@@ -1,0 +1,82 @@
+"""Images from text: this project against diffusers' pipeline."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldm.data.images import to_image
+from ldm.devices import DTYPES
+from ldm.diffusion.sampling import Sampling
+from ldm.files import find
+from ldm.methods.load import load_for_sampling
+from ldm.training.speed.clock import CUDA, DEVICE, Row, flops_of, now, peak_bytes
+from ldm.training.speed.jobs import Job
+
+PROMPT = "a photo of a dog"
+IMAGES = 4
+STEPS = 20
+GUIDANCE_SCALE = 4.0
+DTYPE = DTYPES["fp16" if CUDA else "fp32"]
+
+Draw = Callable[[], list[Any]]
+"""Draws IMAGES Pillow images."""
+
+
+def txt2img(job: Job) -> list[Row]:
+    """The same pictures by both, in turns in one process.
+
+    They do the same arithmetic, and a difference between processes would be larger than one between them.
+    """
+    acts = {"diffusers' pipeline": by_pipeline(job), "this project": by_this_project(job)}
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    for number in range(job.warm + job.repeats):
+        for name, act in acts.items():
+            start = now()
+            act()
+            if number >= job.warm:
+                seconds[name].append(now() - start)
+    theirs, rows = None, []
+    for name, act in acts.items():
+        pictures = np.stack([np.asarray(image, int) for image in act()])
+        theirs = pictures if theirs is None else theirs
+        row: Row = {"variant": name, "seconds": statistics.median(seconds[name]), "images": IMAGES}
+        row |= {"flops": flops_of(act), "peak_bytes": peak_bytes()}
+        rows.append(row | {"largest_difference": int(np.abs(pictures - theirs).max())})
+    return rows
+
+
+def by_this_project(job: Job) -> Draw:
+    """Draws as scripts/txt2img.py does, at the timesteps of diffusers' pipeline."""
+    model = load_for_sampling(job.base, DEVICE).model.for_sampling(DEVICE, DTYPE)
+    sampling = Sampling("ddim", STEPS, GUIDANCE_SCALE, spacing="leading")
+
+    def draw() -> list[Any]:
+        pictures = model.images([PROMPT] * IMAGES, range(IMAGES), sampling, job.size, job.size)
+        return [to_image(pixels) for pixels in pictures]
+
+    return draw
+
+
+def by_pipeline(job: Job) -> Draw:
+    """Draws the same pictures by diffusers' pipeline."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(find(job.base), torch_dtype=DTYPE)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(DEVICE)
+
+    def draw() -> list[Any]:
+        return pipe(
+            [PROMPT] * IMAGES,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(IMAGES)],
+            height=job.size,
+            width=job.size,
+        ).images
+
+    return draw

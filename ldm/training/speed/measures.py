@@ -1,0 +1,232 @@
+"""The measurements: each takes a job and returns rows, run in a process of its own (`ldm.training.speed.worker`)."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from ldm.config import load_config
+from ldm.devices import DTYPES
+from ldm.files import PROJECT
+from ldm.formats.safe_loading import load_checkpoint
+from ldm.methods.base_latents import BaseLatents
+from ldm.training.run import build as build_run
+from ldm.training.run import quiet
+from ldm.training.speed.clock import CUDA, DEVICE, Row, StepClock, now, timed
+from ldm.training.speed.drawing import txt2img
+from ldm.training.speed.jobs import Job
+
+WITHOUT = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
+"""What a training step is measured without; loss record, guard and progress bar stay."""
+
+
+NO_CACHE = "data.params.prior.cache=null"
+"""Prior samples are drawn here, though the machine may have them from before."""
+
+
+def machine(job: Job) -> list[Row]:
+    """The machine's own rates, to hold the others against: matrix product and copy."""
+    rows = []
+    # A CPU without bf16 instructions takes 20 seconds for a product of side 2048.
+    for dtype, side_on_a_cpu in ((torch.float32, 2048), (torch.bfloat16, 1024)):
+        side = 8192 if CUDA else side_on_a_cpu
+        row = timed(job, partial(square, torch.randn(side, side, device=DEVICE).to(dtype)), count_flops=False)
+        rows.append({**row, "variant": f"matmul {side} {str(dtype).split('.')[1]}", "flops": 2 * side**3})
+    source = torch.empty(2**30 if CUDA else 2**28, dtype=torch.uint8, device=DEVICE).random_()
+    target = torch.empty_like(source)
+    row = timed(job, lambda: target.copy_(source), count_flops=False)
+    return [*rows, {**row, "variant": "copy (read + write)", "bytes": 2 * source.numel()}]
+
+
+def square(a: torch.Tensor) -> torch.Tensor:
+    """The matrix product of `a` [N, N] with itself."""
+    return a @ a
+
+
+def training_step(job: Job) -> list[Row]:
+    """An optimizer step of main.py, its loss record, guard and progress bar included."""
+    data, model, trainer, folder = build(job, job.warm + job.repeats + 1)
+    clock = StepClock(job)
+    trainer.callbacks.append(clock)
+    with folder:
+        trainer.fit(model, data)
+    samples = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    return [{**clock.row, "images": samples}] if trainer.is_global_zero else []
+
+
+def plain_step(job: Job) -> list[Row]:
+    """The same modules, batch and precision in the loop of a plain script.
+
+    Every image is encoded in every step, the UNet passes over the subject and the class apart, and AdamW goes
+    parameter by parameter.
+    """
+    data, module, _, folder = build(job, 1)
+    model = module.model.to(DEVICE)
+    model.unet.train(), model.text_encoder.train()
+    settings = module.optimizer.keywords | {"fused": None, "foreach": False}
+    groups = module.tuning.parameter_groups(model)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, **settings)
+    scheduler = DDPMScheduler.from_config(model.scheduler_config)
+    count, views = data.batch_size, data.subject.views
+    pixels = torch.stack([data.subject.pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
+    prompts = (module.with_identifier(data.subject.prompts[0]), data.concept.prior_prompt)
+
+    def half_of_the_loss(prompt: str) -> torch.Tensor:
+        with torch.no_grad():
+            latents = model.vae.encode(pixels).latent_dist.sample() * model.vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=DEVICE)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        states = model.text_encoder(model.tokenize([prompt] * count).to(DEVICE)).last_hidden_state
+        answer = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        return torch.nn.functional.mse_loss(answer.float(), target)
+
+    def step() -> None:
+        loss = half_of_the_loss(prompts[0]) + half_of_the_loss(prompts[1])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    velocity = model.prediction_type == "v_prediction"
+    with folder:
+        return [timed(job, step, images=count)]
+
+
+def memory(job: Job) -> list[Row]:
+    """The most memory that tensors take at any moment of a short run.
+
+    The run draws a chunk of prior samples, encodes the views, takes two steps, validates and draws sample images.
+    Phases run in sequence, so one of each shows the peak of many.
+    """
+    words = [
+        "lightning.callbacks.checkpoint=null",
+        "lightning.callbacks.validation.params.monitor=null",
+        "lightning.callbacks.validation.params.num_timesteps=1",
+        "lightning.callbacks.samples.params.steps=1",
+        'lightning.callbacks.samples.params.prompts=["a photo of [V]"]',
+        "data.params.prior.steps=1",
+    ]
+    # More than the steps need, so that the frozen copy stays in memory unless all are drawn at the start.
+    chunk_size = config_of(job, words)["data"]["params"]["prior"]["chunk_size"]
+    words.append(f"data.params.prior.count={2 * chunk_size}")
+    data, module, trainer, folder = build(job, 2, words)
+    start = now()
+    with folder as name:
+        if CUDA:
+            trainer.fit(module, data)
+            most = torch.cuda.max_memory_allocated()
+        else:
+            trace = Path(name) / "trace.json"
+            held = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+            with torch.profiler.profile(profile_memory=True) as profiler:
+                trainer.fit(module, data)
+            profiler.export_chrome_trace(str(trace))
+            events = (event.get("args", {}) for event in json.loads(trace.read_text())["traceEvents"])
+            most = sum(held.values()) + max(event.get("Total Allocated", 0) for event in events)
+    return [{"seconds": now() - start, "peak_bytes": most}]
+
+
+def prior(job: Job) -> list[Row]:
+    """One chunk of class-prior samples, as the run draws them."""
+    data, module, _, folder = build(job, 1)
+    untrained = module.tuning.untrained(module.model, DTYPES[data.prior["precision"]])
+    module.model.to(DEVICE)
+    latents = BaseLatents(module.model, untrained, data.size)
+    numbers = range(data.prior["chunk_size"])
+
+    def draw() -> None:
+        latents.draw_prior(data.concept.prior_prompt, numbers, data.seed, data.prior)
+
+    with folder:
+        return [timed(job, draw, images=len(numbers))]
+
+
+def checkpoint(job: Job) -> list[Row]:
+    """A full state: written and synced, against as many plain bytes; and read."""
+    data, model, trainer, folder = build(job, 1)
+    with folder as name:
+        trainer.fit(model, data)
+        path, plain = Path(name) / "state.ckpt", Path(name) / "plain"
+        saved = timed(job, lambda: trainer.save_checkpoint(path), count_flops=False)
+        size = path.stat().st_size
+        content = torch.empty(min(size, 2**28), dtype=torch.uint8).random_().numpy().tobytes()
+
+        def write() -> None:
+            with open(plain, "wb", buffering=0) as file:
+                for start in range(0, size, len(content)):
+                    file.write(content[: size - start])
+                os.fsync(file.fileno())
+
+        written = timed(job, write, count_flops=False)
+        plain.unlink()
+        loaded = timed(job, lambda: load_checkpoint(path), count_flops=False)
+    return [
+        {**written, "variant": "as many plain bytes, synced", "bytes": size},
+        {**saved, "variant": "save", "bytes": size},
+        {**loaded, "variant": "load", "bytes": size},
+    ]
+
+
+def start_up(job: Job) -> list[Row]:
+    """From the command to the first prior chunk's first step, against the bare imports of the libraries."""
+    imports = (
+        "import torch, pytorch_lightning, diffusers, transformers; from diffusers import AutoencoderKL, "
+        "UNet2DConditionModel; from transformers import CLIPTextModel, CLIPTokenizer"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", imports], check=True)
+    bare = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as logs:
+        words = ["main.py", "--base", *job.configs, "-l", logs, NO_CACHE, *job.words]
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *words], cwd=PROJECT, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        seen = b""
+        while b"prior samples" not in seen:
+            piece = os.read(process.stderr.fileno(), 65_536)
+            if not piece:
+                raise RuntimeError(f"main.py ended before it drew a prior sample: {seen.decode()[-2000:]}")
+            seen += piece
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.wait()
+    return [
+        {"variant": "bare imports", "seconds": bare},
+        {"variant": "main.py to the first prior chunk", "seconds": seconds},
+    ]
+
+
+MEASURES: dict[str, Callable[[Job], list[Row]]] = {
+    function.__name__: function
+    for function in (machine, training_step, plain_step, memory, prior, txt2img, checkpoint, start_up)
+}
+"""By the name that a job gives."""
+
+
+def build(
+    job: Job, max_steps: int, words: Sequence[str] = WITHOUT
+) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory[str]]:
+    """What main.py builds for the job's config, with `words` for what is not measured, in a folder for its files."""
+    quiet()
+    config = config_of(job, [*words, f"lightning.trainer.max_steps={max_steps}"])
+    folder = tempfile.TemporaryDirectory()
+    return *build_run(config, Path(folder.name)), folder
+
+
+def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:
+    """The job's config, with `words` where the job's own do not say otherwise."""
+    paths = [str(PROJECT / path) for path in job.configs]
+    return load_config(paths, ["lightning.logger=null", NO_CACHE, *words, *job.words])

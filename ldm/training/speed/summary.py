@@ -1,0 +1,126 @@
+"""The rows of all rounds as one table."""
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+"""A row that a measurement returned, or a line of the summary."""
+
+HEADER = (
+    "| what | variant | ms (least to most) | times as fast | images/s | GFLOP | of fp32 matmul | peak GB | note |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def summarize(rows: Mapping[tuple[str, str], Sequence[Row]]) -> list[Row]:
+    """A line for each (group, variant): its figures over the rounds, `rows`.
+
+    Seconds are the median; `times_as_fast` is the median over rounds of the ratio to the group's first variant in the
+    same round; `share_of_...` are of the machine's own rates, where they were measured.
+    """
+    rates = {
+        variant: work(found[0]) / statistics.median(row["seconds"] for row in found)
+        for (group, variant), found in rows.items()
+        if group == "machine"
+    }
+    first: dict[str, Sequence[Row]] = {}
+    for (group, _), found in rows.items():
+        first.setdefault(group, found)
+    return [line_of(group, variant, found, first[group], rates) for (group, variant), found in rows.items()]
+
+
+def line_of(
+    group: str, variant: str, found: Sequence[Row], first: Sequence[Row], rates: Mapping[str, float]
+) -> Row:
+    """One line of the summary. first: rows of the group's first variant; rates: of the machine, by variant."""
+    seconds = [row["seconds"] for row in found]
+    median = statistics.median(seconds)
+    line: Row = {"group": group, "variant": variant, "seconds": median}
+    line |= {"least": min(seconds), "most": max(seconds)}
+    line["peak_bytes"] = max((row["peak_bytes"] for row in found if "peak_bytes" in row), default=None)
+    if group not in ("machine", "memory"):
+        ratios = [speed(ours) / speed(theirs) for theirs, ours in zip(first, found, strict=True)]
+        line["times_as_fast"] = statistics.median(ratios)
+    if found[0].get("images"):
+        line["images_per_second"] = found[0]["images"] / median
+    if found[0].get("flops"):
+        line["flops"] = found[0]["flops"]
+        line |= share("share_of_fp32_matmul", line["flops"] / median, group, rates, "matmul", "float32")
+    if found[0].get("bytes"):
+        line["bytes_per_second"] = found[0]["bytes"] / median
+        line |= share("share_of_copy", line["bytes_per_second"], group, rates, "copy")
+    if "largest_difference" in found[0]:
+        line["largest_difference"] = max(row["largest_difference"] for row in found)
+    return line
+
+
+def share(key: str, rate: float, group: str, rates: Mapping[str, float], *words: str) -> Row:
+    """{key: `rate` as a share of the machine's rate whose name has all `words`}; nothing for the machine itself."""
+    of = [value for name, value in rates.items() if all(word in name for word in words)]
+    return {key: rate / of[0]} if of and group != "machine" else {}
+
+
+def work(row: Row) -> float:
+    """FLOPs or bytes of a repeat."""
+    return row.get("flops") or row["bytes"]
+
+
+def speed(row: Row) -> float:
+    """Images a second, or repeats where there are no images."""
+    return (row.get("images") or 1) / row["seconds"]
+
+
+def table(summary: Sequence[Row], title: str) -> str:
+    """The summary as a Markdown table under `title`."""
+    return "\n".join([title, "", *HEADER, *(cells(row) for row in summary)])
+
+
+def cells(row: Row) -> str:
+    """A line of the table."""
+    spread = f"{1e3 * row['seconds']:.0f} ({1e3 * row['least']:.0f} to {1e3 * row['most']:.0f})"
+    figures = [
+        shown(row.get("times_as_fast"), "{:.2f}"),
+        shown(row.get("images_per_second"), "{:.1f}"),
+        shown(row.get("flops"), "{:.1f}", 1e9),
+        shown(row.get("share_of_fp32_matmul"), "{:.0%}"),
+        shown(row.get("peak_bytes"), "{:.2f}", 1e9),
+    ]
+    return "| " + " | ".join([row["group"], row["variant"], spread, *figures, note(row)]) + " |"
+
+
+def note(row: Row) -> str:
+    """What the other columns have no place for."""
+    if row["group"] == "machine" and "flops" in row:
+        return f"{row['flops'] / row['seconds'] / 1e12:.2f} TFLOP/s"
+    if "bytes_per_second" in row:
+        share = f", {row['share_of_copy']:.0%} of the copy's" if "share_of_copy" in row else ""
+        return f"{row['bytes_per_second'] / 1e9:.2f} GB/s{share}"
+    return f"pictures differ by {row['largest_difference']}/255" if "largest_difference" in row else ""
+
+
+def shown(value: float | None, pattern: str, unit: float = 1) -> str:
+    """`value` in `unit`, or nothing."""
+    return "" if value is None else pattern.format(value / unit)
+
+
+def title_of(model: str, rounds: int, repeats: int) -> str:
+    """What was measured, where and when."""
+    return f"{model} on {machine_name()}, {date.today()}; {rounds} rounds of {repeats} repeats"
+
+
+def machine_name() -> str:
+    """GPU, or processor and number of cores, and torch's version."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
