@@ -8,10 +8,9 @@ already are not drawn again, so an interrupted evaluation goes on where it was.
 import argparse
 import csv
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +236,8 @@ def draw(loaded: Any, items: Sequence[Any], sampling: Mapping[str, Any], about: 
     from tqdm import tqdm
 
     from ldm.data.images import save_image, to_image
+    from ldm.data.png import png_text
     from ldm.diffusion.sampling import Sampling
-    from ldm.evaluation.folder import png_text
     from ldm.methods.draw import batches
 
     def metadata(item: Any) -> dict[str, str]:
@@ -284,15 +283,15 @@ def write(
     published: Sequence[Mapping],
 ) -> None:
     """metrics.json, images.csv (empty cells: not measured of this kind of image), report.html."""
+    from ldm.evaluation.metrics import METRICS
     from ldm.evaluation.report import report
-    from ldm.evaluation.scores import COLUMNS
+    from ldm.evaluation.scores import FACTS
     from ldm.files import replacing
 
     with replacing(out / "images.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, [*FACTS, *METRICS])
         writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if _absent(value) else value for key, value in asdict(row).items()})
+        writer.writerows(row.cells() for row in rows)
     with replacing(out / "report.html") as path:
         path.write_text(report(result, rows, out, real, published))
     with replacing(out / "metrics.json") as path:  # last: who finds it finds the others too
@@ -301,21 +300,16 @@ def write(
 
 def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
     """The metrics beside the paper's, as text."""
-    from ldm.evaluation.scores import METRICS
+    from ldm.evaluation.metrics import PAPER_METRICS
 
-    keys = ("dino", "clip_i", "clip_t", "pres", "div")
-    rows = [("this evaluation", {key: result["metrics"][key]["value"] for key in keys})]
+    rows = [("this evaluation", {key: result["metrics"][key]["value"] for key in PAPER_METRICS})]
     rows += [("real images", {key: result["real"][key]["value"] for key in result["real"]})]
     rows += [(f"paper, table {row['table']}: {row['name']}", row) for row in published]
-    lines = [f"{'':52}" + "".join(f"{METRICS[key]:>8}" for key in keys)]
+    lines = [f"{'':52}" + "".join(f"{metric.title:>8}" for metric in PAPER_METRICS.values())]
     for name, values in rows:
-        cells = ["" if values.get(key) is None else f"{values[key]:.3f}" for key in keys]
+        cells = ["" if values.get(key) is None else f"{values[key]:.3f}" for key in PAPER_METRICS]
         lines.append(f"{name:52}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(lines + [f"DIV: {result['networks']['div']}; the paper's is LPIPS"])
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 if __name__ == "__main__":

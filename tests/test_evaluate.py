@@ -171,10 +171,28 @@ def test_the_class_noun_ablation_changes_what_is_drawn_from_alone():
         ("a photo of [V] owl at night", "a photo of an owl at night"),
         ("a painting of a [V] dog", "a painting of a dog"),
         ("[V] dog", "dog"),
+        ("a photo of [V], in oil", "a photo, in oil"),
+        ("a photo of a [V]", "a photo"),
+        ("[V], a dog at night", "a dog at night"),
+        ("a dog, [V], at night", "a dog, at night"),
+        ("a photo of [V]'s dog", "a photo of a dog"),
     ],
 )
 def test_the_identifier_is_dropped_with_its_article_mended(prompt, text):
     assert without_identifier(prompt) == text
+
+
+@pytest.mark.parametrize("identifier", ["sks", "olis zz", "Sks", "s.s"])
+def test_every_spelling_of_an_identifier_leaves_the_text(identifier):
+    said = identifier.lower()
+    for prompt, text in (
+        ("a {} owl", "an owl"),
+        ("a photo of {}, a dog, in the snow", "a photo, a dog, in the snow"),
+        ("a {} dog.", "a dog."),
+        ("{}", ""),
+    ):
+        assert without_identifier(prompt.format(said), identifier) == text
+    assert without_identifier(f"a x{said} dog", identifier) == f"a x{said} dog"  # another word
 
 
 def test_articles_of_nouns():

@@ -11,9 +11,10 @@ from torchmetrics.functional.classification import binary_auroc
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTImageProcessor
 
 from ldm.errors import UserError
-from ldm.evaluation import metrics
+from ldm.evaluation import benchmark, metrics, report, scores
 from ldm.evaluation.features import Clip, Dino, Lpips, load_networks
 from ldm.evaluation.preprocessing import Preprocessing
+from ldm.evaluation.statistics import bootstrap_interval, summary
 from ldm.randomness import generator
 from tests.tiny_features import tiny_features
 
@@ -74,17 +75,67 @@ def test_auc_by_hand_and_against_torchmetrics():
 
 def test_bootstrap_interval_holds_the_mean_shrinks_and_repeats():
     values = torch.randn(400, generator=generator(2, "test"))
-    low, high = metrics.bootstrap_interval(values)
+    low, high = bootstrap_interval(values)
     error = float(values.std()) / math.sqrt(len(values))
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert low < float(values.mean()) < high
-    assert (low, high) == metrics.bootstrap_interval(values)
-    assert metrics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert (low, high) == bootstrap_interval(values)
+    assert bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.98])
+def test_intervals_over_prompts_hold_the_truth_as_often_as_they_say(correlation):
+    """25 prompts of 4 images: about 95 % of intervals hold the mean, where resampling images holds it less often."""
+    draws = generator(4, "test")
+    clusters = [prompt for prompt in range(25) for _ in range(4)]
+    by_prompt, by_image = 0, 0
+    for _ in range(200):
+        shared = torch.randn(25, generator=draws).repeat_interleave(4) * math.sqrt(correlation)
+        values = shared + torch.randn(100, generator=draws) * math.sqrt(1 - correlation)
+        low, high = bootstrap_interval(values, clusters, resamples=400)
+        by_prompt += low < 0 < high
+        low, high = bootstrap_interval(values, resamples=400)
+        by_image += low < 0 < high
+    assert 0.88 < by_prompt / 200 < 0.99
+    if correlation > 0.9:
+        assert by_image / 200 < 0.75
+
+
+def test_a_single_prompt_is_resampled_by_its_images():
+    values = torch.randn(20, generator=generator(5, "test"))
+    assert bootstrap_interval(values, ["a dog"] * 20) == bootstrap_interval(values)
+
+
+def test_clusters_weigh_by_their_images():
+    """One prompt of 6 and two of 1: the mean of a draw is over images, as the reported mean is."""
+    values, clusters = [1.0] * 6 + [0.0, 0.0], ["a"] * 6 + ["b", "c"]
+    low, high = bootstrap_interval(values, clusters)
+    assert (low, high) == (0.0, 1.0)
+    assert summary([*values, math.nan], [*clusters, "d"])["count"] == 8
+
+
+def test_a_metric_is_one_entry_of_one_table(monkeypatch):
+    """A new entry comes out in the rows, the result, the tables and the page."""
+    added = metrics.Metric("size", "SIZE", "subject", lambda seen: seen.dino.norm(dim=1), "SIZE: length.")
+    for table in (metrics.METRICS, metrics.PAPER_METRICS):
+        monkeypatch.setitem(table, "size", added)
+    rows = [
+        scores.Row(
+            "a.png", "subject", "a dog", "a dog", 0, 0, {**dict.fromkeys(metrics.METRICS, 0.5), "size": 7.5}
+        ),
+        scores.Row("b.png", "class", "a dog", "a dog", 0, 1, dict.fromkeys(metrics.METRICS, 0.5)),
+    ]
+    found = scores.summarize(rows)
+    assert found["size"] == {"value": 7.5, "low": 7.5, "high": 7.5, "count": 1}
+    assert rows[0].cells()["size"] == 7.5
+    assert ">SIZE ↑<" in (page := report.score_table([("ours", found, "ours")]))
+    assert "7.500" in page
+    assert "| SIZE |" in benchmark.markdown([("ours", found, "ours")], "x")
 
 
 def test_summary_leaves_out_what_was_not_measured():
-    assert metrics.summary([1.0, math.nan])["count"] == 1
-    assert metrics.summary([math.nan]) == {"value": None, "low": None, "high": None, "count": 0}
+    assert summary([1.0, math.nan])["count"] == 1
+    assert summary([math.nan]) == {"value": None, "low": None, "high": None, "count": 0}
 
 
 @pytest.mark.parametrize("size", [(50, 80), (97, 41), (32, 32)])

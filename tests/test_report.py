@@ -19,7 +19,7 @@ from scripts.evaluate import CONFIG
 from tests.tiny_features import tiny_features
 
 DOG = Path(__file__).resolve().parents[1] / "assets" / "subject" / "dog"
-HOSTILE = 'a [V] dog </script><script src="http://example.org/x.js"></script> & "more"'
+HOSTILE = 'a [V] dog <!--<script> </script><script src="http://example.org/x.js"></script> & "more"'
 
 
 class Page(HTMLParser):
@@ -85,7 +85,7 @@ def test_the_pages_numbers_are_the_jsons(scored, html):
     for values in (result["metrics"], result["real"]):
         for key in ("dino", "clip_i"):
             assert all(number(values[key][part]) in text for part in ("value", "low", "high"))
-    assert all(number(row.clip_t) in text for row in rows if row.kind == "subject")
+    assert all(number(row.scores["clip_t"]) in text for row in rows if row.kind == "subject")
     assert all(number(row["dino"]) in text for row in published)
     assert result["networks"]["div"] in text
     assert "a note".capitalize() in text
@@ -99,7 +99,11 @@ def test_every_image_is_inside(scored, html):
 
 
 def test_prompts_cannot_become_markup(html):
-    assert "example.org" in " ".join(Page(html).text)
+    """In a browser "<!--<script>" inside a script element would swallow its end, and the rest of the page."""
+    page = Page(html)
+    assert "example.org" in " ".join(page.text)
+    assert "<" not in page.data
+    assert "<!--" not in html
 
 
 def test_what_was_not_measured_is_a_dash(scored):

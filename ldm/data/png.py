@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.data.images import readable
 from ldm.errors import UserError
 
 
@@ -21,7 +22,7 @@ def png_info(facts: Mapping[str, object]) -> PngInfo:
 def png_text(path: Path) -> dict[str, str]:
     """The texts that were written into a picture, by name. Raises UserError for a file that is no picture."""
     try:
-        with Image.open(path) as image:
-            return {key: str(value) for key, value in image.info.items() if isinstance(value, str)}
+        with Image.open(path, formats=tuple({*readable().values()})) as image:
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error

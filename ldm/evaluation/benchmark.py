@@ -7,9 +7,9 @@ from typing import Any
 
 from ldm.data.images import image_files
 from ldm.errors import UserError
-from ldm.evaluation.metrics import summary
-from ldm.evaluation.report import PAPER_METRICS, published_lines
-from ldm.evaluation.scores import METRICS
+from ldm.evaluation.metrics import METRICS, PAPER_METRICS
+from ldm.evaluation.report import published_lines
+from ldm.evaluation.statistics import summary
 
 LIST = "prompts_and_classes.txt"
 
@@ -66,7 +66,8 @@ def means(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
     real = {
         key: summary([_number(result["real"][key]["value"]) for result in results.values()])
-        for key in ("dino", "clip_i")
+        for key, metric in METRICS.items()
+        if metric.of_real is not None
     }
     return {"subjects": sorted(results), "metrics": ours, "real": real}
 
@@ -89,7 +90,7 @@ def table_rows(
 def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]], div: str) -> str:
     """The table as Markdown, for a README. div: what DIV is here."""
     lines = [
-        "| | " + " | ".join(METRICS[key] for key in PAPER_METRICS) + " |",
+        "| | " + " | ".join(metric.title for metric in PAPER_METRICS.values()) + " |",
         "|---|" + "---:|" * len(PAPER_METRICS),
     ]
     for name, values, _ in rows:

@@ -5,9 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.charts import Bar, bar_chart
+from ldm.evaluation.charts import Bar
+from ldm.evaluation.metrics import PAPER_METRICS
 from ldm.evaluation.page import page
-from ldm.evaluation.report import LOWER_IS_BETTER, METRICS, PAPER_METRICS, score_table
+from ldm.evaluation.report import chart_card, score_table
 
 
 def benchmark_page(
@@ -47,16 +48,12 @@ def benchmark_page(
 
 def _charts(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
     cards = []
-    for key in PAPER_METRICS:
+    for key, metric in PAPER_METRICS.items():
         bars = [
             Bar(name.partition(" (")[0], values[key]["value"], values[key]["low"], values[key]["high"], kind)
             for name, values, kind in rows
             if kind != "paper" and values.get(key, {}).get("value") is not None
         ]
-        hint = "lower is better" if key in LOWER_IS_BETTER else "higher is better"
         if bars:
-            chart = bar_chart(METRICS[key], bars)
-            cards.append(
-                f'<div class="card"><h3>{METRICS[key]} <span class="soft">{hint}</span></h3>{chart}</div>'
-            )
+            cards.append(chart_card(metric, bars))
     return f'<div class="charts">{"".join(cards)}</div>'

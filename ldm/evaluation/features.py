@@ -173,10 +173,8 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
             return None
 
     try:
-        found = [fetch(file) for file in files if file not in TOKENIZER]
-        for file in TOKENIZER:
-            if file in files:
-                fetch_any(file)
+        for file in files:
+            (fetch_any if file in TOKENIZER else fetch)(file)
         weights = fetch_any(WEIGHTS[0]) or fetch(WEIGHTS[1])
     except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -184,7 +182,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
             f"feature network {name}: not a local folder, and the hub does not provide it ({reason});"
             " give a folder, or download it on a machine with a network"
         ) from error
-    return found[0].parent, found[0].parent.name, weights
+    return weights.parent, weights.parent.name, weights
 
 
 def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:

@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ldm.concepts import PLACEHOLDER
 from ldm.data.captions import caption_of
-from ldm.data.images import image_files, readable
+from ldm.data.images import image_files
+from ldm.data.png import png_text
 from ldm.errors import UserError
 from ldm.evaluation.protocol import Item, without_identifier
 from ldm.files import find
@@ -22,7 +20,7 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
 
     A prompt is found in metadata.jsonl, in the PNG itself (as txt2img and this project's evaluation write
     it), in a text file beside the image, or else in the name of its folder, with underscores for spaces.
-    identifier: the word that stands for the subject in these prompts. bare: the prompt of class images.
+    identifier: the word or words that stand for the subject in these prompts. bare: the prompt of class images.
     """
     folder = find(folder)
     paths, listed = image_files(folder, below=True), _read_list(folder)
@@ -33,15 +31,6 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
     if not any(item.kind == "subject" for item in items):
         raise UserError(f"image folder {folder}: no images of a subject in it")
     return items
-
-
-def png_text(path: Path) -> dict[str, str]:
-    """The texts that were written into a picture; nothing where there are none."""
-    try:
-        with Image.open(path, formats=tuple({*readable().values()})) as image:
-            return {key: value for key, value in image.info.items() if isinstance(value, str)}
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path}: cannot be read ({error}); replace or remove it") from error
 
 
 def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | None) -> Item:
@@ -60,15 +49,9 @@ def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | No
             f"image {path}: no prompt for it; write {LIST} with file_name and prompt, or put the images of each"
             " prompt into a folder of the prompt's name"
         )
-    seed = int(own["seed"]) if own.get("seed", "").isdigit() else None
-    text = own.get("text") or without_identifier(_with_placeholder(prompt, identifier))
+    seed = int(own["seed"]) if own.get("seed", "").isdecimal() else None
+    text = own.get("text") or without_identifier(prompt, identifier)
     return Item("class" if own.get("kind") == "class" else "subject", prompt, text, seed, path)
-
-
-def _with_placeholder(prompt: str, identifier: str | None) -> str:
-    if not identifier:
-        return prompt
-    return " ".join(PLACEHOLDER if word == identifier else word for word in prompt.split())
 
 
 def _read_list(folder: Path) -> dict[str, str]:
@@ -76,7 +59,7 @@ def _read_list(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {row["file_name"]: row.get("prompt") or row["text"] for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

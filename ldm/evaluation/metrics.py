@@ -1,14 +1,15 @@
 """The DreamBooth paper's metrics as pure functions of features (Ruiz et al., arXiv 2208.12242, section 4).
 
-Features are [N, D] rows of any length; every similarity is a cosine, in [-1, 1].
+Features are [N, D] rows of any length; every similarity is a cosine, in [-1, 1]. METRICS, at the end, is the one
+list of what is measured: scores, tables, pages and the benchmark read it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from ldm.randomness import generator
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -60,27 +61,6 @@ def diversity(distances: Tensor) -> Tensor:
     return total / others if others else torch.full((1,), torch.nan, dtype=torch.float64)
 
 
-def bootstrap_interval(
-    values: Sequence[float] | Tensor, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (Efron, 1979); equal calls give equal answers."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    picks = torch.randint(len(values), (resamples, len(values)), generator=generator(seed, "bootstrap"))
-    means = values[picks].mean(dim=1)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def summary(values: Sequence[float] | Tensor) -> dict[str, float | int | None]:
-    """Mean of `values`, its 95 % bootstrap interval, and how many there are; nothing measured gives None."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    values = values[~values.isnan()]
-    if not len(values):
-        return {"value": None, "low": None, "high": None, "count": 0}
-    low, high = bootstrap_interval(values)
-    return {"value": float(values.mean()), "low": low, "high": high, "count": len(values)}
-
-
 def auc(positive: Tensor, negative: Tensor) -> float:
     """Probability that a score of `positive` [N] is above one of `negative` [M]; a tie counts half."""
     order = negative.double().sort().values
@@ -91,3 +71,109 @@ def auc(positive: Tensor, negative: Tensor) -> float:
 
 def _unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.double(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the feature networks see of N images of the protocol and of R real ones."""
+
+    dino: Tensor
+    """[N, D]"""
+    clip: Tensor
+    """[N, E]"""
+    texts: Tensor
+    """CLIP's features of the images' prompts without the identifier, [N, E]."""
+    real_dino: Tensor
+    """[R, D]"""
+    real_clip: Tensor
+    """[R, E]"""
+    groups: Sequence[Sequence[int]] = ()
+    """Indices of images that are compared with one another, such as those of one prompt."""
+    distances: Callable[[Sequence[int]], Tensor] | None = None
+    """Distances [n, n] of n images, by their indices, with one another."""
+
+    def spread(self) -> Tensor:
+        """Mean distance of each image to the others of its group, [N]."""
+        assert self.distances is not None
+        spread = torch.full((len(self.dino),), torch.nan, dtype=torch.float64)
+        for group in self.groups:
+            spread[list(group)] = diversity(self.distances(group))
+        return spread
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One thing that is measured: a number an image, whose mean over images is reported."""
+
+    key: str
+    """In metrics.json and images.csv."""
+    title: str
+    """In tables."""
+    images: Literal["subject", "class"]
+    """Which images it looks at: the subject's, or those of the bare class."""
+    measure: Callable[[Seen], Tensor]
+    """A number for every image, [N]; those of the other kind of image are dropped."""
+    explanation: str = ""
+    """What it is, in a sentence for the report's reader; {dino}, {clip} and {div} are networks."""
+    lower_is_better: bool = False
+    in_paper: bool = True
+    """Whether tables show it, beside the paper's figures."""
+    of_real: Callable[[Seen], Tensor] | None = None
+    """The same of each real image and the others, [R]: an upper bound, where there is one."""
+    compares_images: bool = False
+    """Whether the images of a group are compared with one another, so that their numbers depend on each other."""
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            "dino",
+            "DINO",
+            "subject",
+            lambda seen: subject_fidelity(seen.dino, seen.real_dino),
+            "DINO and CLIP-I: mean cosine with the real images ({dino}, {clip}).",
+            of_real=lambda seen: real_fidelity(seen.real_dino),
+        ),
+        Metric(
+            "clip_i",
+            "CLIP-I",
+            "subject",
+            lambda seen: subject_fidelity(seen.clip, seen.real_clip),
+            of_real=lambda seen: real_fidelity(seen.real_clip),
+        ),
+        Metric(
+            "clip_t",
+            "CLIP-T",
+            "subject",
+            lambda seen: prompt_fidelity(seen.clip, seen.texts),
+            "CLIP-T: cosine of image and prompt without the identifier.",
+        ),
+        Metric(
+            "pres",
+            "PRES",
+            "class",
+            lambda seen: subject_fidelity(seen.dino, seen.real_dino),
+            "PRES: DINO of bare-class images against the real ones; lower means the class survived.",
+            lower_is_better=True,
+        ),
+        Metric(
+            "div",
+            "DIV",
+            "subject",
+            Seen.spread,
+            "DIV: {div}, among the images of one prompt; the paper's is LPIPS.",
+            compares_images=True,
+        ),
+        Metric(
+            "class_clip_t",
+            "CLIP-T, class",
+            "class",
+            lambda seen: prompt_fidelity(seen.clip, seen.texts),
+            in_paper=False,
+        ),
+        Metric("class_div", "DIV, class", "class", Seen.spread, in_paper=False, compares_images=True),
+    )
+}
+
+PAPER_METRICS = {key: metric for key, metric in METRICS.items() if metric.in_paper}

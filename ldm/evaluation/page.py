@@ -77,8 +77,8 @@ if (order) order.onchange = () => {
 
 def page(title: str, body: str, data: Mapping[str, Any]) -> str:
     """A whole page; `data` is put into it as JSON, for who wants the page's numbers again."""
-    # "</" would end the script element early.
-    payload = json.dumps(data).replace("</", "<\\/")
+    # Within a script element "</script" ends it, and "<!--<script>" keeps "</script>" from ending it.
+    payload = json.dumps(data).replace("<", "\\u003c")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -27,7 +27,7 @@ class Item:
 
 def prompt_set(config: Mapping[str, Any], class_word: str) -> str:
     """The name of the prompt set for this class: the setting `prompts`, or by the class where it is "auto"."""
-    name = config["prompts"]
+    name: str = config["prompts"]
     if name == "auto":
         return "live" if class_word in config["live_classes"] else "object"
     if name not in config["prompt_sets"]:
@@ -41,14 +41,23 @@ def fill_in(template: str, noun: str) -> str:
     return " ".join(re.sub(r"\ban? \{class\}", article, template).replace("{class}", noun).split())
 
 
-def without_identifier(prompt: str) -> str:
-    """`prompt` as CLIP knows it: "a [V] owl" is "an owl", "a photo of [V] dog" is "a photo of a dog"."""
+def without_identifier(prompt: str, identifier: str | None = None) -> str:
+    """`prompt` as CLIP knows it: "a [V] owl" is "an owl", "a photo of [V] dog" is "a photo of a dog".
+
+    identifier: the word or words that stand for the subject beside [V], in any case. Where no noun follows, what
+    led to it goes too: "a photo of [V], in oil" is "a photo, in oil".
+    """
+    if identifier and identifier.strip():
+        words = r"\s+".join(map(re.escape, identifier.split()))
+        prompt = re.sub(rf"(?<!\w){words}(?!\w)", PLACEHOLDER, prompt, flags=re.IGNORECASE)
+    prompt = prompt.replace(f"{PLACEHOLDER}'s", PLACEHOLDER)
+    prompt = re.sub(r",?\s*(?:\bof\s+)?(?:\ban?\s+)?\[V\]\s*(?=[,.;:!?]|$)", "", prompt)
     prompt = re.sub(r"\bof \[V\] ", "of a [V] ", prompt)
     prompt = re.sub(r"\ban? \[V\] (\w)", _with_article, prompt)
-    return " ".join(prompt.replace(PLACEHOLDER, "").split())
+    return " ".join(prompt.replace(PLACEHOLDER, "").split()).lstrip(", ")
 
 
-def _with_article(match: re.Match) -> str:
+def _with_article(match: re.Match[str]) -> str:
     letter = match.group(1)
     return f"{'an' if letter.lower() in 'aeiou' else 'a'} {letter}"
 
@@ -82,7 +91,7 @@ def groups(items: Sequence[Item], class_group: int) -> list[list[int]]:
 
     Class images all have one prompt; in groups as large as the prompts' they cost no more.
     """
-    found: dict[tuple, list[int]] = {}
+    found: dict[tuple[str, str, int], list[int]] = {}
     number = 0
     for index, item in enumerate(items):
         part = 0

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.charts import Bar, bar_chart
+from ldm.evaluation.metrics import METRICS, PAPER_METRICS, Metric
 from ldm.evaluation.page import page, picture
-from ldm.evaluation.scores import LOWER_IS_BETTER, METRICS, Row
+from ldm.evaluation.scores import Row
 
-PAPER_METRICS = ("dino", "clip_i", "clip_t", "pres", "div")
 SHOWN = 8
 """Images in each of the strips of best and worst."""
 
@@ -54,7 +54,8 @@ def report(
 def score_table(lines: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
     """A table of metrics with their intervals. A line is (name, metrics, kind); kind "ours" stands out."""
     head = "".join(
-        f"<th>{METRICS[key]} {'↓' if key in LOWER_IS_BETTER else '↑'}</th>" for key in PAPER_METRICS
+        f"<th>{metric.title} {'↓' if metric.lower_is_better else '↑'}</th>"
+        for metric in PAPER_METRICS.values()
     )
     body = "".join(_line(*line) for line in lines)
     return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
@@ -102,34 +103,37 @@ def _sentence(text: str) -> str:
 
 def _explanation(result: Mapping[str, Any]) -> str:
     networks = result["networks"]
-    return (
-        f"DINO and CLIP-I: mean cosine with the real images ({networks['dino']['network']}, "
-        f"{networks['clip']['network']}). CLIP-T: cosine of image and prompt without the identifier. PRES: DINO of "
-        f"bare-class images against the real ones; lower means the class survived. DIV: {networks['div']}, among the "
-        "images of one prompt; the paper's is LPIPS. Intervals: 95 %, bootstrap over images. The paper's figures come "
-        "from its own networks and subjects: compare differences rather than values."
+    names = {key: networks[key]["network"] for key in ("dino", "clip")} | {"div": networks["div"]}
+    sentences = [metric.explanation.format(**names) for metric in METRICS.values() if metric.explanation]
+    return " ".join(
+        [
+            *sentences,
+            "Intervals: 95 %, bootstrap over prompts; of the bare class, which has one prompt, over images.",
+            "The paper's figures come from its own networks and subjects: compare differences rather than values.",
+        ]
     )
 
 
 def _real_images(about: Mapping[str, Any], result: Mapping[str, Any], real: Sequence[Path]) -> str:
     name = next(iter(about["real_images"])).replace("_", " ")
     figures = "".join(picture(path, path.name, escape(path.name)) for path in real)
+    compared = [metric for metric in METRICS.values() if metric.of_real is not None]
     against = "".join(
-        f"<tr><td>{escape(key.replace('_', ' '))} ({value['images']})</td><td>{number(value['dino'])}</td>"
-        f"<td>{number(value['clip_i'])}</td></tr>"
+        f"<tr><td>{escape(key.replace('_', ' '))} ({value['images']})</td>"
+        + "".join(f"<td>{number(value[metric.key])}</td>" for metric in compared)
+        + "</tr>"
         for key, value in result["against"].items()
     )
     both = ""
     if len(result["against"]) > 1:
-        both = (
-            f"<table><tr><th>Fidelity against images</th><th>DINO</th><th>CLIP-I</th></tr>{against}</table>"
-        )
+        titles = "".join(f"<th>{metric.title}</th>" for metric in compared)
+        both = f"<table><tr><th>Fidelity against images</th>{titles}</tr>{against}</table>"
     return f'<h2>Real images ({escape(name)})</h2><div class="row">{figures}</div>{both}'
 
 
 def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
     cards = []
-    for key in PAPER_METRICS:
+    for key, metric in PAPER_METRICS.items():
         bars = []
         for label, values, kind in (
             ("this evaluation", result["metrics"], "ours"),
@@ -143,15 +147,19 @@ def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -
             for row in published
             if row.get(key) is not None and (row["table"] == 1 or key in ("pres", "div"))
         ]
+        note = f"; ours: {result['networks']['div']}; the paper's: LPIPS" if key == "div" else ""
         if bars:
-            hint = "lower is better" if key in LOWER_IS_BETTER else "higher is better"
-            if key == "div":
-                hint += f"; ours: {result['networks']['div']}; the paper's: LPIPS"
-            cards.append(
-                f'<div class="card"><h3>{METRICS[key]} <span class="soft">{escape(hint)}</span></h3>'
-                f"{bar_chart(METRICS[key], bars)}</div>"
-            )
+            cards.append(chart_card(metric, bars, note))
     return f'<div class="charts">{"".join(cards)}</div>'
+
+
+def chart_card(metric: Metric, bars: Sequence[Bar], note: str = "") -> str:
+    """A chart of one metric under its title; note: what follows "lower is better" or "higher is better"."""
+    hint = ("lower" if metric.lower_is_better else "higher") + " is better" + note
+    return (
+        f'<div class="card"><h3>{metric.title} <span class="soft">{escape(hint)}</span></h3>'
+        f"{bar_chart(metric.title, bars)}</div>"
+    )
 
 
 def _extremes(subject: Sequence[Row], root: Path) -> str:
@@ -170,7 +178,7 @@ def _extremes(subject: Sequence[Row], root: Path) -> str:
 def _mean_ranks(rows: Sequence[Row]) -> list[float]:
     ranks = [0.0] * len(rows)
     for key in ("dino", "clip_t"):
-        order = sorted(range(len(rows)), key=lambda index: -getattr(rows[index], key))
+        order = sorted(range(len(rows)), key=lambda index: -rows[index].scores[key])
         for rank, index in enumerate(order):
             ranks[index] += rank / 2
     return ranks
@@ -182,8 +190,9 @@ def _prompts(result: Mapping[str, Any], subject: Sequence[Row], root: Path) -> s
     for place, prompt in enumerate(of_subject):
         figures = "".join(_figure(row, root) for row in subject if row.prompt == prompt["prompt"])
         scores = "".join(
-            f"<dt>{METRICS[key]}</dt><dd>{number(prompt[key])}</dd>"
-            for key in ("dino", "clip_i", "clip_t", "div")
+            f"<dt>{metric.title}</dt><dd>{number(prompt[key])}</dd>"
+            for key, metric in METRICS.items()
+            if metric.images == "subject"
         )
         sections.append(
             f'<section class="prompt" data-place="{place}" data-dino="{prompt["dino"]}"'
@@ -212,12 +221,13 @@ def _class_images(result: Mapping[str, Any], bare: Sequence[Row], root: Path) ->
         )
     metrics = result["metrics"]
     figures = "".join(
-        picture(root / row.file, row.file, f"PRES <b>{number(row.pres)}</b>")
-        for row in sorted(bare, key=lambda row: -row.pres)
+        picture(root / row.file, row.file, f"PRES <b>{number(row.scores['pres'])}</b>")
+        for row in sorted(bare, key=lambda row: -row.scores["pres"])
     )
-    scores = (
-        f"PRES {number(metrics['pres']['value'])}, CLIP-T {number(metrics['class_clip_t']['value'])}, "
-        f"DIV {number(metrics['class_div']['value'])}"
+    scores = ", ".join(
+        f"{metric.title} {number(metrics[key]['value'])}"
+        for key, metric in METRICS.items()
+        if metric.images == "class"
     )
     return (
         f"<h2>Images of the bare class</h2><p>“{escape(bare[0].prompt)}”: {scores}. Those most like the subject come "
@@ -228,7 +238,9 @@ def _class_images(result: Mapping[str, Any], bare: Sequence[Row], root: Path) ->
 def _figure(row: Row, root: Path, prompt: bool = False) -> str:
     words = f"<br>{escape(row.text)}" if prompt else ""
     scores = "<br>".join(
-        f"{METRICS[key]} <b>{number(getattr(row, key))}</b>" for key in ("dino", "clip_i", "clip_t")
+        f"{metric.title} <b>{number(row.scores[key])}</b>"
+        for key, metric in METRICS.items()
+        if metric.images == "subject" and not metric.compares_images
     )
     caption = scores + words
     return picture(root / row.file, f"{row.prompt} (seed {row.seed})", caption)

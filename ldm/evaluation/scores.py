@@ -1,8 +1,9 @@
-"""Scores of the protocol's images: one row an image, and the paper's metrics over them."""
+"""Scores of the protocol's images: one row an image, and the metrics over them."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,33 @@ from torch import Tensor
 
 from ldm.data.images import load_image
 from ldm.errors import UserError
-from ldm.evaluation import metrics
 from ldm.evaluation.features import Clip, Dino, Lpips
+from ldm.evaluation.metrics import METRICS, Seen, feature_distances
 from ldm.evaluation.protocol import Item, groups
+from ldm.evaluation.statistics import mean, summary
 
-METRICS = {
-    "dino": "DINO",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "pres": "PRES",
-    "div": "DIV",
-    "class_clip_t": "CLIP-T, class",
-    "class_div": "DIV, class",
-}
-"""Key in metrics.json -> what tables call it. The last two are of the bare-class images, and not the paper's."""
-
-LOWER_IS_BETTER = {"pres"}
+FACTS = ("file", "kind", "prompt", "text", "seed")
+"""Columns of images.csv before the metrics'."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One image's scores; a score that its kind of image has not is NaN."""
+    """One image and its scores."""
 
     file: str
     kind: str
     prompt: str
     text: str
     seed: int | None
-    dino: float
-    clip_i: float
-    clip_t: float
-    pres: float
-    div: float
+    group: int
+    """Number of the group of images that it is compared with."""
+    scores: Mapping[str, float]
+    """By the metrics' keys; NaN for a metric of the other kind of image, or of more images than there are."""
 
-
-COLUMNS = tuple(field.name for field in fields(Row))
+    def cells(self) -> dict[str, Any]:
+        """A line of images.csv, by column; None for what was not measured."""
+        scores = {key: None if math.isnan(value) else value for key, value in self.scores.items()}
+        return {name: getattr(self, name) for name in FACTS} | scores
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class Networks:
     lpips: Lpips | None = None
     diversity: str = "dino"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.diversity not in ("dino", "clip"):
             raise UserError(f"config networks.diversity is '{self.diversity}': dino or clip")
 
@@ -85,26 +78,13 @@ def score(
     and the metrics are against. class_group: how many class images DIV compares at a time. root: files in the
     rows are named relative to it.
     """
-    dino = networks.dino.images(load_image(item.path) for item in items)
-    clip = networks.clip.images(load_image(item.path) for item in items)
-    texts = networks.clip.texts([item.text for item in items])
     real = {
         name: (networks.dino.images(map(load_image, paths)), networks.clip.images(map(load_image, paths)))
         for name, paths in references.items()
     }
-    real_dino, real_clip = next(iter(real.values()))
-    subject = torch.tensor([item.kind == "subject" for item in items])
-
-    columns = {
-        "dino": metrics.subject_fidelity(dino, real_dino).where(subject, torch.nan),
-        "clip_i": metrics.subject_fidelity(clip, real_clip).where(subject, torch.nan),
-        "clip_t": metrics.prompt_fidelity(clip, texts),
-        "pres": metrics.subject_fidelity(dino, real_dino).where(~subject, torch.nan),
-        "div": _diversity(
-            items, {"dino": dino, "clip": clip}[networks.diversity], networks.lpips, class_group
-        ),
-    }
-    values = {name: column.tolist() for name, column in columns.items()}
+    seen = look(items, *next(iter(real.values())), networks, class_group)
+    place = {index: number for number, group in enumerate(seen.groups) for index in group}
+    columns = {key: metric.measure(seen).tolist() for key, metric in METRICS.items()}
     rows = [
         Row(
             file=os.path.relpath(item.path, root) if root else str(item.path),
@@ -112,7 +92,11 @@ def score(
             prompt=item.prompt,
             text=item.text,
             seed=item.seed,
-            **{name: values[name][index] for name in values},
+            group=place[index],
+            scores={
+                key: columns[key][index] if metric.images == item.kind else math.nan
+                for key, metric in METRICS.items()
+            },
         )
         for index, item in enumerate(items)
     ]
@@ -120,28 +104,49 @@ def score(
         "networks": networks.facts(),
         "metrics": summarize(rows),
         "real": {
-            "dino": metrics.summary(metrics.real_fidelity(real_dino)),
-            "clip_i": metrics.summary(metrics.real_fidelity(real_clip)),
+            key: summary(metric.of_real(seen))
+            for key, metric in METRICS.items()
+            if metric.of_real is not None
         },
         "against": {
-            name: _fidelity(dino[subject], clip[subject], *features) for name, features in real.items()
+            name: against(items, replace(seen, real_dino=real_dino, real_clip=real_clip))
+            for name, (real_dino, real_clip) in real.items()
         },
         "prompts": per_prompt(rows),
     }
     return result, rows
 
 
+def look(
+    items: Sequence[Item], real_dino: Tensor, real_clip: Tensor, networks: Networks, class_group: int
+) -> Seen:
+    """What the networks see of `items`, beside what they see of the real images."""
+    dino = networks.dino.images(load_image(item.path) for item in items)
+    clip = networks.clip.images(load_image(item.path) for item in items)
+    texts = networks.clip.texts([item.text for item in items])
+    diverse = {"dino": dino, "clip": clip}[networks.diversity]
+
+    def distances(group: Sequence[int]) -> Tensor:
+        if networks.lpips:
+            return networks.lpips.distances([load_image(items[index].path) for index in group])
+        return feature_distances(diverse[list(group)])
+
+    return Seen(dino, clip, texts, real_dino, real_clip, groups(items, class_group), distances)
+
+
 def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Every metric as mean, bootstrap interval over images, and count."""
-    subject = [row for row in rows if row.kind == "subject"]
-    bare = [row for row in rows if row.kind == "class"]
-    columns = {key: [getattr(row, key) for row in subject] for key in ("dino", "clip_i", "clip_t", "div")}
-    columns |= {
-        "pres": [row.pres for row in bare],
-        "class_clip_t": [row.clip_t for row in bare],
-        "class_div": [row.div for row in bare],
-    }
-    return {key: metrics.summary(columns[key]) for key in METRICS}
+    """Every metric as mean, bootstrap interval, and count of images.
+
+    The interval is over prompts: images of one prompt are nearly copies. Those of the bare class all have one,
+    and stand for themselves; where they are compared with one another, the groups of that comparison stand.
+    """
+    found = {}
+    for key, metric in METRICS.items():
+        those = [row for row in rows if row.kind == metric.images]
+        together = metric.images == "subject" or metric.compares_images
+        clusters = [row.group for row in those] if together else None
+        found[key] = summary([row.scores[key] for row in those], clusters)
+    return found
 
 
 def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -149,33 +154,23 @@ def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_prompt: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_prompt.setdefault((row.kind, row.prompt), []).append(row)
-    keys = ("dino", "clip_i", "clip_t", "pres", "div")
     return [
         {
             "kind": kind,
             "prompt": prompt,
             "text": those[0].text,
-            **{key: metrics.summary([getattr(row, key) for row in those])["value"] for key in keys},
+            **{key: mean([row.scores[key] for row in those]) for key in METRICS},
         }
         for (kind, prompt), those in by_prompt.items()
     ]
 
 
-def _diversity(items: Sequence[Item], features: Tensor, lpips: Lpips | None, class_group: int) -> Tensor:
-    """Mean distance of each image to the others of its prompt, [N]."""
-    spread = torch.full((len(items),), torch.nan, dtype=torch.float64)
-    for group in groups(items, class_group):
-        if lpips:
-            distances = lpips.distances([load_image(items[index].path) for index in group])
-        else:
-            distances = metrics.feature_distances(features[group])
-        spread[group] = metrics.diversity(distances)
-    return spread
-
-
-def _fidelity(dino: Tensor, clip: Tensor, real_dino: Tensor, real_clip: Tensor) -> dict[str, Any]:
-    return {
-        "images": len(real_dino),
-        "dino": metrics.summary(metrics.subject_fidelity(dino, real_dino))["value"],
-        "clip_i": metrics.summary(metrics.subject_fidelity(clip, real_clip))["value"],
+def against(items: Sequence[Item], seen: Seen) -> dict[str, Any]:
+    """The subject's metrics that depend on the real images, against those in `seen`."""
+    subject = torch.tensor([item.kind == "subject" for item in items])
+    values = {
+        key: float(metric.measure(seen)[subject].mean())
+        for key, metric in METRICS.items()
+        if metric.of_real is not None
     }
+    return {"images": len(seen.real_dino), **values}

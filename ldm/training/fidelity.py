@@ -12,9 +12,9 @@ from ldm import processes
 from ldm.data.images import to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
-from ldm.evaluation import metrics
 from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
+from ldm.evaluation.metrics import METRICS, Seen
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import going_on_without, replacing
 from ldm.models.codec import NotFiniteError
@@ -26,6 +26,9 @@ from ldm.training.validation import Validation
 from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text
 
 BEST_FIDELITY = "best-fidelity.ckpt"
+
+MEASURED = ("dino", "clip_i", "clip_t")
+"""Metrics of the subject's images, one by one."""
 
 
 class Fidelity(StepCallback):
@@ -66,14 +69,14 @@ class Fidelity(StepCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         before = trainer.callbacks[: trainer.callbacks.index(self)]
-        self._validation = next((c for c in before if isinstance(c, Validation)), None)
-        if self._validation is None:
+        validation = next((c for c in before if isinstance(c, Validation)), None)
+        if validation is None:
             raise UserError(
                 "config lightning.callbacks.fidelity measures after validation: put that callback before it"
             )
-        if (
-            trainer.is_global_zero
-        ):  # before the first step, so that a network that is missing costs no training
+        self._validation = validation
+        # Before the first step, so that a network that is missing costs no training.
+        if trainer.is_global_zero:
             dino, clip = self.networks
             self._dino, self._clip = Dino(*dino), Clip(*clip)
 
@@ -103,7 +106,7 @@ class Fidelity(StepCallback):
                 with replacing(self.path.with_suffix(".svg"), sync=False) as temporary:
                     temporary.write_text(plot(self._rows))
             is_best = best(self._rows) is row
-        values = {f"val/{key}": row[key] for key in ("dino", "clip_i", "clip_t") if key in row}
+        values = {f"val/{key}": row[key] for key in MEASURED if key in row}
         log_metrics(trainer, values, trainer.global_step)
         # The first process measures; all of them save.
         if processes.gather(is_best)[0] and self.keep_best:
@@ -124,11 +127,8 @@ class Fidelity(StepCallback):
         """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images."""
         images = self._draw(trainer, pl_module)
         dino, clip = self._dino.images(images), self._clip.images(images)
-        return {
-            "dino": float(metrics.subject_fidelity(dino, self._real[0]).mean()),
-            "clip_i": float(metrics.subject_fidelity(clip, self._real[1]).mean()),
-            "clip_t": float(metrics.prompt_fidelity(clip, self._texts).mean()),
-        }
+        seen = Seen(dino, clip, self._texts, *self._real)
+        return {key: float(METRICS[key].measure(seen).mean()) for key in MEASURED}
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> list[Image.Image]:
         prompts = [pl_module.with_identifier(prompt) for prompt in self.prompts]
