@@ -22,7 +22,11 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "assets/*/README.md", "configs/*/README.md")
     for path in PROJECT.glob(pattern)
 )
-EXAMPLES = {"ldm/methods/cross_attention.py", "configs/cross-attention.yaml"}  # of CONTRIBUTING.md
+EXAMPLES = {  # of CONTRIBUTING.md
+    "ldm/methods/cross_attention.py",
+    "configs/cross-attention.yaml",
+    "configs/stable-diffusion/xl.yaml",
+}
 NOT_IN_THE_FIRST_YAML = {"model.params.parameterization"}  # a key of CompVis' configs
 
 
