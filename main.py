@@ -2,17 +2,39 @@
 
 import argparse
 import contextlib
-import errno
-import os
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ldm.command_line import Parser, add_trust
-from ldm.errors import EXIT_RESUME_ME, EXIT_USER_ERROR, UserError
+from ldm.command_line import Parser, add_trust, truth
+from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_USER_ERROR, exit_code_of, say
 from ldm.values import Seed, option
+
+HINTS = {
+    **{
+        f"--{name}": f"lightning.trainer.{name}=VALUE"
+        for name in (
+            "accelerator",
+            "accumulate_grad_batches",
+            "devices",
+            "gradient_clip_val",
+            "max_steps",
+            "num_nodes",
+            "strategy",
+        )
+    },
+    "--precision": "lightning.trainer.precision=16-mixed, bf16-mixed or 32-true",
+    "--max_epochs": "lightning.trainer.max_steps=VALUE; a run is counted in optimizer steps",
+    "--learning_rate": "model.params.learning_rate=VALUE",
+    "--init_word": "--class_word, the subject's class noun",
+    "--placeholder_string": "model.params.identifier=WORD, which [V] in the prompts stands for",
+    "--embedding_manager_ckpt": "--resume RUN, or --actual_resume BASE",
+    "--datadir_in_name": "--name; the data folder's name is always in the run's",
+    "-p": "--logdir or --name; for a run to go on with, --resume",
+    "--project": "--logdir or --name; for a run to go on with, --resume",
+}
+"""Options of the ancestor codebase, and what does here what they did."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,35 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
         with ended_resumable() if options.resume else contextlib.nullcontext():
-            from ldm.training.run import run  # heavy imports come after the command line was read
-
-            return run(options, argv)
-    except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-            time.sleep(20)  # most likely the first process says the same, and this one ends with it
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+            return exit_code_of(start, options, argv)
     except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C
-        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        say("stopped; --resume goes on from the last checkpoint")
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint, if there is one", file=sys.stderr)
-        return 130
+        say("interrupted; --resume goes on from the last checkpoint, if there is one")
+        return EXIT_INTERRUPTED
     except Exception as error:
         if "out of memory" in str(error).lower():
-            print(
-                "error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files",
-                file=sys.stderr,
-            )
-            return EXIT_USER_ERROR
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            print(f"error: {error}: free some space and --resume, what is saved is kept", file=sys.stderr)
+            say("error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files")
             return EXIT_USER_ERROR
         if options.debug:
             import pdb
 
             pdb.post_mortem(error.__traceback__)
         raise
+
+
+def start(options: argparse.Namespace, argv: list[str]) -> int:
+    """Run; the heavy imports come after the command line was read."""
+    from ldm.training.run import run
+
+    return run(options, argv)
 
 
 @contextlib.contextmanager
@@ -74,7 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-t",
         "--train",
-        type=_truth,
+        type=truth,
         nargs="?",
         const=True,
         default=True,
@@ -106,23 +122,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for so many")
     add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
-    # parse_known_args, because argparse wants all free words together, and people put them anywhere.
-    options, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
+    options = parser.parse_with_free_words(argv, HINTS)
     free = [word for word in options.base if "=" in word and not Path(word).exists()]
     options.base = [word for word in options.base if word not in free]
-    options.overrides = free + options.overrides + rest
+    options.overrides = free + options.overrides
+    for word in options.overrides:
+        if word.lower() in ("true", "false"):
+            parser.error(f"'{word}': switches such as --scale_lr take no value; leave them out for false")
+        if "=" not in word:
+            parser.error(f"'{word}' is no option, and no config key to change, key.sub=value")
     return options
-
-
-def _truth(word: str) -> bool:
-    if word.lower() in ("true", "yes", "1", "t", "y"):
-        return True
-    if word.lower() in ("false", "no", "0", "f", "n"):
-        return False
-    raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ setup(
     ],
     extras_require={
         "heic": ["pillow-heif>=1.0"],
-        "test": ["bitsandbytes>=0.50", "mypy>=2.4", "pytest>=8", "pytest-cov>=7", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "test": [
+            "bitsandbytes>=0.50",
+            "mypy>=2.4",
+            "pytest>=8",
+            "pytest-cov>=7",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
     },
 )

@@ -1,6 +1,7 @@
 """Command lines, read as all of the project's are: a mistake is one line on stderr and exit code 2."""
 
 import argparse
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -38,6 +39,23 @@ class Parser(argparse.ArgumentParser):
                 value = value if has_value else "VALUE" if after.startswith("-") else after
                 self.error(f"unknown option {option}: use {hint.replace('VALUE', value)}")
 
+    def parse_with_free_words(
+        self, argv: Sequence[str], hints: Mapping[str, str] | None = None
+    ) -> argparse.Namespace:
+        """As `parse_args`, for a parser whose positional argument is `overrides`, words that may stand anywhere.
+
+        hints: see `refuse`.
+        """
+        self.refuse(argv, hints or {})
+        # argparse wants all free words together, and people put them anywhere.
+        options, rest = self.parse_known_args(argv)
+        unknown = [word for word in rest if word.startswith("-")]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], list(self._option_string_actions), n=1)
+            self.error(f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        options.overrides = [*options.overrides, *rest]
+        return options
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"error: {printable(message)}; see {self.prog} --help\n")
 
@@ -65,3 +83,12 @@ def base_options(options: argparse.Namespace) -> dict[str, Any]:
     """What was given of `add_base_options`, as keywords of `ldm.formats.base.load_base`."""
     names = ("use_ema", "prediction_type", "vae", "variant", "revision")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def truth(word: str) -> bool:
+    """A `type=` for argparse: true or false, by the words people use."""
+    if word.lower() in ("true", "yes", "1", "t", "y"):
+        return True
+    if word.lower() in ("false", "no", "0", "f", "n"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")

@@ -21,6 +21,10 @@ class UserError(Exception):
     """What a user can mend: `main` and the scripts print its message as one line and exit with code 2."""
 
 
+class ToldError(UserError):
+    """A UserError that another process of the run tells the user."""
+
+
 class StoppedError(Exception):
     """A signal ended the work early, with everything saved; the message says how to go on."""
 
@@ -33,7 +37,8 @@ def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
     try:
         return act(*arguments) or 0
     except UserError as error:
-        say(f"error: {error}")
+        if not isinstance(error, ToldError):
+            say(f"error: {error}")
         return EXIT_USER_ERROR
     except StoppedError as stop:
         say(str(stop))

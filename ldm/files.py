@@ -72,7 +72,7 @@ def refuse_links(folder: Path) -> None:
     """
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in folders + files):
-            if path.is_symlink() and not _is_shortcut_of_wandb(path, folder):
+            if path.is_symlink() and not _is_wandbs_own(path, folder / "wandb"):
                 raise UserError(
                     f"{path} is a link, and nothing in a run folder may lead out of it: replace it by what it names"
                 )
@@ -80,10 +80,17 @@ def refuse_links(folder: Path) -> None:
                 raise UserError(f"{path} is neither a file nor a folder: remove it")
 
 
-def _is_shortcut_of_wandb(path: Path, folder: Path) -> bool:
-    """W&B leaves links to its newest run beside it, and never opens them."""
-    home = folder / "wandb"
-    return path.parent == home and path.resolve().is_relative_to(home.resolve())
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses to write through a link, with an OSError."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _is_wandbs_own(link: Path, wandb: Path) -> bool:
+    """W&B leaves links behind that nothing here opens: to its newest run, and from a run to the log of its server."""
+    if link.parent == wandb:
+        return link.resolve().is_relative_to(wandb.resolve())
+    target = link.readlink().name
+    return link.match("wandb/*/logs/debug-core.log") and target.startswith("core-debug-")
 
 
 @contextlib.contextmanager

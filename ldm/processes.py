@@ -1,8 +1,14 @@
 """The processes of a distributed run, as plain values; a run of one process needs no special case."""
 
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from ldm.errors import ToldError, UserError
+
+T = TypeVar("T")
 
 
 def several() -> bool:
@@ -27,6 +33,44 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(act: Callable[..., T], *arguments: Any) -> T:
+    """`act(*arguments)`, which every process calls at the same place.
+
+    Where one of them raises UserError, all of them do, so that none waits for it. The message is the lowest
+    rank's, and the first process tells it.
+    """
+    if not several():
+        return act(*arguments)
+    result, problem = None, None
+    try:
+        result = act(*arguments)
+    except UserError as error:
+        problem = str(error)
+    problems = [other for other in interruptible(gather, problem) if other is not None]
+    if problems:
+        raise UserError(problems[0]) if rank() == 0 else ToldError(problems[0])
+    return result  # type: ignore[return-value]  # act has returned it
+
+
+def interruptible(act: Callable[..., T], *arguments: Any) -> T:
+    """`act(*arguments)` in a thread, so that Python's signal handlers run while C++ waits for other processes."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(act(*arguments))
+        except BaseException as error:  # raised again where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def lost_another(error: RuntimeError) -> bool:

@@ -84,13 +84,18 @@ def test_links_below_a_folder_are_refused(tmp_path, place):
         refuse_links(run)
 
 
-def test_links_of_wandb_to_its_newest_run_are_its_own(tmp_path):
+def test_links_that_wandb_leaves_behind_are_its_own(tmp_path):
     home = tmp_path / "run" / "wandb"
     (home / "offline-run-1").mkdir(parents=True)
     (home / "latest-run").symlink_to("offline-run-1", target_is_directory=True)
     (tmp_path / "link").symlink_to("run")
     refuse_links(tmp_path / "run")
     refuse_links(tmp_path / "link")  # the folder itself may be reached through one
-    (home / "debug.log").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="debug.log is a link"):
-        refuse_links(tmp_path / "run")
+    (home / "offline-run-1" / "logs").mkdir()
+    (home / "offline-run-1" / "logs" / "debug-core.log").symlink_to(tmp_path / "core-debug-1.log")
+    refuse_links(tmp_path / "run")
+    for place in ("debug.log", "offline-run-1/logs/debug.log"):
+        (home / place).symlink_to(tmp_path / "outside")
+        with pytest.raises(UserError, match="debug.log is a link"):
+            refuse_links(tmp_path / "run")
+        (home / place).unlink()

@@ -61,6 +61,12 @@ def newest_checkpoint(run: Path) -> Path:
     return path
 
 
+def what_is_kept(folder: Path) -> str:
+    """For messages of a run that ends or cannot save: whether its checkpoint folder has a state to go on from."""
+    states = [path for path in (folder / LAST, *older_states(folder)) if path.is_file()]
+    return "the last good checkpoint is kept" if states else "there is no checkpoint yet"
+
+
 def problem_with(path: Path) -> str | None:
     """Why a run cannot go on from the checkpoint file `path`; None where it can."""
     if not is_whole(path):

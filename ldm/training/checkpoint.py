@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from ldm import processes
 from ldm.errors import UserError
 from ldm.files import replacing
-from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name
+from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name, what_is_kept
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.training.resume import link_or_copy, take_optimizer_settings
 from ldm.training.signals import Signals
@@ -73,9 +73,9 @@ def save(trainer: Trainer, path: Path, weights_only: bool = False, required: boo
     if problem and fatal:
         raise UserError(f"{problem}, so it is not saved; start again with a lower learning rate")
     if problem and required:
-        raise UserError(f"{problem} Free some space and --resume: the last good checkpoint is kept")
+        raise UserError(f"{problem} Free some space and --resume: {what_is_kept(path.parent)}")
     if problem and trainer.is_global_zero:
-        warnings.warn(f"{problem} The last good checkpoint is kept, and training goes on", stacklevel=2)
+        warnings.warn(f"{problem} Training goes on; {what_is_kept(path.parent)}", stacklevel=2)
     return problem is None
 
 
@@ -92,17 +92,19 @@ class Checkpointing(StepCallback):
         keep: Count = 1,
         milestone_every_steps: Count | None = None,
         check_signals_every_steps: Count = 1,
+        signals: Signals | None = None,
     ):
         """keep: full states kept, the newest first; milestone_every_steps: weights alone, kept for good.
 
         check_signals_every_steps: how often several processes ask each other whether one got a signal.
+        signals: where to look for them; without it a signal ends the run at once.
         """
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep = keep
         self.milestone_every_steps = milestone_every_steps
         self.check_signals_every_steps = check_signals_every_steps
-        self.stopped = False
+        self._signals = signals
         self._saved_at = time.monotonic()
         self._step_of_last: int | None = None
         """Step of last.ckpt, where it is known to be whole."""
@@ -110,9 +112,8 @@ class Checkpointing(StepCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
-        self._signals = next((c for c in trainer.callbacks if isinstance(c, Signals)), None)
         if self._signals:
-            self._signals.heeded = True
+            self._signals.defer()
         self._step_of_last = trainer.global_step if trainer.ckpt_path else None
         if trainer.ckpt_path:
             take_optimizer_settings(trainer, pl_module)
@@ -135,9 +136,8 @@ class Checkpointing(StepCallback):
             self._save(trainer, required=last or stop)
         if is_due(step, self.milestone_every_steps, trainer.max_steps):
             save(trainer, self.folder / f"weights-{step:06d}.ckpt", weights_only=True)
-        if stop and not last:
-            self.stopped = True
-            trainer.should_stop = True
+        if self._signals and stop and not last:
+            self._signals.stop(trainer)
 
     def _save(self, trainer: Trainer, required: bool) -> None:
         last = self.folder / LAST

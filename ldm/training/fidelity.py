@@ -53,8 +53,14 @@ class Fidelity(StepCallback):
         clip_revision: Text | None = None,
         drift_weight: NonNegativeFloat = 1.0,
         keep_best: bool = True,
+        validation: Validation | None = None,
     ):
         """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""
+        if validation is None:
+            raise UserError(
+                "config lightning.callbacks.fidelity measures after validation: put that callback before it"
+            )
+        self._validation = validation
         self.prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
         self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
         self.batch_size = per_prompt
@@ -68,13 +74,6 @@ class Fidelity(StepCallback):
         pl_module.model.passes(self.sampling)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        before = trainer.callbacks[: trainer.callbacks.index(self)]
-        validation = next((c for c in before if isinstance(c, Validation)), None)
-        if validation is None:
-            raise UserError(
-                "config lightning.callbacks.fidelity measures after validation: put that callback before it"
-            )
-        self._validation = validation
         # Before the first step, so that a network that is missing costs no training.
         if trainer.is_global_zero:
             dino, clip = self.networks

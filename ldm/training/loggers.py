@@ -1,37 +1,48 @@
 """Lightning's loggers: how they go on with a run's curves after a resume, and what they are handed."""
 
+import re
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger
 
+from ldm.errors import UserError
 from ldm.files import replacing
+from ldm.targets import instantiate_from_config
 
 WANDB_ID = Path("configs", "wandb-id.txt")
 
 
-def logger_options(target: str, run: Path, step: int | None) -> dict[str, Any]:
-    """Keywords for the logger class `target` of the run folder `run`; step: the one resumed from, if any."""
-    options: dict[str, Any] = {"save_dir": str(run)}
-    kind = target.rpartition(".")[2]
+def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: Sequence[str] = ()) -> Logger:
+    """The logger of a config's `lightning.logger` for the run folder `run`; step: the one resumed from, if any."""
+    kind = logger["target"].rpartition(".")[2]
+    extra: dict[str, Any] = {"save_dir": str(run)}
     if kind == "WandbLogger":
-        options |= {"id": wandb_id(run), "resume": "allow"}
+        extra |= {"id": wandb_id(run), "resume": "allow"}
+        import wandb
+
+        extra["settings"] = wandb.Settings(symlink=False)  # a run folder holds no links
     if kind == "TensorBoardLogger" and step is not None:
-        options["purge_step"] = step + 1  # hides the steps that were logged and are now taken again
-    return options
+        extra["purge_step"] = step + 1  # hides the steps that were logged and are now taken again
+    return instantiate_from_config(logger, trust, **extra)
 
 
 def wandb_id(run: Path) -> str:
     """The run's name at W&B, drawn at its first start and kept with it."""
-    if not (run / WANDB_ID).is_file():
-        with replacing(run / WANDB_ID) as temporary:
+    path = run / WANDB_ID
+    if not path.is_file():
+        with replacing(path) as temporary:
             temporary.write_text(uuid.uuid4().hex[:12])
-    return (run / WANDB_ID).read_text().strip()
+    name = path.read_bytes()[:100].decode(errors="replace").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", name):
+        raise UserError(f"{path} holds no id of a W&B run: restore it, or remove it to begin a new one there")
+    return name
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
@@ -69,7 +80,7 @@ def close_loggers(trainer: Trainer) -> None:
             logger.experiment.finish()
 
 
-def each_logger(trainer: Trainer, act: Callable[[Any], None]) -> None:
+def each_logger(trainer: Trainer, act: Callable[[Any], Any]) -> None:
     """`act(logger)` on the first process; a logger that cannot write is left out from then on, with a warning."""
     for logger in list(trainer.loggers) if trainer.is_global_zero else ():
         try:

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm import processes
-from ldm.files import replacing
+from ldm.errors import UserError
+from ldm.files import no_link, replacing
 from ldm.training.loggers import flush_loggers, log_metrics
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count
 
 
-def append_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add `rows` to a file of JSON lines, floats at full precision: all of them, or none and an OSError."""
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=no_link) as file:
         size, text = file.tell(), "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
             written = file.write(text)
@@ -48,6 +50,23 @@ def truncate_rows(path: Path, last_step: int) -> None:
     kept = [row for row in read_rows(path) if row["step"] <= last_step]
     with replacing(path) as temporary:
         append_rows(temporary, kept)
+
+
+def checked_rows(rows: Any) -> list[dict[str, float]]:
+    """`rows` as they come out of a checkpoint, once each is known to be numbers under plain names, with its step.
+
+    Raises UserError otherwise: rows are written to a file as they are.
+    """
+    if isinstance(rows, list) and all(isinstance(row, dict) and _is_row(row) for row in rows):
+        return rows
+    raise UserError("checkpoint: its unwritten_rows are no rows of a loss record; take another checkpoint")
+
+
+def _is_row(row: dict[Any, Any]) -> bool:
+    named = all(isinstance(key, str) and re.fullmatch("[a-z][a-z0-9_]{0,39}", key) for key in row)
+    return (
+        named and type(row.get("step")) is int and all(type(value) in (int, float) for value in row.values())
+    )
 
 
 class LossRecord(StepCallback):
@@ -110,8 +129,12 @@ class LossRecord(StepCallback):
         try:
             append_rows(self.path, self._unwritten)
         except OSError as error:
-            told = f"{self.path} cannot be written ({error.strerror}) at step {self._unwritten[-1]['step']}"
-            warnings.warn(f"{told}; its rows are kept, and written as soon as it can", stacklevel=2)
+            step = self._unwritten[-1]["step"] if self._unwritten else 0
+            warnings.warn(
+                f"{self.path} cannot be written ({error.strerror}) at step {step}; its rows are kept, and written as"
+                " soon as it can",
+                stacklevel=2,
+            )
         else:
             self._unwritten = []
 
@@ -128,7 +151,7 @@ class LossRecord(StepCallback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._unwritten = checkpoint.get("unwritten_rows", [])
+        self._unwritten = checked_rows(checkpoint.get("unwritten_rows", []))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._micro_batches = []

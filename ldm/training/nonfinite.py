@@ -1,6 +1,7 @@
 """Losses and gradients that are not finite: the update is skipped, in every precision."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from ldm import processes
 from ldm.errors import UserError
+from ldm.formats.checkpoint_files import what_is_kept
 from ldm.training.loggers import log_metrics
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count
@@ -70,6 +72,13 @@ class SkipNonFinite(StepCallback):
         if is_due(trainer.global_step, self._every, trainer.max_steps):
             self._read(trainer)
 
+    def check_result(self, trainer: Trainer) -> None:
+        if self.skipped >= trainer.global_step > 0:
+            raise UserError(
+                f"all {self.skipped} updates were skipped, loss or gradient not finite, so nothing was learnt: lower"
+                " model.params.learning_rate, or train in bf16-mixed or 32-true"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         return {"counts": self.counts.cpu()}
 
@@ -90,7 +99,8 @@ class SkipNonFinite(StepCallback):
             )
         log_metrics(trainer, {"train/skipped_updates": skipped}, step)
         if in_a_row >= self.stop_after:
+            kept = what_is_kept(Path(trainer.default_root_dir) / "checkpoints")
             raise UserError(
                 f"step {step}: loss or gradient not finite for {in_a_row} steps in a row, so the run stops: lower"
-                " model.params.learning_rate, or train in bf16-mixed or 32-true; the last good checkpoint is kept"
+                f" model.params.learning_rate, or train in bf16-mixed or 32-true; {kept}"
             )

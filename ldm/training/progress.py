@@ -15,13 +15,16 @@ from ldm.values import Count
 class Progress(StepCallback):
     """One bar for the whole run: step, losses, remaining time; `throughput/samples_per_second` to the loggers."""
 
-    def __init__(self, log_every_steps: Count = 10):
-        """log_every_steps: how often the losses on the bar, and the logged throughput, are brought up to date."""
+    def __init__(self, log_every_steps: Count = 10, record: LossRecord | None = None):
+        """log_every_steps: how often the losses on the bar, and the logged throughput, are brought up to date.
+
+        record: has the losses that the bar shows.
+        """
         self.log_every_steps = log_every_steps
+        self._record = record
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._record = next((c for c in trainer.callbacks if isinstance(c, LossRecord)), None)
         self._since = (trainer.global_step, time.monotonic())
         self.bar = tqdm(
             total=trainer.max_steps,

@@ -12,14 +12,16 @@ from pytorch_lightning import LightningModule, Trainer
 
 from ldm.errors import UserError
 from ldm.files import replacing, sync_to_disk
-from ldm.formats.checkpoint_files import LAST, newest_state, older_states, problem_with, step_in_name
+from ldm.formats.checkpoint_files import CONFIG, LAST, newest_state, older_states, problem_with, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.schema import unaffecting
+from ldm.training.precision import trained_in
 
 WATCHERS = ("lightning.callbacks.", "lightning.logger.")
 """Sections whose settings all leave the loss record as it is: they watch. Others say it in their signatures."""
 
 MAX_STEPS = "lightning.trainer.max_steps"
+PRECISION = "lightning.trainer.precision"
 SCHEDULES_WITHOUT_END = (None, "constant", "constant_with_warmup", "piecewise_constant")
 """Learning-rate schedules that `max_steps` does not bend."""
 
@@ -49,17 +51,18 @@ def state_of(resumed: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def changes_since(
-    checkpoint: Mapping[str, Any], stamp: Mapping[str, Any], trust: Sequence[str] = ()
+    checkpoint: Mapping[str, Any], carried: Mapping[str, Any], trust: Sequence[str] = ()
 ) -> Changes:
-    """What would change the loss record, between what `checkpoint` carries and what this start would stamp on it.
+    """What would change the loss record, between what `checkpoint` carries and what this start's would carry.
 
     checkpoint: its content; where it is empty, nothing was trained that a change could bend.
     """
     if not checkpoint:
         return {}
-    then, now = flat(checkpoint.get("config", {})), flat(stamp["config"])
+    then, now = flat(checkpoint.get("config", {})), flat(carried["config"])
+    then[PRECISION] = trained_in(then.get(PRECISION), checkpoint)
     constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
-    same = unaffecting(stamp["config"], trust)
+    same = unaffecting(carried["config"], trust)
     changes = {
         key: [then.get(key), now.get(key)]
         for key in sorted(then.keys() | now.keys())
@@ -73,33 +76,42 @@ def changes_since(
         "samples_per_step": "samples an optimizer step (devices x batch_size x accumulate_grad_batches)",
     }
     for key, name in facts.items():
-        if key in checkpoint and checkpoint[key] != stamp.get(key):
-            changes[name] = [checkpoint[key], stamp.get(key)]
+        if key in checkpoint and checkpoint[key] != carried.get(key):
+            changes[name] = [checkpoint[key], carried.get(key)]
     return changes
 
 
 def refuse(changes: Changes, run: Path, accept: bool) -> None:
     """Raise UserError for `changes`, unless they are accepted now or were at an earlier start of the run."""
-    for path in (run / "configs").glob("start-*.json"):
-        accepted = json.loads(path.read_text()).get("accepted_changes", {})
-        changes = {
-            key: pair for key, pair in changes.items() if accepted.get(key, [None, None])[1] != pair[1]
-        }
+    for accepted in accepted_before(run):
+        changes = {key: pair for key, pair in changes.items() if accepted.get(key) != pair[1]}
     if not changes:
         return
-    told = "; ".join(f"{key} was {then}, now {now}" for key, (then, now) in changes.items())
+    listed = "; ".join(f"{key} was {then}, now {now}" for key, (then, now) in changes.items())
     if not accept:
         raise UserError(
-            f"--resume {run}: the loss record would change course: {told}."
+            f"--resume {run}: the loss record would change course: {listed}."
             " Put it back, start a new run, or add --accept-changes"
         )
-    warnings.warn(f"going on with changes: {told}", stacklevel=2)
+    warnings.warn(f"going on with changes: {listed}", stacklevel=2)
+
+
+def accepted_before(run: Path) -> list[dict[str, Any]]:
+    """Of each earlier start of `run`, the changes it was told to accept: name -> the value accepted."""
+    accepted = []
+    for path in sorted((run / CONFIG).parent.glob("start-*.json")):
+        try:
+            changes = json.loads(path.read_text()).get("accepted_changes") or {}
+            accepted.append({str(key): now for key, (_, now) in changes.items()})
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}): restore it or remove it") from error
+    return accepted
 
 
 def go_on_from(checkpoint: Path | None, folder: Path) -> None:
     """Make `checkpoint` the `last.ckpt` of `folder`, and drop the states of later steps.
 
-    Those steps are about to be taken again: a state of the other course must not be resumed from later.
+    Those steps are about to be taken again, and a state of the abandoned ones must not be resumed from later.
     """
     last = folder / LAST
     if checkpoint is None or checkpoint.absolute() == last.absolute():

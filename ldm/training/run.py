@@ -3,85 +3,173 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ldm.errors import EXIT_RESUME_ME, UserError
+import diffusers
+import pytorch_lightning as pl
+import transformers
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from tqdm import tqdm
+
+from ldm import config as configs
+from ldm import processes
+from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ToldError, UserError, printable, say
+from ldm.foreign import TRAINER_SETTINGS
+from ldm.formats.checkpoint_files import CONFIG, LAST
+from ldm.formats.modules import weights_on
+from ldm.processes import agreed
+from ldm.targets import instantiate_from_config
+from ldm.training import resume, run_folder
+from ldm.training.callbacks import build_callbacks
+from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
+from ldm.training.estimate import estimate
+from ldm.training.launch import Launch, local_rank
+from ldm.training.loggers import build_logger, close_loggers, log_config
+from ldm.training.precision import precision_options
+from ldm.training.signals import Signals, end_with_parent
+from ldm.training.step_callback import StepCallback
+
+HEAD_START = 5.0
+"""Seconds that the first process has to tell a mistake that all processes find; the others end with it."""
+
+
+class Parts(NamedTuple):
+    """What a config builds."""
+
+    data: pl.LightningDataModule
+    model: pl.LightningModule
+    trainer: pl.Trainer
+
+
+@dataclass
+class Origin:
+    """Where a run begins, as its first process knows it: the folder and, for a resume, the state in it."""
+
+    folder: Path
+    resumed: bool
+    checkpoint: Path | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int | None:
+        """The step that the run goes on from; None where it starts with the base."""
+        return self.state.get("global_step")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Everything after parsing: config, objects, run folder, fit, export. What can be refused is, before any file."""
-    from ldm.training import resume, run_folder, signals
-
+    """Everything after parsing; returns the exit code. What can be refused is, before anything is written."""
     quiet()
-    if signals.is_started_process():
-        signals.end_with_parent()
-    config = read_config(options)
-    if not options.train:
-        return check(config, options)
-    first, resumed = run_folder.is_first_process(), Path(options.resume) if options.resume else None
-    handlers = signals.Signals()
+    if local_rank() > 0:
+        end_with_parent()
+    launch = Launch.of_this_process()
+    try:
+        return begin(options, argv, launch)
+    except ToldError:
+        raise
+    except UserError:
+        if not launch.is_first:
+            time.sleep(HEAD_START)
+        raise
+    except RuntimeError as error:
+        if not processes.lost_another(error):
+            raise
+        say("another process of this run has ended before it began, so this one ends too")
+        return EXIT_RESUME_ME if options.resume else 1
+
+
+def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
+    """Config, objects and run folder, with all processes in step; then train."""
+    signals = Signals()
     with contextlib.ExitStack() as held:
-        if resumed or not first:
-            held.enter_context(handlers)  # from here on there is a run to go on with
-        folder, state = None, {}
-        if first and resumed:
-            folder = run_folder.folder_of(resumed)
-            held.enter_context(run_folder.lock(folder))
-            checkpoint, state = resume.state_of(resumed)
-        elif first:
-            subject = config["data"].get("params", {}).get("data_root")
-            name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
-            folder = run_folder.new_folder(options.logdir, name)
-        folder, step = run_folder.share(folder, state.get("global_step"))
-        data, model, trainer = build(config, folder, options.trust)
-        if first and resumed:
-            changes = resume.changes_since(state, identity(model, trainer), options.trust)
-            resume.refuse(changes, folder, options.accept_changes)
-        if is_finished(step, folder, model, trainer):
+        has_begun = bool(options.resume) or launch.by_lightning
+        if has_begun:
+            held.enter_context(signals)  # there is a run to go on with
+        launch.meet()
+        config = agreed(read_config, options)
+        if not options.train:
+            return agreed(check, config, options, launch)
+        origin = launch.lead(find_origin, config, options, held)
+        chosen = (origin.folder, origin.step) if origin else (None, None)
+        folder, step = held.enter_context(launch.told(*chosen))
+        parts = agreed(build, config, folder, options.trust, signals, launch)
+        changes = launch.lead(refuse_changes, origin, parts, options)
+        if is_finished(step, folder, parts):
             return 0
-        if first and resumed:
-            resume.go_on_from(checkpoint, folder / "checkpoints")
-            run_folder.remove_temporaries(folder)
-            run_folder.write_record(folder, config, argv, resumed_from=step, accepted_changes=changes)
-        elif first:
-            run_folder.make(folder)
-            held.enter_context(run_folder.lock(folder))
-            run_folder.write_record(folder, config, argv)
-            held.enter_context(handlers)
-        trainer.callbacks.insert(0, handlers)
-        return train(config, folder, step, data, model, trainer, options.trust)
+        launch.lead(prepare_folder, origin, config, argv, changes, held)
+        if not has_begun:
+            held.enter_context(signals)
+        return train(config, folder, step, parts, signals, options.trust)
 
 
-def is_finished(step: int | None, folder: Path, model: Any, trainer: Any) -> bool:
+def find_origin(config: Mapping[str, Any], options: argparse.Namespace, held: contextlib.ExitStack) -> Origin:
+    """The new run's folder, not made yet; or the resumed run's, which `held` then keeps locked, and its state."""
+    if not options.resume:
+        subject = config["data"].get("params", {}).get("data_root")
+        name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
+        return Origin(run_folder.new_folder(options.logdir, name), resumed=False)
+    folder = run_folder.folder_of(Path(options.resume))
+    held.enter_context(run_folder.lock(folder))
+    return Origin(folder, True, *resume.state_of(Path(options.resume)))
+
+
+def refuse_changes(origin: Origin, parts: Parts, options: argparse.Namespace) -> resume.Changes:
+    """What differs from the run so far, where that is accepted; raises UserError where it is not."""
+    if not origin.resumed:
+        return {}
+    changes = resume.changes_since(origin.state, carried(parts), options.trust)
+    resume.refuse(changes, origin.folder, options.accept_changes)
+    return changes
+
+
+def prepare_folder(
+    origin: Origin,
+    config: Mapping[str, Any],
+    argv: list[str],
+    changes: resume.Changes,
+    held: contextlib.ExitStack,
+) -> None:
+    """Write the first bytes of this start. `held` keeps a new run's folder locked."""
+    if not origin.resumed:
+        held.enter_context(run_folder.make(origin.folder, config, argv))
+        return
+    resume.go_on_from(origin.checkpoint, origin.folder / "checkpoints")
+    run_folder.remove_temporaries(origin.folder)
+    run_folder.write_record(origin.folder, config, argv, resumed_from=origin.step, accepted_changes=changes)
+
+
+def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
     """Whether nothing is left to do for a run whose newest checkpoint is of `step`; says so where it is trained."""
+    model, trainer = parts.model, parts.trainer
     if step is None or step < trainer.max_steps:
         return False
     exported = hasattr(model, "exported_step") and model.exported_step(folder) == step
     if trainer.is_global_zero:
-        print(
+        line = (
             f"run {folder} is finished at step {step} of {trainer.max_steps}"
             + (": " if exported else "; its model is written once more: ")
             + f"--resume {folder} lightning.trainer.max_steps={2 * step} would train it further"
         )
+        print(printable(line))
     return exported
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
     """The run's config: merged YAMLs, or the resumed run's own; then the command line's changes."""
-    from ldm import config as configs
-    from ldm.training.run_folder import CONFIG, folder_of
-
     if options.resume:
         if options.base:
             raise UserError(
                 "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
             )
-        config = configs.read_plain(folder_of(Path(options.resume)) / CONFIG)
+        config = configs.read_plain(run_folder.folder_of(Path(options.resume)) / CONFIG)
         return configs.override(config, overrides_of(options), options.trust)
     config = configs.load_config(options.base, overrides_of(options), options.trust)
     if options.scale_lr:
@@ -137,43 +225,27 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     return words + options.overrides
 
 
-def build(config: dict[str, Any], folder: Path, trust: Sequence[str] = ()) -> tuple[Any, Any, Any]:
-    """The data module, model and trainer of `config`; the trainer writes into `folder`."""
-    import pytorch_lightning as pl
-    from pytorch_lightning.plugins.environments import SLURMEnvironment
-    from pytorch_lightning.plugins.precision import MixedPrecision
+def build(
+    config: dict[str, Any],
+    folder: Path,
+    trust: Sequence[str] = (),
+    signals: Signals | None = None,
+    launch: Launch | None = None,
+) -> Parts:
+    """The data module, model and trainer of `config`; the trainer writes into `folder`.
 
-    from ldm.foreign import TRAINER_SETTINGS
-    from ldm.formats.modules import weights_on
-    from ldm.targets import instantiate_from_config
-    from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
-
+    trust: packages beside this project whose classes may be built. signals: handed to the callbacks. launch: where
+    it is given, the trainer must fit the processes there are.
+    """
     lightning = config["lightning"]
     data = instantiate_from_config(config["data"], trust)
-    callbacks = [instantiate_from_config(c, trust) for c in lightning["callbacks"].values() if c]
+    callbacks = build_callbacks(lightning["callbacks"], trust, [signals] if signals else [])
     if not any(isinstance(callback, Checkpointing) for callback in callbacks):
         warnings.warn(
             "no callback saves checkpoints: a run that is cut off starts from the beginning", stacklevel=2
         )
-    settings, io = dict(lightning["trainer"]), AtomicCheckpointIO({"config": config})
-    plugins: list[Any] = [io]
-    if SLURMEnvironment.detect():
-        # Our own handler saves; requeueing is the job script's.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    if (settings.get("accelerator"), settings.get("precision")) == ("cpu", "16-mixed"):
-        # Lightning would train in bf16 instead, with a warning and without a gradient scaler.
-        plugins.append(MixedPrecision("16-mixed", "cpu"))
-        settings["precision"] = None
-    try:
-        trainer = pl.Trainer(
-            **settings,
-            default_root_dir=folder,
-            callbacks=callbacks,
-            plugins=plugins,
-            **TRAINER_SETTINGS,
-        )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"config lightning.trainer: {error}") from error
+    io = AtomicCheckpointIO({"config": config})
+    trainer = build_trainer(lightning["trainer"], folder, callbacks, io, launch)
     with weights_on(trainer.strategy.root_device):
         model = instantiate_from_config(config["model"], trust)
     if hasattr(model, "check"):
@@ -183,88 +255,104 @@ def build(config: dict[str, Any], folder: Path, trust: Sequence[str] = ()) -> tu
             callback.check(model)
     io.stamp["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     io.stamp["data_fingerprint"] = getattr(data, "fingerprint", None)
-    return data, model, trainer
+    return Parts(data, model, trainer)
 
 
-def identity(model: Any, trainer: Any) -> dict[str, Any]:
-    """What every checkpoint of this run carries beside its state: config, fingerprints."""
-    stamp = dict(trainer.strategy.checkpoint_io.stamp)
-    model.on_save_checkpoint(stamp)
-    return stamp
+def build_trainer(
+    settings: Mapping[str, Any],
+    folder: Path,
+    callbacks: list[pl.Callback],
+    io: AtomicCheckpointIO,
+    launch: Launch | None,
+) -> pl.Trainer:
+    """Lightning's Trainer with `settings`, the config's `lightning.trainer`, and without what is done here instead."""
+    precision, precision_plugins = precision_options(settings)
+    try:
+        trainer = pl.Trainer(
+            **{**settings, "precision": precision},
+            default_root_dir=folder,
+            callbacks=callbacks,
+            plugins=[io, *precision_plugins, *([launch.environment] if launch else [])],
+            **TRAINER_SETTINGS,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"config lightning.trainer: {error}") from error
+    if launch:
+        launch.check(trainer)
+    return trainer
+
+
+def carried(parts: Parts) -> dict[str, Any]:
+    """What every checkpoint of this start carries beside its state: config, fingerprints."""
+    facts = dict(parts.trainer.strategy.checkpoint_io.stamp)
+    parts.model.on_save_checkpoint(facts)
+    return facts
 
 
 def train(
     config: dict[str, Any],
     folder: Path,
     step: int | None,
-    data: Any,
-    model: Any,
-    trainer: Any,
+    parts: Parts,
+    signals: Signals,
     trust: Sequence[str] = (),
 ) -> int:
     """Fit, from the checkpoint of `step` where there is one; export the model and say how to sample it."""
-    from ldm import processes
-    from ldm.formats.checkpoint_files import LAST
-    from ldm.targets import instantiate_from_config
-    from ldm.training.checkpoint import Checkpointing
-    from ldm.training.loggers import close_loggers, log_config, logger_options
-
+    data, model, trainer = parts
     if config["lightning"]["logger"]:
-        options = logger_options(config["lightning"]["logger"]["target"], folder, step)
-        trainer.loggers = [instantiate_from_config(config["lightning"]["logger"], trust, **options)]
+        trainer.loggers = [build_logger(config["lightning"]["logger"], folder, step, trust)]
     log_config(trainer, config)
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        if not any(
-            isinstance(callback, Checkpointing) and callback.stopped for callback in trainer.callbacks
-        ):
-            if trainer.is_global_zero:
-                print(model.export(folder))
+        if not signals.stopped:
+            finish(folder, parts)
             return 0
     except SystemExit as stop:  # a signal, before the first step or while the model was written
         if stop.code != EXIT_RESUME_ME:
             raise
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise UserError(f"{error}: free some space and --resume {folder}, what is saved is kept") from error
     except RuntimeError as error:
         if not processes.lost_another(error):
             raise
-        print(f"another process has died: python main.py --resume {folder} goes on", file=sys.stderr)
+        say(f"another process has died: python main.py --resume {folder} goes on")
         return EXIT_RESUME_ME
     finally:
         close_loggers(trainer)
     if not trainer.is_global_zero:
         return 0  # Lightning would kill the first process for any other code
-    print(f"stopped; all is saved: python main.py --resume {folder} goes on", file=sys.stderr)
+    say(f"stopped; all is saved: python main.py --resume {folder} goes on")
     return EXIT_RESUME_ME
 
 
-def check(config: dict[str, Any], options: argparse.Namespace) -> int:
+def finish(folder: Path, parts: Parts) -> None:
+    """Export the trained model. Raises UserError where a callback says that it is worth nothing."""
+    for callback in parts.trainer.callbacks:
+        if isinstance(callback, StepCallback):
+            callback.check_result(parts.trainer)
+    if parts.trainer.is_global_zero:
+        print(parts.model.export(folder))
+
+
+def check(config: dict[str, Any], options: argparse.Namespace, launch: Launch) -> int:
     """`--train false`: build everything, and say what the run would do and take."""
-    import tempfile
-
-    from ldm.training.estimate import estimate
-
-    quiet()
     with tempfile.TemporaryDirectory() as folder:
-        data, model, trainer = build(config, Path(folder), options.trust)
-        print(estimate(data, model, trainer))
+        parts = build(config, Path(folder), options.trust, launch=launch)
+        if launch.is_first:
+            print(estimate(*parts, Path(options.resume or options.logdir)))
     return 0
 
 
 def quiet() -> None:
     """Silence what Lightning says about choices that were made on purpose here."""
-    import logging
-
-    import diffusers
-    import transformers
-    from tqdm import tqdm
-
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # Through tqdm, so that it does not end up in the middle of a progress bar.
-    warnings.showwarning = lambda message, category, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, category, *_: warn(str(message))
     for pattern in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
@@ -272,3 +360,8 @@ def quiet() -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def warn(message: str) -> None:
+    """A warning as one line on stderr; through tqdm, so that it does not end up in the middle of a progress bar."""
+    tqdm.write(f"warning: {printable(message)}", file=sys.stderr)

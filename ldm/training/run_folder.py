@@ -1,4 +1,4 @@
-"""The run folder: made once, locked by one run, known to all of its processes."""
+"""The run folder: made once, locked by one run, and nothing in it is followed out of it."""
 
 import fcntl
 import json
@@ -15,16 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-import torch.distributed as dist
-
 from ldm.config import save_config
 from ldm.errors import UserError
-from ldm.files import PROJECT, replacing
+from ldm.files import PROJECT, no_link, refuse_links, replacing
 from ldm.formats.checkpoint_files import CONFIG
-
-FOLDER_VARIABLE = "DREAMBOOTH_RUN_FOLDER"
-"""How the first process tells the processes it starts where the run is, and from which step it goes on."""
 
 PACKAGES = (
     "torch",
@@ -38,30 +32,28 @@ PACKAGES = (
 )
 
 
-def is_first_process() -> bool:
-    """Whether this process leads the run, by what torchrun, SLURM or Lightning put in the environment."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
-
-
 def run_name(data_root: str | Path | None, name: str, postfix: str) -> str:
     """`<data folder><timestamp>_<name><postfix>`; all processes of a job scheduler's job agree on it."""
     job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
-    stamp = f"job-{job}" if job and job != "none" else time.strftime("%Y-%m-%dT%H-%M-%S")
+    start = f"job-{job}" if job and job != "none" else time.strftime("%Y-%m-%dT%H-%M-%S")
     subject = Path(data_root).resolve().name if data_root else ""
-    return re.sub(r"[^\w.+-]", "-", f"{subject}{stamp}_{name}{postfix}")
+    return re.sub(r"[^\w.+-]", "-", f"{subject}{start}_{name}{postfix}")
 
 
 def new_folder(logdir: str | Path, name: str) -> Path:
     """The place of a new run, not made yet; raises UserError where one of that name exists."""
     folder = Path(logdir) / name
-    if folder.exists():
+    try:
+        exists = folder.exists()
+    except OSError as error:
+        raise UserError(f"run folder {folder}: {error.strerror}; give another --name") from error
+    if exists:
         raise UserError(f"run folder {folder} exists: give another --name, or go on with --resume {folder}")
     return folder
 
 
-def make(folder: Path) -> None:
-    """Make a new run's folder; one that exists is never reused."""
+def make(folder: Path, config: Mapping[str, Any], argv: list[str]) -> IO[str]:
+    """Make a new run's folder with its first record; returns the lock on it. One that exists is never reused."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
@@ -70,6 +62,15 @@ def make(folder: Path) -> None:
         raise UserError(
             f"run folder {folder} cannot be made ({error.strerror}): give another --logdir"
         ) from error
+    try:
+        held = lock(folder)
+        write_record(folder, config, argv)
+    except OSError as error:  # without its config nothing could be resumed
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"run folder {folder} cannot be written ({error.strerror}): free some space, or give another --logdir"
+        ) from error
+    return held
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -87,7 +88,7 @@ def lock(folder: Path) -> IO[str]:
     Raises UserError, naming the owner, where another process holds it.
     """
     try:
-        file = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+        file = open(folder / ".lock", "a+", opener=no_link)  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise UserError(
             f"run folder {folder} cannot be written ({error.strerror}): mend its permissions"
@@ -114,9 +115,10 @@ def write_record(folder: Path, config: Mapping[str, Any], argv: list[str], **res
     """
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     save_config(config, folder / CONFIG)
-    number = len(list((folder / CONFIG).parent.glob("start-*.json")))
+    numbers = [path.stem.removeprefix("start-") for path in (folder / CONFIG).parent.glob("start-*.json")]
+    number = max((int(digits) + 1 for digits in numbers if digits.isdecimal()), default=0)
     record = {
-        "command": ["python", *([sys.argv[0]] if argv else sys.argv[:1]), *argv],
+        "command": ["python", sys.argv[0], *argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -130,7 +132,7 @@ def write_record(folder: Path, config: Mapping[str, Any], argv: list[str], **res
 
 
 def folder_of(resumed: Path) -> Path:
-    """The run folder that `--resume` names: itself, or the one around a checkpoint."""
+    """The run folder that `--resume` names: itself, or the one around a checkpoint; it has no links in it."""
     if not resumed.exists():
         raise UserError(f"--resume {resumed}: no such run folder or checkpoint")
     folder = resumed if resumed.is_dir() else resumed.absolute().parent.parent
@@ -138,24 +140,8 @@ def folder_of(resumed: Path) -> Path:
         raise UserError(
             f"--resume {resumed}: {folder} is no run folder ({CONFIG} is missing); start a new run"
         )
+    refuse_links(folder)
     return folder
-
-
-def share(folder: Path | None, step: int | None) -> tuple[Path, int | None]:
-    """Tell all processes of the run what the first one chose: its folder, and the step it goes on from.
-
-    Processes that Lightning starts inherit the environment; those of torchrun meet here first.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        choice = [(folder, step)]
-        # Lightning takes up a process group that exists.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        dist.broadcast_object_list(choice)
-        return choice[0]
-    if folder is not None:
-        os.environ[FOLDER_VARIABLE] = json.dumps([str(folder), step])
-    known_folder, known_step = json.loads(os.environ[FOLDER_VARIABLE])
-    return Path(known_folder), known_step
 
 
 def _git_revision() -> str:

@@ -9,27 +9,29 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.errors import EXIT_RESUME_ME
+from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME
+from ldm.training.launch import local_rank
 
-EXIT_SECOND_INTERRUPT = 130
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Signals(Callback):
     """Holds the process's signal handlers inside a `with` block.
 
-    While training, a signal is only noted in `asked`, and Checkpointing acts on it when the optimizer step is
-    done; a second Ctrl-C quits at once. Before and after that everything there is lies on the disk already,
-    so SIGTERM and Ctrl-C end the process at once, and SIGUSR1 has nothing to save.
+    Where a callback has promised to look (`defer`), a signal that comes while training is only noted, and the
+    callback acts on it when the optimizer step is done; a second Ctrl-C quits at once. Before and after that
+    everything is on the disk already, so SIGTERM and Ctrl-C end the process at once, and SIGUSR1 has nothing to
+    save.
     """
 
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.heeded = False
-        """Whether someone acts on `asked`; Checkpointing sets it."""
-        self.training = False
-        self.asked = 0
+        self.stopped = False
+        """Whether a signal has ended training before its last step."""
+        self._deferred = False
+        self._training = False
+        self._asked = 0
         self._interrupted = False
         self._before: dict[int, Any] = {}
 
@@ -42,10 +44,19 @@ class Signals(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def defer(self) -> None:
+        """Only note signals while training. Whoever calls this promises to call `take` after every step."""
+        self._deferred = True
+
     def take(self) -> int:
         """The strongest signal since the last call: SIGTERM (which Ctrl-C counts as), SIGUSR1, or 0."""
-        asked, self.asked = self.asked, 0
+        asked, self._asked = self._asked, 0
         return asked
+
+    def stop(self, trainer: Trainer) -> None:
+        """End training after this step: a signal has asked for it, and everything is saved."""
+        self.stopped = True
+        trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning has put its own in place, which talk to the other processes from inside the handler.
@@ -54,13 +65,13 @@ class Signals(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.training = self.heeded
+        self._training = self._deferred
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.training = False
+        self._training = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.training = False
+        self._training = False
 
     def _install(self) -> None:
         for number in self.handled:
@@ -68,23 +79,18 @@ class Signals(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
-            sys.exit(EXIT_SECOND_INTERRUPT)
-        if self.training:
+            sys.exit(EXIT_INTERRUPTED)
+        if self._training:
             self._interrupted |= number == signal.SIGINT
             wish = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
-            self.asked = max(self.asked, int(wish))  # SIGTERM's number is above SIGUSR1's
+            self._asked = max(self._asked, int(wish))  # SIGTERM's number is above SIGUSR1's
         elif number != signal.SIGUSR1:
-            if is_started_process():
+            if local_rank() > 0:
                 os.kill(os.getppid(), signal.SIGTERM)  # the first process would wait for this one
             sys.exit(EXIT_RESUME_ME)
 
 
-def is_started_process() -> bool:
-    """Whether this is one of the processes that the first one, or torchrun, started."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: it would wait for it for half an hour."""
+    """Have the kernel kill this process when its parent dies: it would wait half an hour for it otherwise."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

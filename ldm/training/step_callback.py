@@ -21,6 +21,9 @@ class StepCallback(Callback):
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After optimizer step number `trainer.global_step`, counted from 1."""
 
+    def check_result(self, trainer: Trainer) -> None:
+        """After the run's last step, before its model is written. Raises UserError where that is worth nothing."""
+
 
 def is_due(step: int, every_steps: int | None, max_steps: int) -> bool:
     """Whether something done every `every_steps` optimizer steps, and at the last one, is due after `step`."""

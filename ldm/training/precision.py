@@ -1,0 +1,36 @@
+"""The precision that a run asks for is the one it trains in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+
+FP16 = "16-mixed"
+
+
+def precision_options(settings: Mapping[str, Any]) -> tuple[Any, list[Precision]]:
+    """The Trainer's `precision` and plugins for a config's `lightning.trainer`.
+
+    For fp16 on a CPU Lightning takes bf16 without a scaler, and warns; the plugin trains in fp16.
+    """
+    precision = settings.get("precision")
+    if precision == FP16 and _is_cpu(settings.get("accelerator", "auto")):
+        return None, [MixedPrecision("16-mixed", "cpu")]
+    return precision, []
+
+
+def trained_in(named: Any, checkpoint: Mapping[str, Any]) -> Any:
+    """The precision that `checkpoint`, whose config names `named`, was trained in.
+
+    Older runs that asked for fp16 and found no GPU were trained in bf16: they have no gradient scaler.
+    """
+    if named == FP16 and MixedPrecision.__qualname__ not in checkpoint:
+        return "bf16-mixed"
+    return named
+
+
+def _is_cpu(accelerator: Any) -> bool:
+    if accelerator == "auto":
+        return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    return accelerator == "cpu"
