@@ -18,6 +18,12 @@ BEST = "best.ckpt"
 """The weights alone of the best validation."""
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that `path` (itself, one of its checkpoints, or its exported model) belongs to, if any."""
+    places = (path, *path.absolute().parents[:2])
+    return next((folder for folder in places if (folder / CONFIG).is_file()), None)
+
+
 def state_name(step: int) -> str:
     """Name of an older full state, where more than one is kept."""
     return f"state-{step:06d}.ckpt"

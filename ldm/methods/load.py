@@ -10,9 +10,9 @@ import torch
 from ldm.concepts import fill_in_identifier
 from ldm.devices import set_tf32
 from ldm.errors import UserError
-from ldm.files import find, find_near
+from ldm.files import find, find_near, refuse_links
 from ldm.formats.base import load_vae, vae_files
-from ldm.formats.checkpoint_files import newest_checkpoint
+from ldm.formats.checkpoint_files import newest_checkpoint, run_of
 from ldm.formats.described import described
 from ldm.formats.fingerprint import file_hash, files_fingerprint
 from ldm.formats.modules import weights_on
@@ -53,11 +53,14 @@ def load_for_sampling(
     device: where the weights are read to. base_options: how a base is read, as keywords of
     `ldm.formats.base.load_base`; a run records them itself and takes only `vae` here, in place of its own.
     trust: packages beside this project whose tunings may be built (`--trust`).
-    Raises UserError where `path` is none of these, or where a run's base is not the one it was trained on.
+    Raises UserError where `path` is none of these, where a run's base is not the one it was trained on, or where
+    a run folder, which may be a stranger's, has links in it.
     """
     base_options = dict(base_options or {})
     set_tf32(False)
     path = find(path)
+    if run := run_of(path):
+        refuse_links(run)
     if (path / "checkpoints").is_dir():
         path = newest_checkpoint(path)
     with weights_on(device):

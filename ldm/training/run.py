@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ldm import config as configs
 from ldm import processes
 from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ToldError, UserError, printable, say
+from ldm.files import PROJECT
 from ldm.foreign import TRAINER_SETTINGS
 from ldm.formats.checkpoint_files import CONFIG, LAST
 from ldm.formats.modules import weights_on
@@ -37,6 +38,9 @@ from ldm.training.loggers import build_logger, close_loggers, log_config
 from ldm.training.precision import precision_options
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
+
+PATHS = ("base", "vae", "data_root", "reg_data_root")
+"""Settings, anywhere in a config, that say where something lies."""
 
 HEAD_START = 5.0
 """Seconds that the first process has to tell a mistake that all processes find; the others end with it."""
@@ -170,11 +174,24 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
                 "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
             )
         config = configs.read_plain(run_folder.folder_of(Path(options.resume)) / CONFIG)
-        return configs.override(config, overrides_of(options), options.trust)
-    config = configs.load_config(options.base, overrides_of(options), options.trust)
-    if options.scale_lr:
-        scale_learning_rates(config)
+        config = configs.override(config, overrides_of(options), options.trust)
+    else:
+        config = configs.load_config(options.base, overrides_of(options), options.trust)
+        if options.scale_lr:
+            scale_learning_rates(config)
+    keep_paths(config)
     return config
+
+
+def keep_paths(node: Any) -> None:
+    """Make paths of the working folder absolute, so that a resume finds them from any other; the project's stay."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        is_here = key in PATHS and isinstance(value, str) and Path(value).exists()
+        if is_here and Path(value).absolute() != PROJECT / value:
+            node[key] = str(Path(value).absolute())
+        keep_paths(value)
+    for item in node if isinstance(node, list) else ():
+        keep_paths(item)
 
 
 def scale_learning_rates(config: dict[str, Any]) -> None:
