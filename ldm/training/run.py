@@ -206,14 +206,10 @@ def scale_learning_rates(config: dict[str, Any]) -> None:
 
 def device_count(settings: Mapping[str, Any]) -> int:
     """How many devices a node of the run has, as Lightning counts them: `devices` may be -1 for all, or a list."""
-    import pytorch_lightning as pl
-
-    from ldm.foreign import TRAINER_SETTINGS
-
     chosen = {key: settings[key] for key in ("accelerator", "devices") if key in settings}
     try:
         return pl.Trainer(**chosen, **TRAINER_SETTINGS).num_devices
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"config lightning.trainer: {error}") from error
 
 
