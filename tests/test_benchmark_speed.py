@@ -6,14 +6,30 @@ import sys
 
 import pytest
 
+from ldm.config import load_config
 from ldm.formats.base import load_base
+from ldm.training.speed.jobs import CONFIGS, GROUPS, Plan, jobs_of
+from ldm.training.speed.measures import MEASURES
 from ldm.training.speed.summary import summarize
 from tests.conftest import PROJECT
 
 
 def test_quick_benchmark(tmp_path):
     out = tmp_path / "benchmark.json"
-    words = ["--quick", "--only", "machine", "step", "memory", "txt2img", "checkpoint", "--out", out]
+    words = [
+        "--quick",
+        "--size",
+        32,
+        "--only",
+        "machine",
+        "step",
+        "memory",
+        "prior",
+        "txt2img",
+        "checkpoint",
+        "--out",
+        out,
+    ]
     command = [sys.executable, "scripts/benchmark_speed.py", *map(str, words)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -31,6 +47,18 @@ def test_quick_benchmark(tmp_path):
     save, copy = rows["checkpoint", "save"], rows["machine", "copy (read + write)"]
     assert save["share_of_copy"] == pytest.approx(save["bytes_per_second"] / copy["bytes_per_second"])
     assert 0 < save["share_of_copy"] < 1
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_every_group_has_jobs_that_name_a_measure_and_a_change_to_the_recipe(model):
+    plan = Plan(model, "assets/base", None, repeats=2, gpu=True, quick=False)
+    for group in GROUPS:
+        jobs = list(jobs_of(group, plan))
+        assert {job.group for job in jobs} == {group}
+        assert len({job.variant for job in jobs}) == len(jobs)
+        for job in jobs:
+            assert job.measure in MEASURES
+            load_config([str(PROJECT / path) for path in job.configs], job.words)
 
 
 def test_a_ratio_is_taken_within_rounds():

@@ -12,6 +12,8 @@ from ldm.data.images import image_files, load_image, readable
 from ldm.data.subject import SubjectImages
 from ldm.errors import UserError
 from ldm.evaluation.folder import read_folder
+from main import main
+from tests.conftest import PROJECT, RECIPE
 
 
 @pytest.fixture
@@ -156,3 +158,24 @@ def test_a_caption_with_a_byte_order_mark(folder, read):
 def test_no_caption(folder):
     assert caption_of(folder / "photo.png", folder) is None
     assert caption_in_subject(folder) == "[V] dog"
+
+
+def test_a_run_says_what_it_skips_and_what_its_images_take(folder, tiny_config, monkeypatch, capsys):
+    """In one line each, without the control characters that a file's name may hold."""
+    monkeypatch.chdir(PROJECT)
+    for name in ("\x1b[31mred\n.gif", "b.gif"):
+        (folder / name).write_bytes(b"picture")
+    Image.new("RGB", (20, 20)).save(folder / "\x1b[2Jsmall.png")
+    words = ["--base", RECIPE, str(tiny_config), "-t", "false", "--data_root", str(folder)]
+    assert main([*words, "data.params.random_crop=true", "data.params.size=1600"]) == 0
+    told = capsys.readouterr()
+    assert "\x1b" not in told.err
+    lines = [line for line in told.err.splitlines() if "b.gif" in line or "small.png" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: ")
+    assert "2 of 4 files are used" in lines[0]
+    assert r"\x1b[31mred\n.gif" in lines[0]
+    assert " 0 MB for images" in told.out
+    Image.new("RGB", (3000, 2000)).save(folder / "photo.png")
+    assert main([*words, "data.params.random_crop=true"]) == 0
+    assert " 24 MB for images" in capsys.readouterr().out  # 4 bytes a pixel, since crops are random

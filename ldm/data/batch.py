@@ -14,7 +14,7 @@ from ldm.randomness import generator
 class Draws:
     """The diffusion draws of one training example, all in fp32: where it is noised to, and with what."""
 
-    posterior_noise: Tensor  # [C, h, w], for the first stage's posterior
+    posterior_noise: Tensor  # [C, h, w], for the VAE's posterior
     noise: Tensor  # [C, h, w], the diffusion noise
     timestep: int  # in [0, num_timesteps)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import UserError, printable
 from ldm.files import find, replacing
 
 MAX_PIXELS = 200_000_000
@@ -83,8 +83,9 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
     for path in files:
         refuse_way_out(path, folder)
     if skipped:
+        message = f"image folder {folder}: {len(files)} of {len(found)} files are used; skipped: {skipped}"
         warnings.warn(
-            f"image folder {folder}: {len(files)} of {len(found)} files are used; skipped: {skipped}",
+            printable(message),
             stacklevel=1,  # the same place each time, so that it is said once
         )
     return files

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ldm.data.batch import SubjectExample
 from ldm.data.captions import caption_of
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.errors import printable
 from ldm.randomness import generator, permutation
 
 
@@ -98,7 +99,8 @@ def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], li
 def _warn_of_small(files: Sequence[Path], sizes: Sequence[tuple[int, int]], size: int) -> None:
     small = [f"{p.name} ({w} x {h})" for p, (w, h) in zip(files, sizes, strict=True) if min(w, h) < size]
     if small:
+        message = f"images smaller than the training size of {size} px are enlarged, and train blurred: "
         warnings.warn(
-            f"images smaller than the training size of {size} px are enlarged, and train blurred: {', '.join(small)}",
+            printable(message + ", ".join(small)),
             stacklevel=1,  # the same place each time, so that it is said once
         )

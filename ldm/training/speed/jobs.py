@@ -150,8 +150,9 @@ def few(group: str, plan: Plan) -> Job:
 def whole_recipe(job: Job, plan: Plan) -> Job:
     """`job` with the recipe's own prior samples."""
     # Convolutions in fp16 take a CPU minutes; bf16 takes as much memory.
+    quick = ["data.params.prior.steps=1"] if plan.quick else []
     half = ["data.params.prior.precision=bf16"] if plan.model != "toy" and not plan.gpu else []
-    return replace(job, words=[*base_words(plan), *half])
+    return replace(job, words=[*base_words(plan), *half, *quick])
 
 
 def base_words(plan: Plan) -> list[str]:
