@@ -11,11 +11,17 @@ import torch
 import yaml
 
 import main
+from ldm.data.images import image_files, load_image
 from ldm.diffusion.sampling import SAMPLERS
+from ldm.evaluation import metrics
+from ldm.evaluation.features import Clip, Dino
+from ldm.evaluation.protocol import Item
+from ldm.evaluation.scores import Networks, score
 from ldm.methods.load import load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.drawing import World, caption
 from tests.conftest import PROJECT
+from tests.tiny_features import tiny_features
 
 PAGES = sorted(
     path.relative_to(PROJECT).as_posix()
@@ -117,3 +123,21 @@ def test_the_tuning_of_contributing_trains_checkpoints_and_samples(train, monkey
     base = LatentDiffusion.from_base(checkpoint["base"])
     moved = {key for key, value in base.state_dict().items() if not torch.equal(value, loaded[key])}
     assert moved == {key.removeprefix("model.") for key in held}
+
+
+def test_the_metric_of_contributing_is_measured(monkeypatch, tmp_path):
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", text_of("CONTRIBUTING.md"), re.S) if "Metric(" in b
+    )
+    metric = eval(block, vars(metrics))
+    monkeypatch.setitem(metrics.METRICS, metric.key, metric)
+    clip, dino = tiny_features(tmp_path)
+    files = image_files(PROJECT / "assets" / "subject" / "dog")
+    items = [Item("subject", "a [V] dog", "a dog", 0, files[0])]
+    items += [Item("class", "a dog", "a dog", seed, path) for seed, path in enumerate(files[1:3])]
+    result, rows = score(items, {"training": files}, Networks(Dino(str(dino)), Clip(str(clip))))
+    assert result["metrics"][metric.key]["count"] == 2
+    features = Clip(str(clip)).images(load_image(path) for path in files)
+    expected = metrics.cosine(features[1:3], features).mean()
+    assert result["metrics"][metric.key]["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert metric.key in rows[0].cells()
