@@ -34,7 +34,7 @@ def read_dataset(folder: Path) -> list[BenchmarkSubject]:
         raise UserError(f"dataset {folder}: no {LIST} in it, with a line subject_name,class for each subject")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     if "subject_name,class" not in lines:
-        raise UserError(f"{path}: no line 'subject_name,class' that heads the list of subjects")
+        raise UserError(f"{path}: no line 'subject_name,class' at the head of the list of subjects")
     subjects = []
     for line in lines[lines.index("subject_name,class") + 1 :]:
         name, comma, class_word = (part.strip() for part in line.partition(","))
@@ -54,7 +54,7 @@ def wrong_noun(subject: BenchmarkSubject, subjects: Sequence[BenchmarkSubject]) 
     others = [other.class_word for other in (*subjects[place + 1 :], *subjects[:place])]
     different = next((word for word in others if word != subject.class_word), None)
     if different is None:
-        raise UserError("class-noun ablation: all subjects are of one class; a wrong noun takes a second one")
+        raise UserError("class-noun ablation: all subjects are of one class; a wrong noun needs a second one")
     return different
 
 
@@ -88,7 +88,7 @@ def table_rows(
 
 
 def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]], div: str) -> str:
-    """The table as Markdown, for a README. div: what DIV is here."""
+    """The table as Markdown. div: what DIV is here."""
     lines = [
         "| | " + " | ".join(metric.title for metric in PAPER_METRICS.values()) + " |",
         "|---|" + "---:|" * len(PAPER_METRICS),

@@ -1,4 +1,4 @@
-"""Feature networks: images and texts in, rows of features out. CLIP and a self-supervised ViT (DINO).
+"""Feature networks, which turn images and texts into rows of features: CLIP and a self-supervised ViT (DINO).
 
 Each comes from a local folder in transformers' layout or from the hub, with its own preprocessing; `facts`
 says which network it was, for the result.
@@ -24,7 +24,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 
 
 class FeatureNetwork:
-    """What CLIP and DINO share: where they come from, and images in batches."""
+    """What CLIP and DINO share: where their files come from, and images in batches."""
 
     def __init__(self, where: str, revision: str | None, device: Any, batch_size: int, files: Sequence[str]):
         self.folder, commit, weights = locate(where, revision, files)
@@ -114,7 +114,7 @@ class Lpips:
             self.model = lpips.LPIPS(net=backbone, verbose=False).to(device).eval()
         except (ImportError, OSError, NotImplementedError) as error:
             raise UserError(
-                f"networks.lpips={backbone}: not to be had here ({error}); pip install lpips where there is a"
+                f"networks.lpips={backbone}: not available ({error}); pip install lpips on a machine with a"
                 " network, or leave it null and DIV is a distance in networks.diversity's features"
             ) from error
         self.device = device

@@ -1,4 +1,4 @@
-"""Images made elsewhere: what each of them was drawn from."""
+"""Images made elsewhere, and the prompts they were drawn from."""
 
 import json
 from pathlib import Path

@@ -103,7 +103,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing that is measured: a number an image, whose mean over images is reported."""
+    """One metric: a number for each image, whose mean over images is reported."""
 
     key: str
     """In metrics.json and images.csv."""

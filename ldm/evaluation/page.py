@@ -1,4 +1,4 @@
-"""The frame of a self-contained HTML page: style and script inside, nothing fetched from anywhere."""
+"""The frame of a self-contained HTML page: style and script are inside, and nothing is fetched."""
 
 import base64
 import io
@@ -76,7 +76,7 @@ if (order) order.onchange = () => {
 
 
 def page(title: str, body: str, data: Mapping[str, Any]) -> str:
-    """A whole page; `data` is put into it as JSON, for who wants the page's numbers again."""
+    """A whole page. `data` is embedded as JSON, so that the page's numbers can be read again."""
     # Within a script element "</script" ends it, and "<!--<script>" keeps "</script>" from ending it.
     payload = json.dumps(data).replace("<", "\\u003c")
     return (

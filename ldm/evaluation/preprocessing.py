@@ -16,7 +16,7 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, centre crop, normalize; the settings stand in every result.
+    """Resize, centre crop, normalize; every result records these settings.
 
     resize: shorter side, px, or (height, width) where the picture is squashed. crop: (height, width), or
     None. resample: Pillow's number of the filter. mean, std: of the channels, for pixels in [0, 1].
@@ -30,7 +30,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> "Preprocessing":
-        """From the file that transformers' image processors write, of its version 4 or 5."""
+        """From the file that the image processors of transformers 4 and 5 write."""
         try:
             config = json.loads(path.read_text())
             return cls.of(config.get("image_processor", config))
@@ -74,7 +74,7 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def facts(self) -> dict[str, Any]:
-        """The settings as plain values, as JSON knows them; the filter by its name."""
+        """The settings as JSON values; the filter by its name."""
         plain = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }

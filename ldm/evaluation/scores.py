@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Networks:
-    """What sees the images. diversity: whose features give DIV where there is no LPIPS: "dino" or "clip"."""
+    """The networks that look at the images. diversity: "dino" or "clip", whose features give DIV without LPIPS."""
 
     dino: Dino
     clip: Clip
@@ -72,10 +72,10 @@ def score(
     class_group: int = 4,
     root: Path | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Metrics and rows of the images `items`, which lie on disk.
+    """Metrics and rows of the images `items`, which are on disk.
 
-    references: real images by what they are ("held_out", "training", ...); the first are the ones the rows
-    and the metrics are against. class_group: how many class images DIV compares at a time. root: files in the
+    references: real images by their role ("held_out", "training", ...); rows and metrics compare with the
+    first. class_group: how many class images DIV compares at a time. root: files in the
     rows are named relative to it.
     """
     real = {
@@ -120,7 +120,7 @@ def score(
 def look(
     items: Sequence[Item], real_dino: Tensor, real_clip: Tensor, networks: Networks, class_group: int
 ) -> Seen:
-    """What the networks see of `items`, beside what they see of the real images."""
+    """The networks' features of `items`, beside those of the real images."""
     dino = networks.dino.images(load_image(item.path) for item in items)
     clip = networks.clip.images(load_image(item.path) for item in items)
     texts = networks.clip.texts([item.text for item in items])
