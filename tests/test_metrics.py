@@ -1,4 +1,4 @@
-"""The metrics, against values by hand and against libraries that have the same ones."""
+"""The metrics, against values computed by hand and against libraries that have them too."""
 
 import math
 import types

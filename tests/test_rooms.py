@@ -1,4 +1,4 @@
-"""Who may import whom: the code's rooms, held to their doors."""
+"""Which room of the code may import which."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ GROUND = {path.stem for path in (PROJECT / "ldm").glob("*.py")}
 ORDER = ("diffusion", "formats", "data", "models", "methods", "evaluation", "training", "world")
 """From the ground up: a room may import those before it, and the ground."""
 CLOSED = {"data": {"diffusion", "formats"}}
-"""Doors that stay shut although the order would open them: pictures and their order know no model."""
+"""Imports that the order would allow and that stay forbidden: pictures and their order know no model."""
 
 
 def may_import(room: str) -> set[str]:
