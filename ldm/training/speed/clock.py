@@ -42,7 +42,7 @@ def flops_of(act: Callable[[], Any]) -> int:
 
 
 def now() -> float:
-    """Seconds, once the device has done all it was given."""
+    """Seconds on the clock, once the device has finished its queued work."""
     if CUDA:
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the speed benchmark measures: groups of variants, the first of each group what the others are held against."""
+"""What the speed benchmark measures: groups of variants; the others of a group are compared with its first."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +80,7 @@ SMALLER: dict[str, Change] = {
     "low-memory.yaml": (["configs/low-memory.yaml"], []),
     "low-memory.yaml, bf16-weights.yaml": (["configs/low-memory.yaml", "configs/bf16-weights.yaml"], []),
 }
-"""Recipes that are for less memory as a whole."""
+"""Whole recipes for less memory."""
 
 WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
 """Variants that are left out where that package is not installed."""
@@ -167,6 +167,6 @@ def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
 
 
 def one_of_each(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that show that everything runs: one variant a group, but two where two are to be compared."""
+    """Jobs that only show that everything runs: one variant a group, two where variants are compared."""
     first = {job.group: job for job in reversed(jobs)}
     return [job for job in jobs if job.group == "step" or job is first[job.group]]

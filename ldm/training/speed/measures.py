@@ -26,15 +26,15 @@ from ldm.training.speed.drawing import txt2img
 from ldm.training.speed.jobs import Job
 
 WITHOUT = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
-"""What a training step is measured without; loss record, guard and progress bar stay."""
+"""Callbacks that are left out of a measured training step; loss record, guard and progress bar stay."""
 
 
 NO_CACHE = "data.params.prior.cache=null"
-"""Prior samples are drawn here, though the machine may have them from before."""
+"""Prior samples are drawn anew, even if the machine has them in its cache."""
 
 
 def machine(job: Job) -> list[Row]:
-    """The machine's own rates, to hold the others against: matrix product and copy."""
+    """The machine's own rates, as a reference for the others: matrix product and copy."""
     rows = []
     # A CPU without bf16 instructions takes 20 seconds for a product of side 2048.
     for dtype, side_on_a_cpu in ((torch.float32, 2048), (torch.bfloat16, 1024)):

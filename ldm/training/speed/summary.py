@@ -96,7 +96,7 @@ def cells(row: Row) -> str:
 
 
 def note(row: Row) -> str:
-    """What the other columns have no place for."""
+    """Notes that have no column of their own."""
     if row["group"] == "machine" and "flops" in row:
         return f"{row['flops'] / row['seconds'] / 1e12:.2f} TFLOP/s"
     if "bytes_per_second" in row:
