@@ -20,6 +20,9 @@ from ldm.errors import UserError
 from ldm.files import find, replacing
 from ldm.schema import Scalar, check, check_as, plain, read_scalars, read_scalars_as, suggestion
 
+MAX_DEPTH = 50
+"""Levels of keys and lists in a config; a recipe has 6."""
+
 
 def load_config(
     paths: Sequence[str | Path], overrides: Sequence[str] = (), trust: Sequence[str] = ()
@@ -106,17 +109,8 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     `save_config` resolves every reference, so any that is left (`${oc.env:SECRET}`, or YAML aliases that
     unfold to more than fits into memory) is a UserError.
     """
-    path = Path(path)
-    try:
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"config {path}: {_first_line(error)}") from error
-    if aliases:
-        raise UserError(
-            f"config {path}: YAML aliases are refused in a run's own config; write their values out"
-        )
-    config: dict[str, Any] = plain(_read_yaml(path))
-    _refuse_references(config, path)
+    config: dict[str, Any] = plain(_read_yaml(path, aliases=False))
+    _refuse_references(config, Path(path))
     return config
 
 
@@ -144,23 +138,33 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
         yaml.dump(dict(config), file, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; numbers are `Scalar`s, which keep their text."""
+def _read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
+    """The keys and values of a YAML file; numbers are `Scalar`s, which keep their text. aliases: allow YAML's."""
     path = find(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file; the recipes are in configs/")
     try:
         text = path.read_text(encoding="utf-8")
+        _refuse_hostile(text, aliases)
         # OmegaConf reads 1e-6 as a number where YAML 1.1 reads text.
         config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         config = _with_texts(config, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"config {path}: {_first_line(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"config {path}: it is nested too deeply") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path}: expected keys and values at the top level")
     return cast(dict[str, Any], config)
+
+
+def _refuse_hostile(text: str, aliases: bool = True) -> None:
+    """Raise YAMLError for YAML nested so deeply that libyaml would overflow the stack, and for unwanted aliases."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise yaml.YAMLError("YAML aliases are refused in a run's own config; write their values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _parse_override(word: str) -> dict[str, Any]:
@@ -170,7 +174,8 @@ def _parse_override(word: str) -> dict[str, Any]:
         raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
     value: Any = text
     # What is no YAML is text, such as "a photo: of [V]".
-    with contextlib.suppress(OmegaConfBaseException, yaml.YAMLError, RecursionError):
+    with contextlib.suppress(OmegaConfBaseException, yaml.YAMLError):
+        _refuse_hostile(text)
         read = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))
         value = _with_texts(read["value"], yaml.compose(text, yaml.SafeLoader))
     for key in reversed(keys.split(".")):

@@ -5,12 +5,12 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from ldm.errors import UserError
 from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
 from ldm.targets import get_class, is_target, parameters, signature, takes_any
-from ldm.values import KeywordsOf, Seed, is_unaffecting, problem_with, takes_text
+from ldm.values import KeywordsOf, Seed, allowed, is_unaffecting, problem_with, takes_text
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -72,7 +72,7 @@ def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
 
 def check_target(node: Any, path: str, trust: Sequence[str] = ()) -> None:
     """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
-    _check(_of_target(node, path, trust))
+    _check(_of_target(node, path, trust, complete=False))
 
 
 def check_as(config: dict[str, Any], kind: type) -> None:
@@ -82,7 +82,7 @@ def check_as(config: dict[str, Any], kind: type) -> None:
 
 def _check(found: Iterable[Setting]) -> None:
     for setting in found:
-        problem = problem_with(setting.value, setting.annotation) or _not_finite(setting.value)
+        problem = problem_with(setting.value, setting.annotation) or _out_of_range(setting.value)
         if problem:
             raise UserError(f"config: {setting.path} {problem}")
 
@@ -112,7 +112,7 @@ def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Sett
             raise UserError(
                 f"config: the section 'lightning.{section}' is missing; see configs/dreambooth.yaml"
             )
-    others = {key: Any for key in parameters(pl.Trainer) if key not in GIVEN_BY_RUN}
+    others = {key: hint for key, hint in parameters(pl.Trainer).items() if key not in GIVEN_BY_RUN}
     yield from _of_call(lightning["trainer"], trainer, "lightning.trainer", trust, others)
     if lightning.get("logger") is not None:
         yield from _of_target(lightning["logger"], "lightning.logger", trust, pl.loggers.Logger)
@@ -121,17 +121,26 @@ def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Sett
             yield from _of_target(node, f"lightning.callbacks.{name}", trust, pl.Callback)
 
 
-def _of_target(node: Any, path: str, trust: Sequence[str], kind: type | None = None) -> Iterator[Setting]:
-    """The settings of a node whose `target` must name a `kind`; None for a node inside another's params."""
+def _of_target(
+    node: Any, path: str, trust: Sequence[str], kind: type = object, complete: bool = True
+) -> Iterator[Setting]:
+    """The settings of a node whose `target` names a `kind`. complete: as in `_of_call`."""
     found = _class_of(node, path, trust)
-    if kind is not None and isinstance(found, type) and not issubclass(found, kind):
-        raise UserError(f"config: {path}.target '{node['target']}' is not a {kind.__name__}")
+    if not _is_kind(found, kind):
+        raise UserError(f"config: {path}.target '{node['target']}' is not a kind of {kind.__name__}")
     params = {} if node.get("params") is None else node["params"]
     if not isinstance(params, dict):
         raise UserError(f"config: {path}.params is {plain(params)!r}: it must be keys and values")
     call = SIGNATURES.get(node["target"], found)
-    complete = kind is not None and call is found
-    yield from _of_call(params, call, f"{path}.params", trust, complete=complete)
+    yield from _of_call(params, call, f"{path}.params", trust, complete=complete and call is found)
+
+
+def _is_kind(found: Any, kind: type) -> bool:
+    """Whether what a target names makes a `kind`, as far as can be told: a function may make anything."""
+    try:
+        return not isinstance(found, type) or issubclass(found, kind)
+    except TypeError:  # a protocol that does not allow the question
+        return True
 
 
 def _class_of(node: Any, path: str, trust: Sequence[str]) -> Any:
@@ -166,17 +175,22 @@ def _of_call(
     for key, value in params.items():
         where, annotation = _joined(path, key), types.get(key, Any)
         if is_target(value):
-            problem = problem_with(_class_of(value, where, trust), annotation)
-            if problem:
-                raise UserError(f"config: {where} {problem}")
-            yield from _of_target(value, where, trust)
-        elif call := _call_of(annotation):
+            if problem_with(_class_of(value, where, trust), annotation):
+                raise UserError(f"config: {where} is a target: it must be {allowed(annotation)}")
+            yield from _of_target(value, where, trust, _made_by(annotation), complete=False)
+        elif inner := _call_of(annotation):
             if not isinstance(value, dict):
                 raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
             own = {name: Any for name in value if str(name).startswith("_")}
-            yield from _of_call(value, call, where, trust, own, complete=is_dataclass(call))
+            yield from _of_call(value, inner, where, trust, own, complete=is_dataclass(inner))
         else:
             yield Setting(where, params, key, annotation)
+
+
+def _made_by(annotation: Any) -> type:
+    """The class of what a callable of this type returns; `object` where that is not known."""
+    made = get_args(annotation)[-1] if get_origin(annotation) is Callable else object
+    return made if isinstance(made, type) else object
 
 
 def _call_of(annotation: Any) -> Any:
@@ -211,12 +225,14 @@ def _joined(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _not_finite(value: Any) -> str | None:
-    """The problem with a number that is infinite or NaN, anywhere in `value`."""
+def _out_of_range(value: Any) -> str | None:
+    """The problem with a number, anywhere in `value`, that is infinite, NaN, or more than torch can hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}: it must be a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "is a whole number of more than 63 bits"
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return next(filter(None, map(_not_finite, items)), None)
+    return next(filter(None, map(_out_of_range, items)), None)
 
 
 def _check_keys(node: Mapping[str, Any], known: Sequence[str], path: str) -> None:

@@ -143,7 +143,10 @@ def test_bases(mistake, tmp_path):
         ("lightning.callbacks.validation.params.monitor=foo", "one of subject_loss, drift, score, or null"),
         ("lightning.callbacks.validation.params.num_timesteps=0", "num_timesteps is 0: it must be"),
         ("lightning.callbacks.checkpoint.params.keep=-1", "keep is -1: it must be"),
-        ("lightning.callbacks.progress.target=ldm.data.datamodule.DreamBoothData", "is not a Callback"),
+        (
+            "lightning.callbacks.progress.target=ldm.data.datamodule.DreamBoothData",
+            "is not a kind of Callback",
+        ),
         (
             "model.params.learning_rate=nan",
             "learning_rate is 'nan': it must be a finite number of at least 0",
@@ -159,8 +162,15 @@ def test_bases(mistake, tmp_path):
         ("model.params.clip_skip=3", "clip_skip is 3: the text encoder of"),
         ("model.params.optimizer.params.betas=[0.9, 1.5]", "torch.optim.AdamW says: Invalid beta parameter"),
         ("model.params.optimizer.params.lr=abc", "lr is 'abc'"),
+        ("model.params.optimizer.target=ldm.data.images.Path", "is not a class of this project"),
+        ("model.params.optimizer.target=ldm.values.Must", "is not a kind of Optimizer"),
+        ("lightning.trainer.limit_train_batches=abc", "limit_train_batches is 'abc'"),
+        (f"lightning.trainer.max_steps={10**400}", "max_steps is a whole number of more than 63 bits"),
         ("model.params.optimizer=5", "optimizer is 5: it must be a target with its params"),
-        ("model.params.seed={target: torch.optim.SGD}", "model.params.seed is "),
+        (
+            "model.params.seed={target: torch.optim.SGD}",
+            "model.params.seed is a target: it must be a whole number",
+        ),
         ("model.params=5", "model.params is 5: it must be keys and values"),
         ("seed=abc", "seed is 'abc': it must be a whole number from 0"),
         ("data.params.size=[64]", "size is [64]: it must be"),

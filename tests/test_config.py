@@ -63,7 +63,9 @@ def test_misspelt_in_an_overlay_names_the_file(overlay):
         load_config([RECIPE, path])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "a: b: c\n"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1\n- 2\n", "a: b: c\n", "a: " + "[" * 10**5 + "]" * 10**5, "{a: " * 60 + "}" * 60]
+)
 def test_a_file_that_is_no_config(overlay, text):
     with pytest.raises(UserError, match=r"overlay\.yaml"):
         load_config([RECIPE, overlay(text)])
