@@ -127,6 +127,15 @@ def test_a_full_disk_in_the_final_save_keeps_what_exists(train, tmp_path, monkey
     assert len(read_rows(run / "metrics.jsonl")) == 10
 
 
+def test_a_full_disk_before_the_first_checkpoint_promises_none(train, monkeypatch, capsys):
+    at_call(monkeypatch, DreamBooth, "training_step", {2}, lambda: limit(100_000))
+    try:
+        train(*QUICK, NO_VALIDATION, "lightning.trainer.max_steps=2", expect=2)
+    finally:
+        limit(resource.RLIM_INFINITY)
+    assert "there is no checkpoint yet" in capsys.readouterr().err
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 12 MB."""

@@ -171,3 +171,24 @@ def test_two_processes_skip_together(tiny_config, tmp_path):
     assert state(run)["callbacks"]["SkipNonFinite"]["counts"].tolist() == [1, 0]
     losses = {row["step"]: row["loss"] for row in read_rows(run / "metrics.jsonl")}
     assert [step for step, loss in losses.items() if loss != loss] == [3]
+
+
+def test_a_run_that_skipped_every_update_has_learnt_nothing_and_says_so(train, monkeypatch, capsys):
+    spoil(monkeypatch, range(1, 11))
+    run = train(*QUICK, "lightning.callbacks.validation=null", expect=2)
+    assert "all 10 updates were skipped" in capsys.readouterr().err
+    assert not (run / "model").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto finds a GPU")
+def test_fp16_without_a_gpu_is_fp16_and_a_run_that_was_bf16_is_not_gone_on_with_as_fp16(train, capsys):
+    """Lightning would train in bf16 without a scaler, and the checkpoint would say fp16."""
+    words = ("lightning.trainer.precision=16-mixed", "lightning.trainer.accelerator=auto")
+    run = train(*QUICK, *words, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=2")
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert content["MixedPrecision"]["scale"] > 0
+    del content["MixedPrecision"]  # what an earlier version left behind
+    torch.save(content, path)
+    assert resume(run, "lightning.trainer.max_steps=4") == 2
+    assert "precision" in capsys.readouterr().err
