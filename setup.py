@@ -17,6 +17,7 @@ setup(
         "wandb>=0.19",
         "pillow>=11.0",
         "numpy>=1.26",
+        "annotated-types>=0.7",
         "pydantic>=2.10",
         "safetensors>=0.5",
         "tqdm>=4.66",
