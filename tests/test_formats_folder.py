@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from ldm.errors import UserError
 from ldm.formats import fingerprint as fingerprints
 from ldm.formats import hub
-from ldm.formats.base import fingerprint, load_base
+from ldm.formats.base import fingerprint, load_base, load_vae
 from ldm.formats.described import read_json
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.modules import COMPONENTS
@@ -270,6 +270,18 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(tmp_path, monkeypa
     with pytest.raises(UserError, match="config.json is missing"):
         load_base("owner/name")
     assert "text_encoder/pytorch_model.bin" in calls[2]["allow_patterns"]
+
+
+def test_a_vae_in_a_repository_of_its_own_is_found_at_its_top(tiny, base, monkeypatch):
+    """As in stabilityai/sd-vae-ft-mse: no folders, no model_index.json."""
+    calls = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(tiny / "vae")
+    )
+    loaded = load_vae("owner/vae").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in weights(base, "vae").items())
+    patterns = [pattern for call in calls for pattern in call["allow_patterns"]]
+    assert {"config.json", "diffusion_pytorch_model.safetensors"} <= set(patterns)
 
 
 def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_fetched(folder, monkeypatch):

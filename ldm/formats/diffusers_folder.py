@@ -125,6 +125,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(str(own), local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise UserError(f"{own} holds no readable CLIP tokenizer: {error}".splitlines()[0]) from None
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise UserError(f"{own}/tokenizer_config.json: model_max_length must be a number")
     if tokenizer.pad_token not in (tokenizer.bos_token, tokenizer.eos_token):
         # SD 2.x pads with "!", which transformers would then read as padding in a prompt too. OpenCLIP, which
         # trained these text encoders, reads an exclamation mark (id 256) and pads with 0; diffusers does not.

@@ -21,7 +21,7 @@ from ldm.formats.families import (
     READ_HERE,
     TOKENIZERS,
 )
-from ldm.values import Count, PositiveFloat
+from ldm.values import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
 
 ADVICE = f"give a text-to-image model of {READ_HERE}"
 
@@ -44,6 +44,16 @@ class UNetConfig(Content):
     cross_attention_dim: Count | list[Count] = 1280
     norm_num_groups: Count = 32
     norm_eps: PositiveFloat = 1e-5
+    mid_block_scale_factor: PositiveFloat = 1
+    resnet_out_scale_factor: PositiveFloat = 1
+    downsample_padding: Annotated[int, Ge(0), Le(1)] = 1
+    dropout: Probability = 0
+    freq_shift: NonNegativeFloat = 0
+    flip_sin_to_cos: bool = True
+    center_input_sample: Literal[False] = False
+    upcast_attention: bool | None = False
+    use_linear_projection: bool | None = False
+    attention_type: Literal["default"] = "default"
 
 
 class VaeConfig(Content):
@@ -71,6 +81,8 @@ class TextEncoderConfig(Content):
     num_attention_heads: Count
     max_position_embeddings: Annotated[int, Ge(3)]
     layer_norm_eps: PositiveFloat = 1e-5
+    attention_dropout: Probability = 0
+    eos_token_id: NonNegativeInt = 49407
     hidden_act: str = "quick_gelu"
 
     @field_validator("hidden_act")
