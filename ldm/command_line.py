@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm.errors import EXIT_USER_ERROR, printable
@@ -92,3 +93,12 @@ def truth(word: str) -> bool:
     if word.lower() in ("false", "no", "0", "f", "n"):
         return False
     raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
+
+
+def take_back_overrides(options: argparse.Namespace, *names: str) -> None:
+    """Move words `key.sub=value` to `overrides` from options that take lists: argparse gives these all words after."""
+    for name in names:
+        words = getattr(options, name) or []
+        taken = [str(word) for word in words if "=" in str(word) and not Path(word).exists()]
+        setattr(options, name, [word for word in words if str(word) not in taken])
+        options.overrides = [*taken, *options.overrides]

@@ -9,9 +9,9 @@ import pytest
 
 from ldm.data.images import image_files
 from ldm.errors import UserError
+from ldm.evaluation import benchmark_run, benchmark_tasks
 from ldm.evaluation.benchmark import means, read_dataset, wrong_noun
 from ldm.world.drawing import World
-from scripts import benchmark_quality
 from scripts.benchmark_quality import main
 from tests.test_report import Page
 from tests.tiny_features import tiny_features
@@ -49,8 +49,8 @@ def pretend(monkeypatch):
             task.result.write_text(json.dumps(measured(0.1 * len(commands))))
         return True
 
-    monkeypatch.setattr(benchmark_quality, "child", child)
-    monkeypatch.setattr(benchmark_quality, "listen", lambda: None)
+    monkeypatch.setattr(benchmark_tasks, "child", child)
+    monkeypatch.setattr(benchmark_run, "listen", lambda: None)
     return commands
 
 
@@ -126,13 +126,22 @@ def test_other_settings_take_another_folder(pretend, tmp_path, capsys):
     assert "another overrides" in capsys.readouterr().err
 
 
+def test_the_base_is_measured_as_the_trainings_read_it(pretend, tmp_path):
+    words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "base", "--trust", "my_package"]
+    words += ["data.params.hold_out=2", "model.params.use_ema=false", "model.params.vae=some/vae"]
+    assert main(words) == 0
+    said = " ".join(pretend[0])
+    for part in ("--hold_out 2", "--no_ema", "--vae some/vae", "--trust my_package", "--ckpt assets/base"):
+        assert part in said
+
+
 def test_a_dataset_without_its_list_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"prompts_and_classes\.txt"):
         read_dataset(tmp_path)
 
 
 def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeypatch, tmp_path, capsys):
-    works = benchmark_quality.child
+    works = benchmark_tasks.child
 
     def child(script, words, task, claimed):
         if script == "main.py" and task.subject.name == "cat":
@@ -140,7 +149,7 @@ def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeyp
             return False
         return works(script, words, task, claimed)
 
-    monkeypatch.setattr(benchmark_quality, "child", child)
+    monkeypatch.setattr(benchmark_tasks, "child", child)
     assert main(["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--variants", "prior"]) == 1
     assert "failed: cat, DreamBooth: error: base nowhere: no such folder" in capsys.readouterr().err
     assert "| DreamBooth (1 subject) |" in (tmp_path / "table.md").read_text()

@@ -1,17 +1,25 @@
 """scripts/evaluate.py from the command line, on tiny models: honest, repeatable, resumable, one-line errors."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
 
 from ldm.concepts import PLACEHOLDER
 from ldm.config import load_settings
 from ldm.data.images import image_files
+from ldm.data.png import png_text
 from ldm.evaluation.protocol import fill_in, plan, prompt_set, without_identifier
 from ldm.evaluation.settings import EvaluationSettings
+from scripts import txt2img
 from scripts.evaluate import CONFIG, main
 from tests.tiny_features import tiny_features
 
@@ -117,6 +125,64 @@ def test_images_made_elsewhere_with_a_list(evaluate, tmp_path):
     (tmp_path / "made" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     _, folder = evaluate("--images", tmp_path / "made", "--real", DOG, "--class_word", "dog")
     assert {row["prompt"] for row in rows_of(folder)} == {"a dog"}
+
+
+def test_every_picture_can_be_drawn_again_and_says_how_its_base_was_read(tiny, evaluate, tmp_path):
+    words = ("--ckpt", tiny, "--real", DOG, "--class_word", "dog")
+    _, plain = evaluate(*words, out="plain")
+    _, folder = evaluate(*words, "--prediction_type", "v_prediction")
+    picture = folder / "subject" / "03-1.png"
+    assert png_text(picture)["prediction_type"] == "v_prediction"
+    assert pixels(picture) != pixels(plain / "subject" / "03-1.png")
+    again = tmp_path / "again"
+    assert txt2img.main(["--from-image", str(picture), "--outdir", str(again)]) == 0
+    ours, theirs = pixels(again / "samples" / "00000.png"), pixels(picture)
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 1
+
+
+def pixels(path: Path) -> bytes:
+    return Image.open(path).tobytes()
+
+
+def test_pictures_that_are_not_finite_are_not_scored(tiny, evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(
+        AutoencoderKL, "decode", lambda vae, latents: SimpleNamespace(sample=latents[:, :3] * torch.inf)
+    )
+    _, folder = evaluate("--ckpt", tiny, "--real", DOG, "--class_word", "dog", expect=2)
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "metrics.json").exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_was_drawn(tiny, evaluate, monkeypatch, capsys):
+    real, calls = Image.Image.save, []
+
+    def save(image, path, **options):
+        calls.append(path)
+        if len(calls) > 13:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(image, path, **options)
+
+    words = ("--ckpt", tiny, "--real", DOG, "--class_word", "dog")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        _, folder = evaluate(*words, expect=2)
+    assert "(No space left on device): free some space" in capsys.readouterr().err.splitlines()[-1]
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert len(kept) == 13
+    evaluate(*words)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+@pytest.mark.parametrize("place", ["file", "link", "/proc/nowhere", "half"])
+def test_a_folder_that_takes_nothing_is_told_first(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("link").symlink_to("gone")
+    Path("half").mkdir()
+    Path("half", "subject").write_text("mine")
+    assert main(["--ckpt", "nowhere", "--outdir", place]) == 2
+    assert f"error: {place}" in (said := capsys.readouterr().err)
+    assert "cannot be written to" in said
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
+from ldm.errors import UserError
 from ldm.formats.base import load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.families import FAMILIES
 from ldm.formats.modules import COMPONENTS
+from ldm.methods.export import card_path, refuse_taken
 from ldm.methods.load import load_for_sampling
 from ldm.methods.model_card import model_card
 from scripts import export, txt2img
@@ -111,7 +113,7 @@ def test_a_single_file_holds_what_was_trained_here_and_in_diffusers(runs, versio
     assert loaded.scheduler_config["prediction_type"] == trained.prediction_type
     folder = str(run / "model")
     equal(StableDiffusionPipeline.from_single_file(str(path), config=folder, local_files_only=True), trained)
-    assert {path.name for path in tmp_path.iterdir()} == {name, "dog.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.md"}
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             assert file.metadata()["modelspec.trigger_phrase"] == "sks dog"
@@ -143,7 +145,7 @@ def test_each_export_has_a_card(run, tmp_path, published):
     cards = [
         run / "model" / "README.md",  # training exports too
         exported(run, tmp_path / "model") / "README.md",
-        exported(run, tmp_path / "dog.safetensors").with_suffix(".md"),
+        card_path(exported(run, tmp_path / "dog.safetensors")),
     ]
     for card in cards:
         text = card.read_text()
@@ -165,10 +167,24 @@ def test_each_export_has_a_card(run, tmp_path, published):
         assert "data_root" not in text
 
 
+def test_a_ckpt_may_lie_beside_a_safetensors_file(tmp_path):
+    for path in (tmp_path / "dog.safetensors", card_path(tmp_path / "dog.safetensors")):
+        path.write_text("")
+    refuse_taken(tmp_path / "dog.ckpt")
+    with pytest.raises(UserError, match="exists already"):
+        refuse_taken(tmp_path / "dog.safetensors")
+
+
+def test_how_a_base_is_read_is_said_as_in_training(tiny, tmp_path):
+    """The same options in all scripts: here the prediction type of a base that does not say it."""
+    folder = exported(tiny, tmp_path / "model", "--prediction_type", "v_prediction")
+    assert load_base(folder).scheduler_config["prediction_type"] == "v_prediction"
+
+
 def test_an_exported_folder_can_be_exported_again(run, tmp_path, published):
     again = exported(run / "model", tmp_path / "dog.safetensors", "--dtype", "fp32")
     equal(load_base(again), load_for_sampling(run).model)
-    assert "a photo of a sks dog" in again.with_suffix(".md").read_text()
+    assert "a photo of a sks dog" in card_path(again).read_text()
 
 
 def test_a_plain_base_can_be_converted(tiny, tmp_path):
@@ -189,13 +205,18 @@ def refused(capsys, ckpt, out):
 def test_mistakes_end_in_one_line_and_write_nothing(tiny, tmp_path, capsys):
     target = tmp_path / "out" / "model"
     assert "not found" in refused(capsys, "nowhere", target)
-    assert "size" in refused(capsys, tiny, target.with_suffix(".safetensors"))
+    said = refused(capsys, tiny, target.with_suffix(".safetensors"))
+    assert "size" in said
+    assert f"a folder can: --out {target}\n" in said
     assert not target.parent.exists()
     taken = tmp_path / "taken"
     taken.mkdir()
     assert "taken exists already" in refused(capsys, tiny, taken)
-    (tmp_path / "dog.md").write_text("notes")
-    assert "dog.md exists already" in refused(capsys, tiny, tmp_path / "dog.ckpt")
+    (tmp_path / "dog.ckpt.md").write_text("notes")
+    assert "dog.ckpt.md exists already" in refused(capsys, tiny, tmp_path / "dog.ckpt")
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert "gone exists already" in refused(capsys, tiny, tmp_path / "gone")
+    assert "cannot be written to" in refused(capsys, tiny, "/proc/nowhere/model")
     broken = shutil.copytree(tiny, tmp_path / "broken")
     (broken / "unet" / "config.json").unlink()
     assert "config.json is missing" in refused(capsys, broken, target)

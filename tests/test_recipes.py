@@ -91,6 +91,10 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
     assert module.tuning.text_encoder_learning_rate == (0 if frozen else learning_rate)
     assert module.prior_loss_weight == 1
     assert config["lightning"]["trainer"]["max_steps"] == (800 if name == "ancestor" else 1000)
+    as_the_ancestor = {"flip_probability": 0.5, "gradient_clip_val": None, "use_ema": False}
+    found = {**config["model"]["params"], **config["data"]["params"], **config["lightning"]["trainer"]}
+    for key, value in as_the_ancestor.items():
+        assert (found[key] == value) == (name == "ancestor"), key
     optimizer = module.optimizer([torch.zeros(1, requires_grad=True)])
     assert type(optimizer).__name__ == ("AdamW8bit" if "low-memory" in overlays else "AdamW")
 

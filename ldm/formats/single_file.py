@@ -137,8 +137,9 @@ def prediction_of(path: Path, family: Family, said: str | None) -> str:
     said = said or family.prediction_type
     if said is None:
         raise UserError(
-            f"{path} is a {family.name} model that does not say what it predicts: set prediction_type to "
-            "v_prediction (768 px models) or epsilon (512 px), or put the model's .yaml beside it"
+            f"{path} is a {family.name} model that does not say what it predicts: set --prediction_type, or in a "
+            "training's config model.params.prediction_type, to v_prediction (768 px models) or epsilon (512 px), or "
+            "put the model's .yaml beside it"
         )
     return spelt_prediction_type(said, path)
 

@@ -1,0 +1,136 @@
+"""A quality benchmark from its list of tasks to its tables; several processes may share one list."""
+
+import json
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ldm.config import load_settings
+from ldm.errors import StoppedError, UserError, say
+from ldm.evaluation.benchmark import markdown, means, table_rows
+from ldm.evaluation.benchmark_page import benchmark_page
+from ldm.evaluation.benchmark_tasks import ABLATION, VARIANTS, Benchmark, Task, claim, do, last_line, plan
+from ldm.evaluation.settings import EvaluationSettings
+from ldm.files import PROJECT, check_writable, replacing
+
+
+def run(benchmark: Benchmark, only_table: bool = False) -> int:
+    """Work through the list until nothing on it is free, and write the table after every task; returns the exit code.
+
+    only_table: write the table of the results so far, and do nothing else.
+    Raises StoppedError where a signal ended it, with everything saved.
+    """
+    tasks = plan(benchmark)
+    failed: list[str] = []
+    if not only_table:
+        check_writable(benchmark.outdir)
+        check_settings(benchmark)
+        listen()
+        failed = work_through(tasks, benchmark)
+    for name in failed:
+        say(f"failed: {name}")
+    missing = [task for task in tasks if not task.result.is_file()]
+    if len(missing) < len(tasks):
+        print(write_table(tasks, benchmark))
+        print(benchmark.outdir / "benchmark.html")
+    if missing:
+        say(f"{len(missing)} of {len(tasks)} are still to do, or in work by other processes")
+    return 1 if failed else 0
+
+
+def check_settings(benchmark: Benchmark) -> None:
+    """One folder holds one benchmark: results of other settings must not end up in one table."""
+    settings = {
+        "data": str(benchmark.data.resolve()),
+        "base": [str(path.resolve()) for path in benchmark.base],
+        "config": [str(path.resolve()) for path in benchmark.config],
+        "evaluation": list(benchmark.evaluation),
+        "overrides": list(benchmark.overrides),
+    }
+    path = benchmark.outdir / "settings.json"
+    if path.is_file():
+        if (before := json.loads(path.read_text())) != settings:
+            key = next(key for key in settings if before.get(key) != settings[key])
+            raise UserError(f"{benchmark.outdir} holds a benchmark with another {key}: give another --outdir")
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1))
+
+
+def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:
+    """Do every task that is neither done nor claimed by another process; returns a line for each that failed.
+
+    Goes over the list until nothing is left to do: a task that another process gave up is free again.
+    """
+    failed: dict[Task, str] = {}
+    seconds: list[float] = []
+    found = True
+    while found:
+        found = False
+        for number, task in enumerate(tasks, start=1):
+            if task in failed or task.result.is_file() or (claimed := claim(task)) is None:
+                continue
+            with claimed:
+                if task.result.is_file():  # done between the two looks
+                    continue
+                found, start = True, time.monotonic()
+                print(f"[{number}/{len(tasks)}] {task.name}", flush=True)
+                if not do(task, benchmark, claimed):
+                    failed[task] = f"{task.name}: {last_line(task.log)} ({task.log})"
+                    continue
+            seconds.append(time.monotonic() - start)
+            write_table(tasks, benchmark)
+            print(f"    {seconds[-1]:.0f} s; {estimate(tasks, seconds)}", flush=True)
+    return list(failed.values())
+
+
+def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
+    """How many tasks are left, and how long they take at this pace with the present number of processes."""
+    left = [task for task in tasks if not task.result.is_file()]
+    if not left:
+        return "all are done"
+    taken = 0
+    for task in left:
+        if (probe := claim(task)) is None:
+            taken += 1
+        else:
+            probe.close()
+    minutes = len(left) * sum(seconds) / len(seconds) / (taken + 1) / 60
+    return f"{len(left)} left, about {minutes:.0f} min with {taken + 1} process{'es' if taken else ''}"
+
+
+def listen() -> None:
+    """SIGTERM and Ctrl-C let the running child save itself, then end this process."""
+
+    def stop(number: int, frame: Any) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)  # the second one ends it at once
+        raise StoppedError("stopped; the same command continues")
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
+
+
+def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
+    """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
+    done: dict[str, dict[str, Any]] = {variant: {} for variant in benchmark.variants}
+    for task in tasks:
+        if task.result.is_file():
+            done[task.variant][task.subject.name] = json.loads(task.result.read_text())
+    published = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings)["published"]
+    if not set(ABLATION) & set(benchmark.variants):
+        published = [row for row in published if row["table"] != 4]
+    variants = {variant: means(results) for variant, results in done.items()}
+    rows = table_rows(variants, VARIANTS, published)
+    div = next(result["networks"]["div"] for results in done.values() for result in results.values())
+    texts = {
+        "benchmark.json": json.dumps({"variants": variants}, indent=1) + "\n",
+        "table.md": markdown(rows, div),
+        "benchmark.html": benchmark_page(benchmark.outdir, rows, done, VARIANTS, variants),
+    }
+    for name, text in texts.items():
+        # Several processes may end at once.
+        with replacing(benchmark.outdir / name, sync=False, shared=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return texts["table.md"]

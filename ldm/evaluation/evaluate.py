@@ -1,0 +1,181 @@
+"""One evaluation, from the command line's wishes to its pages (`scripts/evaluate.py`)."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ldm.data.png import png_text
+from ldm.devices import choose_device, choose_dtype
+from ldm.diffusion.sampling import Sampling
+from ldm.errors import UserError
+from ldm.evaluation.features import load_networks
+from ldm.evaluation.folder import read_folder
+from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
+from ldm.evaluation.references import Subject, run_folder, subject_in_folder, subject_of_run
+from ldm.evaluation.results import table, write
+from ldm.evaluation.scores import Networks, score
+from ldm.files import PROJECT, check_writable, find
+from ldm.methods.draw import Drawing, Picture, batches, save_picture
+from ldm.methods.load import LoadedModel, load_for_sampling
+
+EMBEDDED_SIDE = 64
+"""Side of the embedded world's pictures, px."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be measured, and how. Of `ckpt` and `images` one is given."""
+
+    config: Mapping[str, Any]
+    """As `ldm.evaluation.settings.EvaluationSettings` describes it."""
+    ckpt: Path | None = None
+    """A run, a checkpoint, an exported model or a base, whose pictures are drawn here."""
+    images: Path | None = None
+    """A folder of pictures made elsewhere."""
+    class_images: Path | None = None
+    """With `images`: a folder of pictures of the bare class."""
+    real: Path | None = None
+    """Folder of the subject's photographs; None takes the run's."""
+    hold_out: int = 0
+    """Of the images in `real`: how many, the last, are scored by; 0 for all."""
+    class_word: str | None = None
+    """The subject's class noun; None takes the run's."""
+    identifier: str | None = None
+    """The word or words for the subject; None takes the run's."""
+    prompt_noun: str | None = None
+    """Noun of the prompts drawn from, '' for none; None takes the class word."""
+    outdir: Path | None = None
+    """None takes `evaluation` in the run, or `outputs/evaluation`."""
+    precision: str | None = None
+    device: str | None = None
+    base_options: Mapping[str, Any] = field(default_factory=dict)
+    """How a base is read, as `load_for_sampling` takes it."""
+    trust: Sequence[str] = ()
+    """Packages whose classes may be built."""
+
+    @property
+    def run(self) -> Path | None:
+        """The run that is measured, if it is one."""
+        return run_folder(find(self.ckpt)) if self.ckpt else None
+
+    @property
+    def out(self) -> Path:
+        """Where the result goes."""
+        return self.outdir or (self.run / "evaluation" if self.run else Path("outputs", "evaluation"))
+
+
+def evaluate(evaluation: Evaluation) -> str:
+    """Draw or find the images, score them, write the result; returns the table and where the page is."""
+    config, out = evaluation.config, evaluation.out
+    for folder in (out, out / "subject", out / "class"):
+        check_writable(folder)
+    device = choose_device(evaluation.device)
+    networks = Networks(*load_networks(config["networks"], device), config["networks"]["diversity"])
+    if evaluation.ckpt:
+        subject, items, about = drawn_images(evaluation, networks, device)
+    else:
+        subject, items, about = given_images(evaluation)
+    result, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
+    about |= {
+        "class_word": subject.class_word,
+        "prompts": prompt_set(config, subject.class_word) if evaluation.ckpt else "as given",
+        "sampling": config["sampling"] if evaluation.ckpt else None,
+        "real_images": {name: [path.name for path in paths] for name, paths in subject.references.items()},
+        "note": subject.note,
+    }
+    result = {"about": about, **result}
+    published = [row for row in config["published"] if row["table"] != 4]  # the ablation is the benchmark's
+    write(out, result, rows, next(iter(subject.references.values())), published)
+    return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
+
+
+def drawn_images(
+    evaluation: Evaluation, networks: Networks, device: torch.device
+) -> tuple[Subject, list[Item], dict[str, Any]]:
+    """Subject, the protocol's images drawn by `evaluation.ckpt`, and facts about the model."""
+    assert evaluation.ckpt is not None
+    loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)
+    loaded.identifier = evaluation.identifier or loaded.identifier
+    subject = find_subject(evaluation, loaded.class_word)
+    refuse_other_world(networks, loaded.model.native_size)
+    items = plan(
+        evaluation.config,
+        subject.class_word,
+        evaluation.out,
+        evaluation.prompt_noun,
+        learned=loaded.identifier is not None,
+    )
+    loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device))
+    draw(loaded, items, evaluation)
+    about = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
+    return subject, items, {**about, "identifier": loaded.identifier}
+
+
+def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str, Any]]:
+    """Subject, the images of `evaluation.images`, and facts about them."""
+    assert evaluation.images is not None
+    subject = find_subject(evaluation, None)
+    bare = fill_in(evaluation.config["class_prompt"], subject.class_word)
+    items = read_folder(evaluation.images, evaluation.identifier, evaluation.class_images, bare)
+    return subject, items, {"images": str(evaluation.images), "identifier": evaluation.identifier}
+
+
+def find_subject(evaluation: Evaluation, learned_class: str | None) -> Subject:
+    """The subject, from what was given, the model (`learned_class`) and the run, in this order."""
+    class_word = evaluation.class_word or learned_class
+    if evaluation.real:
+        return subject_in_folder(evaluation.real, evaluation.hold_out, evaluation.run, class_word)
+    return subject_of_run(evaluation.run, class_word)
+
+
+def refuse_other_world(networks: Networks, side: int) -> None:
+    """The embedded networks have seen the embedded world alone, and would measure nothing of photographs.
+
+    side: of the model's pictures, in pixels.
+    """
+    embedded = [
+        net for net in (networks.dino, networks.clip) if PROJECT / "assets" in net.folder.resolve().parents
+    ]
+    if embedded and side > 2 * EMBEDDED_SIDE:
+        raise UserError(
+            f"networks: {embedded[0].facts['network']} knows the embedded world alone, and this model draws"
+            f" {side} px; add --config configs/stable-diffusion/evaluation.yaml"
+        )
+
+
+def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> None:
+    """Draw those of `items` that are not there yet, as their PNGs say it; each is saved as it is drawn."""
+    settings, side = evaluation.config["sampling"], loaded.model.native_size
+    sampling = Sampling(settings["sampler"], settings["steps"], settings["guidance_scale"])
+    loaded.model.passes(sampling)
+    about = {"model": str(evaluation.ckpt), **evaluation.base_options}
+    drawing = Drawing(loaded, sampling, side, side, about)
+
+    def picture(item: Item) -> Picture:
+        assert item.seed is not None
+        return Picture(loaded.with_identifier(item.prompt), item.seed)
+
+    def facts(item: Item) -> dict[str, str]:
+        return {**drawing.facts(picture(item)), "kind": item.kind, "text": item.text}
+
+    missing = [
+        item for item in items if not (item.path.is_file() and is_same(png_text(item.path), facts(item)))
+    ]
+    done = len(items) - len(missing)
+    with tqdm(total=len(items), initial=done, desc="sampling", unit="image", file=sys.stderr) as bar:
+        for batch in batches(missing, settings["batch_size"]):
+            for item, image in zip(batch, drawing.draw([picture(item) for item in batch]), strict=True):
+                save_picture(image, item.path, facts(item))
+            bar.update(len(batch))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the networks that measure
+
+
+def is_same(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a picture was drawn as it would be now; a model that was moved is still the same."""
+    return {**found, "model": ""} == {**wanted, "model": ""}

@@ -1,0 +1,52 @@
+"""What an evaluation leaves: metrics.json, images.csv, report.html, and a table for the terminal."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.evaluation.metrics import METRICS, PAPER_METRICS
+from ldm.evaluation.report import report
+from ldm.evaluation.scores import FACTS, Row
+from ldm.files import replacing
+
+
+def write(
+    out: Path,
+    result: Mapping[str, Any],
+    rows: Sequence[Row],
+    real: Sequence[Path],
+    published: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the three files into `out`. Raises UserError where one cannot be written.
+
+    An empty cell of images.csv was not measured of this kind of image. metrics.json comes last: where it is, the
+    others are too.
+    """
+    try:
+        with replacing(out / "images.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*FACTS, *METRICS])
+            writer.writeheader()
+            writer.writerows(row.cells() for row in rows)
+        with replacing(out / "report.html") as path:
+            path.write_text(report(result, rows, out, real, published), encoding="utf-8")
+        with replacing(out / "metrics.json") as path:
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the result cannot be written to {out} ({error})") from error
+
+
+def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+    """The metrics beside the paper's, as text."""
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        ("this evaluation", {key: result["metrics"][key]["value"] for key in PAPER_METRICS}),
+        ("real images", {key: result["real"][key]["value"] for key in result["real"]}),
+        *((f"paper, table {row['table']}: {row['name']}", row) for row in published),
+    ]
+    lines = [f"{'':52}" + "".join(f"{metric.title:>8}" for metric in PAPER_METRICS.values())]
+    for name, values in rows:
+        cells = ["" if values.get(key) is None else f"{values[key]:.3f}" for key in PAPER_METRICS]
+        lines.append(f"{name:52}" + "".join(f"{cell:>8}" for cell in cells))
+    return "\n".join([*lines, f"DIV: {result['networks']['div']}; the paper's is LPIPS"])

@@ -1,0 +1,61 @@
+"""A trained model for other tools: a folder in diffusers' layout, or a single file in CompVis' layout."""
+
+from pathlib import Path
+
+import torch
+
+from ldm.errors import UserError
+from ldm.files import check_writable, replacing
+from ldm.formats.components import Components
+from ldm.formats.single_file import published_family, save_single_file
+from ldm.methods.load import LoadedModel
+from ldm.methods.model_card import card_of
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+
+
+def card_path(out: Path) -> Path:
+    """Where the model card of `out` lies: in a folder, or beside a file, whose whole name it keeps."""
+    return out.with_name(f"{out.name}.md") if out.suffix in SINGLE_FILES else out / "README.md"
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise UserError where `out` or its card exists already, or where nothing can be written there."""
+    for path in (out, card_path(out)):
+        if path.exists() or path.is_symlink():
+            raise UserError(f"--out: {path} exists already; choose another name, or move it away")
+    check_writable(out.absolute().parent)
+
+
+def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
+    """Write the model and its card; `out` names a new folder, or a new file in .safetensors or .ckpt.
+
+    Raises UserError for a single file of a model that other tools could not read from one.
+    """
+    if out.suffix in SINGLE_FILES:
+        components = loaded.model.components()
+        refuse_other_sizes(components, out)
+        save_single_file(components, out, dtype, facts(loaded))
+        with replacing(card_path(out)) as path:
+            path.write_text(card_of(loaded), encoding="utf-8")
+    else:
+        subject = {"identifier": loaded.identifier, "class_word": loaded.class_word, "step": loaded.step}
+        known = {key: value for key, value in subject.items() if value is not None}
+        loaded.model.save(out, dtype, known, card_of(loaded))
+
+
+def refuse_other_sizes(components: Components, out: Path) -> None:
+    """Other tools assume Stable Diffusion's sizes and vocabulary for a single file, which states neither."""
+    if published_family(components) is None:
+        raise UserError(
+            f"--out {out}: this model is not of Stable Diffusion 1.x's or 2.x's size, and a single file cannot say so;"
+            f" a folder can: --out {out.with_suffix('')}"
+        )
+
+
+def facts(loaded: LoadedModel) -> dict[str, str]:
+    """Metadata of the subject for a safetensors file, in the terms of ModelSpec 1.0.0."""
+    if not loaded.identifier:
+        return {}
+    subject = f"{loaded.identifier} {loaded.class_word or ''}".strip()
+    return {"modelspec.title": subject, "modelspec.trigger_phrase": subject}
