@@ -5,9 +5,8 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from ldm.command_line import Parser, add_trust, truth
+from ldm.command_line import Parser, add_trust, take_back_overrides, truth
 from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_USER_ERROR, exit_code_of, say
 from ldm.values import Seed, option
 
@@ -123,9 +122,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
     options = parser.parse_with_free_words(argv, HINTS)
-    free = [word for word in options.base if "=" in word and not Path(word).exists()]
-    options.base = [word for word in options.base if word not in free]
-    options.overrides = free + options.overrides
+    take_back_overrides(options, "base")
     for word in options.overrides:
         if word.lower() in ("true", "false"):
             parser.error(f"'{word}': switches such as --scale_lr take no value; leave them out for false")
