@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -19,6 +18,8 @@ from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, state
 
 TWO = (*QUICK, "lightning.trainer.devices=2", "data.params.batch_size=1", "lightning.trainer.max_steps=3")
+SLOWEST = 300
+"""Seconds after which a process hangs: gloo would wait half an hour for another one."""
 AT_ONCE = (
     "import sys; from ldm.training import launch; launch.NOTICE_AFTER = 0.0;"
     "from main import main; sys.exit(main(sys.argv[1:]))"
@@ -63,7 +64,7 @@ def srun(*words: str, ranks=(0, 1), program=("main.py",)) -> list[subprocess.Pop
 def ends_of(processes) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
     try:
-        told = [process.communicate(timeout=120) for process in processes]
+        told = [process.communicate(timeout=SLOWEST) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -101,13 +102,11 @@ def test_two_tasks_of_srun_train_one_run(run):
 
 def test_a_mistake_that_only_the_first_finds_ends_both(run, words):
     """The folder is there already: known to rank 0 alone, while the other waits for it."""
-    start = time.monotonic()
     (code, _, told), (other_code, _, other_told) = ends_of(srun(*words))
     assert (code, other_code) == (2, 2), told + other_told
     assert told.count("error: ") == 1
     assert "exists: give another --name" in told
     assert "error: " not in other_told  # said once
-    assert time.monotonic() - start < 100
 
 
 def test_a_mistake_that_all_find_is_said_once(words):
