@@ -188,6 +188,13 @@ def test_values_that_cannot_be(mistake, word, message):
 
 def test_options_that_cannot_be(mistake):
     assert "class_word is '{x}': it must be a noun" in mistake("--class_word", "{x}")
+    for train in ("false", "true"):
+        for option in ("--name", "--postfix"):
+            told = mistake(option, "n" * 300, "-t", train)
+            assert (
+                "it must be a plain folder name: no slashes, not '..', 255 bytes at most; give another"
+                in told
+            )
 
 
 def test_an_option_is_text_as_it_was_typed(tmp_path, tiny_config, capsys):

@@ -117,12 +117,17 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
 def find_origin(config: Mapping[str, Any], options: argparse.Namespace, held: contextlib.ExitStack) -> Origin:
     """The new run's folder, not made yet; or the resumed run's, which `held` then keeps locked, and its state."""
     if not options.resume:
-        subject = config["data"].get("params", {}).get("data_root")
-        name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
-        return Origin(run_folder.new_folder(options.logdir, name), resumed=False)
+        return Origin(new_folder(config, options), resumed=False)
     folder = run_folder.folder_of(Path(options.resume))
     held.enter_context(run_folder.lock(folder))
     return Origin(folder, True, *resume.state_of(Path(options.resume)))
+
+
+def new_folder(config: Mapping[str, Any], options: argparse.Namespace) -> Path:
+    """The place of a new run's folder; raises UserError where none can be made."""
+    subject = config["data"].get("params", {}).get("data_root")
+    name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
+    return run_folder.new_folder(options.logdir, name)
 
 
 def refuse_changes(origin: Origin, parts: Parts, options: argparse.Namespace) -> resume.Changes:
@@ -352,6 +357,8 @@ def finish(folder: Path, parts: Parts) -> None:
 
 def check(config: dict[str, Any], options: argparse.Namespace, launch: Launch) -> int:
     """`--train false`: build everything, and say what the run would do and take."""
+    if not options.resume:
+        new_folder(config, options)
     with tempfile.TemporaryDirectory() as folder:
         parts = build(config, Path(folder), options.trust, launch=launch)
         if launch.is_first:

@@ -19,6 +19,7 @@ from ldm.config import save_config
 from ldm.errors import UserError
 from ldm.files import PROJECT, no_link, refuse_links, replacing
 from ldm.formats.checkpoint_files import CONFIG
+from ldm.values import FolderName, problem_with
 
 PACKAGES = (
     "torch",
@@ -41,7 +42,9 @@ def run_name(data_root: str | Path | None, name: str, postfix: str) -> str:
 
 
 def new_folder(logdir: str | Path, name: str) -> Path:
-    """The place of a new run, not made yet; raises UserError where one of that name exists."""
+    """The place of a new run, not made yet; raises UserError where one of that name exists, or none can."""
+    if problem := problem_with(name, FolderName):
+        raise UserError(f"the run's name {problem}; give another --name or --postfix")
     folder = Path(logdir) / name
     try:
         exists = folder.exists()
