@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,10 @@ class StoppedError(Exception):
 def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
     """Exit code of `act(*arguments)`: what it returns, and 0 for None.
 
-    What a user can mend, a full disk and a stop become one line on stderr and the exit code that stands for it.
+    What a user can mend, a full disk and a stop become one line on stderr and the exit code that stands for it; so
+    does each warning, without an exit code.
     """
+    before, warnings.showwarning = warnings.showwarning, lambda message, *_: say(f"warning: {message}")
     try:
         return act(*arguments) or 0
     except UserError as error:
@@ -48,11 +51,16 @@ def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
             raise
         say(f"error: {error}: free some space and start it again")
         return EXIT_USER_ERROR
+    finally:
+        warnings.showwarning = before
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print(printable(line), file=sys.stderr)
+    """One line on stderr; where progress bars are drawn, above them and not in their middle."""
+    if tqdm := sys.modules.get("tqdm"):
+        tqdm.tqdm.write(printable(line), file=sys.stderr)
+    else:
+        print(printable(line), file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """What reaches the terminal, and the exit code a shell sees."""
 
 import errno
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,8 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
     assert stop.value.code == 2
     line = r"error: argument --count: invalid int value: '\x1b[2J'; see x.py --help"
     assert capsys.readouterr().err.replace(r"\\", "\\") == line + "\n"
+
+
+def test_warnings_are_one_line_too(capsys):
+    assert exit_code_of(lambda: warnings.warn("image \x1b[2J.png is small", stacklevel=1)) == 0
+    assert capsys.readouterr().err == r"warning: image \x1b[2J.png is small" + "\n"

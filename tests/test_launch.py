@@ -171,7 +171,7 @@ def test_what_lightning_started(launched):
     launch = launched({FOLDER_VARIABLE: '["logs/run", 7]', "LOCAL_RANK": "1"})
     assert launch.by_lightning
     assert not launch.is_first
-    with launch.told(None, None) as (folder, step):
+    with launch.shared(None, None) as (folder, step):
         assert (str(folder), step) == ("logs/run", 7)
 
 

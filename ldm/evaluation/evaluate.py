@@ -16,10 +16,11 @@ from ldm.errors import UserError
 from ldm.evaluation.features import load_networks
 from ldm.evaluation.folder import read_folder
 from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
-from ldm.evaluation.references import Subject, run_folder, subject_in_folder, subject_of_run
+from ldm.evaluation.references import Subject, subject_in_folder, subject_of_run
 from ldm.evaluation.results import table, write
 from ldm.evaluation.scores import Networks, score
 from ldm.files import PROJECT, check_writable, find
+from ldm.formats.checkpoint_files import run_of
 from ldm.methods.draw import Drawing, Picture, batches, save_picture
 from ldm.methods.load import LoadedModel, load_for_sampling
 
@@ -61,7 +62,7 @@ class Evaluation:
     @property
     def run(self) -> Path | None:
         """The run that is measured, if it is one."""
-        return run_folder(find(self.ckpt)) if self.ckpt else None
+        return run_of(find(self.ckpt)) if self.ckpt else None
 
     @property
     def out(self) -> Path:

@@ -63,11 +63,6 @@ def subject_in_folder(real: Path, hold_out: int, run: Path | None, class_word: s
     return Subject(class_word, {"given": files}, f"fidelity is against the {len(files)} images of {real}")
 
 
-def run_folder(path: Path) -> Path | None:
-    """The run that `path` (itself, one of its checkpoints, or its exported model) belongs to, if any."""
-    return next((folder for folder in [path, *path.parents[:2]] if (folder / CONFIG).is_file()), None)
-
-
 def _data_settings(run: Path | None) -> dict[str, Any]:
     settings: dict[str, Any] = read_plain(run / CONFIG)["data"]["params"] if run else {}
     return settings

@@ -31,9 +31,9 @@ class AtomicCheckpointIO(CheckpointIO):
     rather than raised: the other processes already wait at Lightning's barrier behind the save.
     """
 
-    def __init__(self, stamp: Mapping[str, Any]):
-        """stamp: plain values put into every file, such as the run's config."""
-        self.stamp = dict(stamp)
+    def __init__(self, facts: Mapping[str, Any]):
+        """facts: plain values put into every file, such as the run's config."""
+        self.facts = dict(facts)
         self.problem: str | None = None
         self.fatal = False
 
@@ -47,7 +47,7 @@ class AtomicCheckpointIO(CheckpointIO):
             return
         try:
             with replacing(path) as temporary, open(temporary, "wb") as file:
-                torch.save({**checkpoint, **self.stamp}, file)
+                torch.save({**checkpoint, **self.facts}, file)
         except (OSError, RuntimeError) as error:
             # torch raises a RuntimeError over the OSError that says what happened.
             reason = getattr(error.__context__ or error, "strerror", None) or str(error).splitlines()[0]

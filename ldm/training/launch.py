@@ -103,7 +103,7 @@ class Launch:
         return processes.agreed(act, *arguments) if self.is_first else processes.agreed(lambda: None)
 
     @contextlib.contextmanager
-    def told(self, folder: Path | None, step: int | None) -> Iterator[tuple[Path, int | None]]:
+    def shared(self, folder: Path | None, step: int | None) -> Iterator[tuple[Path, int | None]]:
         """The first process's `folder` and `step`, on every process."""
         if self.from_outside:
             yield processes.interruptible(processes.gather, (folder, step))[0]

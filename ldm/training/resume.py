@@ -84,7 +84,11 @@ def changes_since(
 def refuse(changes: Changes, run: Path, accept: bool) -> None:
     """Raise UserError for `changes`, unless they are accepted now or were at an earlier start of the run."""
     for accepted in accepted_before(run):
-        changes = {key: pair for key, pair in changes.items() if accepted.get(key) != pair[1]}
+        changes = {
+            key: [then, now]
+            for key, (then, now) in changes.items()
+            if key not in accepted or accepted[key] != now
+        }
     if not changes:
         return
     listed = "; ".join(f"{key} was {then}, now {now}" for key, (then, now) in changes.items())

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -18,7 +17,6 @@ import diffusers
 import pytorch_lightning as pl
 import transformers
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from tqdm import tqdm
 
 from ldm import config as configs
 from ldm import processes
@@ -103,7 +101,7 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
             return agreed(check, config, options, launch)
         origin = launch.lead(find_origin, config, options, held)
         chosen = (origin.folder, origin.step) if origin else (None, None)
-        folder, step = held.enter_context(launch.told(*chosen))
+        folder, step = held.enter_context(launch.shared(*chosen))
         parts = agreed(build, config, folder, options.trust, signals, launch)
         changes = launch.lead(refuse_changes, origin, parts, options)
         if is_finished(step, folder, parts):
@@ -271,8 +269,8 @@ def build(
     for callback in callbacks:
         if hasattr(callback, "check"):
             callback.check(model)
-    io.stamp["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    io.stamp["data_fingerprint"] = getattr(data, "fingerprint", None)
+    io.facts["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    io.facts["data_fingerprint"] = getattr(data, "fingerprint", None)
     return Parts(data, model, trainer)
 
 
@@ -302,7 +300,7 @@ def build_trainer(
 
 def carried(parts: Parts) -> dict[str, Any]:
     """What every checkpoint of this start carries beside its state: config, fingerprints."""
-    facts = dict(parts.trainer.strategy.checkpoint_io.stamp)
+    facts = dict(parts.trainer.strategy.checkpoint_io.facts)
     parts.model.on_save_checkpoint(facts)
     return facts
 
@@ -372,7 +370,6 @@ def quiet() -> None:
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.showwarning = lambda message, category, *_: warn(str(message))
     for pattern in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
@@ -380,8 +377,3 @@ def quiet() -> None:
     ):
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def warn(message: str) -> None:
-    """A warning as one line on stderr; through tqdm, so that it does not end up in the middle of a progress bar."""
-    tqdm.write(f"warning: {printable(message)}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""The command line of main.py: what it takes, what it hints at, and that it works from any folder."""
+
+import shutil
+
+import pytest
+import yaml
+
+from main import main, parse
+from tests.conftest import PROJECT
+from tests.runs import QUICK, resume
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J"
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused(*words)` expects exit code 2 while the words are read, and returns the one line on stderr."""
+
+    def read(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            parse(words)
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+        return told
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--max_steps", "800"), "use lightning.trainer.max_steps=800"),
+        (("--max_steps=800",), "use lightning.trainer.max_steps=800"),
+        (("--max_steps",), "use lightning.trainer.max_steps=VALUE"),
+        (("--accelerator", "ddp", "-t"), "use lightning.trainer.accelerator=ddp"),
+        (("--precision", "16"), "use lightning.trainer.precision=16-mixed"),
+        (("--max_epochs", "4"), "use lightning.trainer.max_steps=4; a run is counted in optimizer steps"),
+        (("-p", "project"), "use --logdir or --name"),
+        (("--init_word", "dog"), "use --class_word"),
+        (("--placeholder_string", "*"), "use model.params.identifier=WORD"),
+        (("--scale_lr", "false"), "switches such as --scale_lr take no value; leave them out for false"),
+        (("--clas_word", "dog"), "unknown option --clas_word; did you mean --class_word?"),
+        (("-t", "maybe"), "'maybe' is neither true nor false"),
+        (("--seed",), "argument -s/--seed: expected one argument"),
+        (("learning_rate",), "'learning_rate' is no option, and no config key to change, key.sub=value"),
+        ((f"--{ESCAPES}",), r"unknown option --\x1b]0;owned\x07\x1b[2J"),
+    ],
+)
+def test_options_that_are_not_taken(refused, words, hint):
+    assert hint in refused(*words, "-b", "configs/dreambooth.yaml")
+
+
+def test_overrides_may_stand_anywhere():
+    options = parse(
+        ["a.b=1", "-b", "configs/dreambooth.yaml", "c=2", "-t", "false", "--scale_lr", "d.e=[1, 2]"]
+    )
+    assert options.base == ["configs/dreambooth.yaml"]
+    assert options.overrides == ["c=2", "a.b=1", "d.e=[1, 2]"]
+    assert options.scale_lr
+    assert not options.train
+
+
+@pytest.mark.parametrize("words", [("--data_root", ESCAPES), ("-b", ESCAPES), ("--resume", ESCAPES)])
+def test_names_of_files_do_not_reach_the_terminal_as_they_are(tiny_config, capsys, words):
+    base = () if "--resume" in words else ("-b", "configs/dreambooth.yaml", str(tiny_config))
+    assert main([*base, *words]) == 2
+    told = capsys.readouterr().err
+    assert r"\x1b[2J" in told
+    assert "\x1b" not in told
+    assert told.count("\n") == 1
+
+
+def test_from_any_folder(tiny_config, tmp_path, monkeypatch):
+    """Configs and images of the project by their names in it; those of the working folder, on a resume too."""
+    place, other = tmp_path / "place", tmp_path / "other"
+    place.mkdir()
+    other.mkdir()
+    monkeypatch.chdir(place)
+    words = ["-b", "configs/dreambooth.yaml", str(tiny_config), "-n", "a", *QUICK]
+    words += ["lightning.callbacks.validation=null", "lightning.trainer.max_steps=1"]
+    assert main([*words, "-t", "false"]) == 0  # the project's images
+    shutil.copytree(PROJECT / "assets" / "subject" / "dog", place / "photos")
+    assert main([*words, "--data_root", "photos"]) == 0
+    run = next((place / "logs").iterdir())
+    data = yaml.safe_load((run / "configs" / "config.yaml").read_text())["data"]["params"]
+    assert data["data_root"] == str(place / "photos")
+    monkeypatch.chdir(other)
+    assert resume(run, "lightning.trainer.max_steps=2") == 0
+    assert not list(other.iterdir())
