@@ -293,11 +293,19 @@ WRONG_SETTINGS = [
         "num_train_timesteps is 100000000000",
     ),
     ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
-    ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "it has a text_encoder_2"),
+    (
+        "model_index.json",
+        {"text_encoder_2": ["transformers", "CLIPTextModel"]},
+        "its text_encoder_2 is of class",
+    ),
     ("model_index.json", {"_class_name": "Flux", "transformer": ["diffusers", "X"]}, "is a FLUX model"),
-    ("model_index.json", {"image_encoder": ["transformers", "CLIPVisionModel"]}, "it has a image_encoder"),
+    (
+        "model_index.json",
+        {"image_encoder": ["transformers", "CLIPVisionModel"]},
+        "its image_encoder is of class",
+    ),
     ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderModel"),
-    ("model_index.json", {"unet": ["os", "system"]}, "it has a unet, system"),
+    ("model_index.json", {"unet": ["os", "system"]}, "its unet is of class system"),
     ("dreambooth.json", {"identifier": 5}, "identifier is 5"),
     ("dreambooth.json", {"step": "1"}, "step is '1'"),
 ]

@@ -80,6 +80,9 @@ OTHER_PIPELINES = {
 }
 """What a folder with other parts is, by a word in the pipeline class that its `model_index.json` names."""
 
+OTHER_SCHEDULERS = ("EDM", "Flow")
+"""Words in the names of diffusers' schedulers that have no betas, whose models noise differently."""
+
 OTHER_INPUT_CHANNELS = {
     5: "a depth model",
     7: "an upscaling model",

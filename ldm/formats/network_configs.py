@@ -17,6 +17,7 @@ from ldm.formats.families import (
     NOT_NEEDED,
     OTHER_INPUT_CHANNELS,
     OTHER_PIPELINES,
+    OTHER_SCHEDULERS,
     OTHER_UNET_INPUTS,
     READ_HERE,
     TOKENIZERS,
@@ -130,7 +131,9 @@ class SchedulerConfig(Content):
     @field_validator("class_name")
     @classmethod
     def _is_a_scheduler(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9]{1,60}Scheduler", name) or "Flow" in name:
+        if not re.fullmatch(r"[A-Za-z0-9]{1,60}Scheduler", name) or any(
+            word in name for word in OTHER_SCHEDULERS
+        ):
             raise ValueError("it must be a scheduler of diffusers with betas, such as DDIMScheduler")
         return name
 
@@ -237,7 +240,9 @@ def refuse_other_pipelines(folder: Path) -> None:
             continue
         pipeline = str(index.get("_class_name"))
         kind = next((kind for word, kind in OTHER_PIPELINES.items() if word in pipeline), f"a {pipeline}")
-        raise UserError(f"{folder} is {kind} (it has a {name}, {', '.join(map(str, classes))}): {ADVICE}")
+        raise UserError(
+            f"{folder} is {kind} (its {name} is of class {', '.join(map(str, classes))}): {ADVICE}"
+        )
 
 
 def spelt_prediction_type(said: str, source: str | Path) -> str:
