@@ -40,7 +40,7 @@ def test_a_folder_whose_first_record_cannot_be_written_is_not_left_behind(tmp_pa
 
 
 def test_a_name_that_no_file_system_takes(tmp_path):
-    with pytest.raises(UserError, match="File name too long; give another --name"):
+    with pytest.raises(UserError, match="255 bytes at most; give another --name"):
         run_folder.new_folder(tmp_path, "x" * 300)
 
 
