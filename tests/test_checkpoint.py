@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training import checkpoint as checkpoints
@@ -257,3 +258,11 @@ def test_rows_that_could_not_be_written_go_with_the_checkpoint(train, whole_rows
 @pytest.fixture
 def whole_rows(train):
     return (train(*QUICK, name="whole") / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "1"}', "null", "[" * 100_000, "\udcff"])
+def test_a_line_that_is_no_row_is_told_by_its_number(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line.encode("utf-8", "surrogateescape") + b'\n{"step": 2')
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 is no row"):
+        truncate_rows(path, 1)

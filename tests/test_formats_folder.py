@@ -191,7 +191,7 @@ def test_variants_are_taken_by_name_and_named_when_missing(base, folder):
     [
         (lambda f: shutil.rmtree(f / "unet"), "unet/config.json is missing"),
         (lambda f: (f / "vae" / "config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda f: (f / "vae" / "config.json").write_text("[]"), "no JSON object"),
+        (lambda f: (f / "vae" / "config.json").write_text("[]"), "a JSON object"),
         (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
         (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer holds no CLIP tokenizer"),
         (lambda f: os.truncate(f / "unet" / "diffusion_pytorch_model.safetensors", 5000), "cut short"),

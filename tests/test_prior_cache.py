@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ldm.data.prior import PriorBank
 from ldm.data.prior_cache import PriorCache
@@ -105,6 +105,27 @@ def test_a_damaged_chunk_is_drawn_and_kept_again(bank, tmp_path):
     third = bank("c")
     third.fill(range(8))
     assert not third.drawn
+
+
+NOTES = [
+    "[]",
+    "{}",
+    '{"settings": 5, "sha256": 1}',
+    '{"settings": "[", "sha256": ""}',
+    '{"settings": "[]"}',
+    "{",
+]
+
+
+@pytest.mark.parametrize("about", NOTES)
+def test_a_chunk_with_other_notes_is_drawn_again(bank, about):
+    first = bank("a")
+    first.fill(range(8))
+    for path in first.folder.glob("*.safetensors"):
+        save_file({"latents": latents_of(range(4))}, path, {"about": about})
+    again = bank("a", cache=None)
+    again.fill(range(8))
+    assert len(again.drawn) == 2
 
 
 def test_the_longest_unused_chunks_make_room(bank, tmp_path):

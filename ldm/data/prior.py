@@ -171,14 +171,15 @@ class PriorBank:
             )
 
     def _read(self, chunk: int) -> Tensor | None:
+        """The latents of a chunk's file; None where it is missing, damaged, or of other settings."""
         try:
             with safe_open(self._path(chunk), framework="pt") as file:
                 about, latents = json.loads((file.metadata() or {})["about"]), file.get_tensor("latents")
-        except (OSError, SafetensorError, KeyError, ValueError):
+            same = _without_count(about["settings"]) == _without_count(self.settings)
+            sound = same and about["sha256"] == _digest(latents)
+            return latents if sound and len(latents) == len(self._numbers(chunk)) else None
+        except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
             return None
-        same = _without_count(about["settings"]) == _without_count(self.settings)
-        sound = same and about["sha256"] == _digest(latents)
-        return latents if sound and len(latents) == len(self._numbers(chunk)) else None
 
 
 def _without_count(settings: str) -> dict[str, Any]:

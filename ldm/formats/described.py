@@ -35,10 +35,10 @@ def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         more = f" (and {len(others)} more)" if others else ""
-        raise UserError(f"{source}: {_told(first)}{more}") from None
+        raise UserError(f"{source}: {_phrase(first)}{more}") from None
 
 
-def _told(error: ErrorDetails) -> str:
+def _phrase(error: ErrorDetails) -> str:
     """One of pydantic's errors as a phrase."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":

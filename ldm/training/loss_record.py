@@ -36,11 +36,24 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last line that was cut short is left out."""
+    """The rows of a file of JSON lines; a last line that was cut short is left out.
+
+    Raises UserError for a line that is no row: an object with its step.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(errors="replace").split("\n")[:-1]
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise UserError(f"{where} is no row of a loss record: mend or remove it")
+    return row
 
 
 def truncate_rows(path: Path, last_step: int) -> None:
