@@ -82,5 +82,5 @@ def next_path(folder: Path, pattern: str) -> Path:
     """The first path in `folder` whose number is above all that exist; pattern: such as "{:05d}.png"."""
     head, tail = pattern.split("{", 1)[0], pattern.rsplit("}", 1)[1]
     names = [path.name for path in folder.glob(f"{head}*{tail}")]
-    numbers = [int(n) for name in names if (n := name[len(head) : len(name) - len(tail)]).isdigit()]
+    numbers = [int(n) for name in names if (n := name[len(head) : len(name) - len(tail)]).isdecimal()]
     return folder / pattern.format(max(numbers, default=-1) + 1)
