@@ -107,6 +107,7 @@ WRONG = {
     "prediction_type": ["abc", 5, "sample", True],
     "prior_loss_weight": NUMBER_FROM_0,
     "prior_prompt": TEXT,
+    "prior_target": NAME,
     "project": FOLDER,
     "projection_dim": COUNT,
     "prompt": TEXT,

@@ -20,13 +20,16 @@ def denoising_error(
     timesteps: Tensor,
     schedule: NoiseSchedule,
     weighting: Weighting | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Mean squared denoising error of every sample, [B] in fp32.
 
     x, eps: clean latents and noise, [B, C, h, w] in fp32; timesteps: [B] integers in [0, T).
-    weighting: w_t of eq. 1; None weighs all timesteps alike, as the paper does.
+    weighting: w_t of eq. 1; None weighs all timesteps alike, as the paper does. target: what `denoise` is to
+    predict, [B, C, h, w]; None for the schedule's own, the noise or the velocity.
     """
     prediction = denoise(schedule.add_noise(x, eps, timesteps), timesteps)
-    target = schedule.target(x, eps, timesteps)
+    if target is None:
+        target = schedule.target(x, eps, timesteps)
     error = reduce(torch.square(prediction.float() - target), "b c h w -> b", "mean")
     return error if weighting is None else error * weighting(schedule, timesteps)

@@ -27,6 +27,7 @@ from ldm.formats.subject import read_subject
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
+from ldm.methods.prior_target import untrained_prior_target
 from ldm.methods.tuning import Tuning
 from ldm.models.identifier import resolve_identifier
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -62,6 +63,7 @@ class DreamBooth(LightningModule):
         lr_schedule: Schedule = "constant",
         lr_warmup_steps: NonNegativeInt = 0,
         prior_loss_weight: NonNegativeFloat = 1.0,
+        prior_target: Literal["noise", "untrained"] = "noise",
         min_snr_gamma: PositiveFloat | None = None,
         clip_skip: Count = 1,
         gradient_checkpointing: Annotated[bool, Unaffecting] = False,
@@ -104,6 +106,7 @@ class DreamBooth(LightningModule):
         self.lr_schedule = lr_schedule
         self.lr_warmup_steps = lr_warmup_steps
         self.prior_loss_weight = prior_loss_weight
+        self.prior_from_untrained = prior_target == "untrained" and prior_loss_weight > 0
         self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
@@ -115,16 +118,23 @@ class DreamBooth(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""
-        error = self.denoising_error(batch)  # [2B]
+        error = self.denoising_error(batch, self.target(batch))  # [2B]
         subject_error, prior_error = batch.halves(error)  # [B] each
         subject_loss = subject_error.mean()
         prior_loss = prior_error.mean() if len(prior_error) else torch.zeros_like(subject_loss)
         loss = subject_loss + self.prior_loss_weight * prior_loss
         return {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
 
-    def denoising_error(self, batch: Batch) -> Tensor:
-        """Error of every example of `batch`, [2B], in one pass of the denoiser."""
-        conditioning = self.model.embed([self.with_identifier(prompt) for prompt in batch.prompts])
+    def target(self, batch: Batch) -> Tensor | None:
+        """What training is to predict, [2B, C, h, w]; None for the noise or velocity of eq. 1."""
+        if not self.prior_from_untrained:
+            return None
+        with self.latents.untrained_model() as base:
+            return untrained_prior_target(base, batch, self.prompts(batch))
+
+    def denoising_error(self, batch: Batch, target: Tensor | None = None) -> Tensor:
+        """Error of every example of `batch`, [2B], in one pass of the denoiser. target: as in `target`."""
+        conditioning = self.model.embed(self.prompts(batch))
         return denoising_error(
             lambda x, timesteps: self.model.predict(x, timesteps, conditioning),
             batch.latents,
@@ -132,7 +142,12 @@ class DreamBooth(LightningModule):
             batch.timesteps,
             self.model.schedule,
             self.weighting,
+            target,
         )
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """The prompts of `batch` with the run's identifier in place of [V], [2B]."""
+        return [self.with_identifier(prompt) for prompt in batch.prompts]
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the run's identifier in place of [V]."""
@@ -181,7 +196,7 @@ class DreamBooth(LightningModule):
         self._release_untrained()
 
     def _release_untrained(self) -> None:
-        if not self.trainer.datamodule.draws_prior:
+        if not (self.trainer.datamodule.draws_prior or self.prior_from_untrained):
             self.latents.release_untrained()
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -263,9 +263,13 @@ class LatentDiffusion(nn.Module):
         return LatentDiffusion(parts, self.clip_skip)
 
     def move_trainable_to(self, device: torch.device) -> None:
-        """Move the networks that may train. The VAE stays: a frozen copy shares it with the model, which moves it."""
+        """Move the networks that may train, and the noise schedule.
+
+        The VAE stays: a frozen copy shares it with the model, which moves it.
+        """
         for network in self.trainable.values():
             network.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, a quarter more time."""
