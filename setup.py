@@ -13,6 +13,7 @@ setup(
         "transformers>=5.23",
         "diffusers>=0.42",
         "einops>=0.8",
+        "peft>=0.21",
         "tensorboard>=2.16",
         "wandb>=0.19",
         "pillow>=11.0",

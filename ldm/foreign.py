@@ -1,13 +1,15 @@
 """Signatures in place of those of libraries, which do not say what is allowed here.
 
 Lightning's Trainer takes a float for a count and any text for a precision, and its loggers write anywhere; a run's
-logger stays in the run's folder.
+logger stays in the run's folder. peft's configs name modules to import, files to read and data to start from; what is
+allowed here is what adapts a linear or convolutional layer and starts as the base.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from ldm.values import Count, FolderName, Must, NonNegativeFloat, NonNegativeInt, Unaffecting
+from ldm.values import Count, FolderName, Must, NonNegativeFloat, NonNegativeInt, PositiveFloat, Unaffecting
 
 
 def _are_devices(devices: int | str | list[int]) -> bool:
@@ -97,7 +99,78 @@ def wandb_logger(
     """pytorch_lightning.loggers.WandbLogger, in the run's folder; some keywords of wandb.init start programs."""
 
 
+def _are_layers(names: Collection[str]) -> bool:
+    """Whether these can be ends of layers' names; in peft's patterns they would be regular expressions."""
+    return len(names) > 0 and all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names)
+
+
+Layers = Annotated[Sequence[str], Must(_are_layers, "a list of ends of layers' names, such as to_q or ff.net.2")]
+Ranks = Annotated[
+    Mapping[str, Count], Must(_are_layers, "ends of layers' names, such as conv1, each with a rank of at least 1")
+]
+Alphas = Annotated[
+    Mapping[str, PositiveFloat],
+    Must(_are_layers, "ends of layers' names, such as conv1, each with a number above 0"),
+]
+
+
+def lora_config(
+    target_modules: Layers,
+    r: Count = 8,
+    lora_alpha: PositiveFloat = 8,
+    exclude_modules: Layers | None = None,
+    rank_pattern: Ranks | None = None,
+    alpha_pattern: Alphas | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    init_lora_weights: Literal[True, "gaussian"] = True,
+) -> None:
+    """peft.LoraConfig: LoRA, and DoRA with `use_dora`. Other ways to initialise change the base or read data."""
+
+
+def loha_config(
+    target_modules: Layers,
+    r: Count = 8,
+    alpha: PositiveFloat = 8,
+    exclude_modules: Layers | None = None,
+    rank_pattern: Ranks | None = None,
+    alpha_pattern: Alphas | None = None,
+    use_effective_conv2d: bool = False,
+) -> None:
+    """peft.LoHaConfig: products of two LoRAs, element by element."""
+
+
+def lokr_config(
+    target_modules: Layers,
+    r: Count = 8,
+    alpha: PositiveFloat = 8,
+    exclude_modules: Layers | None = None,
+    rank_pattern: Ranks | None = None,
+    alpha_pattern: Alphas | None = None,
+    use_effective_conv2d: bool = False,
+    decompose_both: bool = False,
+    decompose_factor: Count | Literal[-1] = -1,
+) -> None:
+    """peft.LoKrConfig: Kronecker products."""
+
+
+def oft_config(
+    target_modules: Layers,
+    r: NonNegativeInt = 0,
+    oft_block_size: NonNegativeInt = 32,
+    exclude_modules: Layers | None = None,
+    block_share: bool = False,
+    use_cayley_neumann: bool = True,
+    num_cayley_neumann_terms: Count = 5,
+) -> None:
+    """peft.OFTConfig: rotations of the weights, in blocks. One of `r`, their number, and `oft_block_size` is 0."""
+
+
 SIGNATURES: dict[str, Callable[..., None]] = {
+    "peft.LoHaConfig": loha_config,
+    "peft.LoKrConfig": lokr_config,
+    "peft.LoraConfig": lora_config,
+    "peft.OFTConfig": oft_config,
     "pytorch_lightning.loggers.CSVLogger": csv_logger,
     "pytorch_lightning.loggers.TensorBoardLogger": tensorboard_logger,
     "pytorch_lightning.loggers.WandbLogger": wandb_logger,

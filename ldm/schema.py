@@ -188,8 +188,9 @@ def _of_call(
 
 
 def _made_by(annotation: Any) -> type:
-    """The class of what a callable of this type returns; `object` where that is not known."""
-    made = get_args(annotation)[-1] if get_origin(annotation) is Callable else object
+    """The class of what a callable of this type returns, which may be optional; `object` where that is not known."""
+    kinds = (annotation, *get_args(annotation))
+    made = next((get_args(kind)[-1] for kind in kinds if get_origin(kind) is Callable), object)
     return made if isinstance(made, type) else object
 
 

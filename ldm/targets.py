@@ -14,6 +14,10 @@ TRUSTED_MODULES = ("bitsandbytes.optim", "torch.optim")
 """Modules of libraries whose classes any config may build: optimizers."""
 
 TRUSTED_TARGETS = (
+    "peft.LoHaConfig",
+    "peft.LoKrConfig",
+    "peft.LoraConfig",
+    "peft.OFTConfig",
     "pytorch_lightning.loggers.CSVLogger",
     "pytorch_lightning.loggers.TensorBoardLogger",
     "pytorch_lightning.loggers.WandbLogger",
@@ -70,18 +74,22 @@ def instantiate_from_config(config: Mapping[str, Any], trust: Sequence[str] = ()
     only the outer object has, as an optimizer needs parameters. Keys and values for a parameter whose type is a
     dataclass arrive as that dataclass.
     """
-    target, params = get_class(config["target"], trust), config.get("params") or {}
+    target = get_class(config["target"], trust)
+    return target(**_keywords(target, config, trust), **extra)
+
+
+def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> dict[str, Any]:
     types = parameters(target)
-    return target(
-        **{key: _built(value, types.get(key, Any), trust) for key, value in params.items()}, **extra
-    )
+    params = config.get("params") or {}
+    return {key: _built(value, types.get(key, Any), trust) for key, value in params.items()}
 
 
 def _built(value: Any, annotation: Any, trust: Sequence[str]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if is_target(value):
-        return functools.partial(get_class(value["target"], trust), **(value.get("params") or {}))
+        target = get_class(value["target"], trust)
+        return functools.partial(target, **_keywords(target, value, trust))
     return annotation(**value) if isinstance(annotation, type) and is_dataclass(annotation) else value
 
 

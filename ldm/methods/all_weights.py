@@ -1,14 +1,13 @@
 """The paper's tuning: all layers of the denoiser train, and of the text encoders where they have a rate."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.methods.tuning import Untrained, check_learned
+from ldm.methods.tuning import Untrained, check_learned, lent
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import NonNegativeFloat
 
@@ -53,14 +52,7 @@ class AllWeights:
 
     def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
         """A frozen copy, since training overwrites every weight."""
-        copy = model.frozen_copy(dtype)
-
-        @contextmanager
-        def base() -> Iterator[LatentDiffusion]:
-            copy.move_trainable_to(model.device)
-            yield copy
-
-        return base
+        return lent(model.frozen_copy(dtype), model)
 
     def export(
         self,

@@ -1,7 +1,7 @@
 """What trains is a plug: which weights train, what a checkpoint holds, how to get the untrained model back."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,6 +46,17 @@ class Tuning(Protocol):
         card: str | None,
     ) -> None:
         """Write what other tools read. subject: what [V] means; card: text of the model card."""
+
+
+def lent(copy: LatentDiffusion, model: LatentDiffusion) -> Untrained:
+    """`copy` as the untrained `model`, moved to the device that the model is on by then."""
+
+    @contextmanager
+    def base() -> Iterator[LatentDiffusion]:
+        copy.move_trainable_to(model.device)
+        yield copy
+
+    return base
 
 
 def check_learned(wanted: Mapping[str, Tensor], learned: Mapping[str, Tensor], source: str) -> None:

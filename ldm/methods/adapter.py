@@ -1,0 +1,83 @@
+"""Adapters of the peft library: the base stays as it is, and a few small matrices beside its layers train.
+
+LoRA (Hu et al., arXiv 2106.09685), DoRA (Liu et al., arXiv 2402.09353), OFT (Qiu et al., arXiv 2306.07280) and others,
+by the class of peft's config.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+
+from ldm.methods.adapter_layers import add_adapter, merge_adapters, remove_adapters, switched_off
+from ldm.methods.all_weights import AllWeights
+from ldm.methods.tuning import Untrained, lent
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.values import NonNegativeFloat, Seed
+
+
+class Adapter(AllWeights):
+    """An adapter of the denoiser trains, and one of each text encoder; see `ldm.methods.tuning.Tuning`."""
+
+    def __init__(
+        self,
+        learning_rate: NonNegativeFloat,
+        config: Callable[..., PeftConfig],
+        seed: Seed,
+        text_encoder_config: Callable[..., PeftConfig] | None = None,
+        text_encoder_learning_rate: NonNegativeFloat | None = None,
+    ):
+        """config: of the denoiser's adapter; text_encoder_config: of the text encoders' (None: they have none).
+
+        A rate of 0 leaves the adapter out too. seed: of the adapters' first weights.
+        """
+        super().__init__(learning_rate, text_encoder_learning_rate)
+        self.config = config
+        self.text_encoder_config = text_encoder_config
+        self.seed = seed
+
+    def attach(self, model: LatentDiffusion) -> None:
+        for name, network in model.trainable.items():
+            network.requires_grad_(False)
+            config = self.text_encoder_config if name in model.text_encoders else self.config
+            if config is not None and self._rate(model, name) > 0:
+                add_adapter(network, config(), self.seed, f"adapter {name}")
+        # DDP would wait for the gradients of layers that condition nothing.
+        for layer in model.unused_text_layers():
+            layer.requires_grad_(False)
+
+    def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
+        """The same model with its adapters switched off; only another precision needs a copy of it."""
+        if any(network.dtype != dtype for network in model.trainable.values()):
+            copy = model.frozen_copy(dtype)
+            remove_adapters(copy)
+            return lent(copy, model)
+
+        @contextmanager
+        def base() -> Iterator[LatentDiffusion]:
+            training = {network: network.training for network in model.trainable.values()}
+            with switched_off(model):
+                for network in training:
+                    network.eval()
+                try:
+                    yield model
+                finally:
+                    for network, mode in training.items():
+                        network.train(mode)
+
+        return base
+
+    def export(
+        self,
+        model: LatentDiffusion,
+        folder: Path,
+        dtype: torch.dtype,
+        subject: Mapping[str, Any],
+        card: str | None,
+    ) -> None:
+        merged = model.frozen_copy(torch.float32)
+        merge_adapters(merged)
+        merged.save(folder, dtype, subject, card)

@@ -1,0 +1,82 @@
+"""The layers that peft puts around a network's own: to add them, switch them off, take them away, and merge them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import OFTConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ldm.errors import UserError
+from ldm.randomness import generator
+
+
+def add_adapter(network: nn.Module, config: PeftConfig, seed: int, purpose: str) -> None:
+    """Put an adapter around the layers of `network` that `config` names; afterwards it alone trains, in fp32.
+
+    Its first weights are drawn on the CPU, keyed by `seed` and `purpose`, with peft's own initialisation.
+    Raises UserError where peft finds no such layer, or none that it can adapt.
+    """
+    keyed = generator(seed, purpose).initial_seed()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(keyed)  # torch.manual_seed would seed the GPUs' too
+            inject_adapter_in_model(config, network)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{type(config).__name__} on {type(network).__name__}: {_first_sentence(error)}") from error
+    if isinstance(config, OFTConfig):
+        _refuse_wide_convolutions(network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _refuse_wide_convolutions(network: nn.Module) -> None:
+    """peft 0.21's OFT of a convolution larger than 1 x 1 predicts otherwise than the base from the start."""
+    for name, layer in adapter_layers(network):
+        base = layer.get_base_layer()
+        if isinstance(base, nn.Conv2d) and base.kernel_size != (1, 1):
+            raise UserError(
+                f"OFTConfig: layer {name} is a convolution larger than 1 x 1, which peft's OFT does not begin as it"
+                " was; leave it out of target_modules, or take peft.LoraConfig"
+            )
+
+
+def adapter_layers(module: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    """Names and layers of `module` that an adapter is around."""
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
+@contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """Inside, `module` computes as if it had no adapters, bit for bit."""
+    layers = [layer for _, layer in adapter_layers(module)]
+    trains = {parameter for parameter in module.parameters() if parameter.requires_grad}
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in module.parameters():  # peft lets all of an enabled adapter train
+            parameter.requires_grad_(parameter in trains)
+
+
+def remove_adapters(network: nn.Module) -> None:
+    """Put the layers of `network` back that stood there before the adapters, as they were."""
+    for name, layer in adapter_layers(network):
+        owner, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(owner), attribute, layer.get_base_layer())
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Add what the adapters do to the weights of the layers that they are around, and take the adapters away."""
+    for _, layer in adapter_layers(network):
+        layer.merge()
+    remove_adapters(network)
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(". ")[0]
