@@ -104,9 +104,12 @@ def _are_layers(names: Collection[str]) -> bool:
     return len(names) > 0 and all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names)
 
 
-Layers = Annotated[Sequence[str], Must(_are_layers, "a list of ends of layers' names, such as to_q or ff.net.2")]
+Layers = Annotated[
+    Sequence[str], Must(_are_layers, "a list of ends of layers' names, such as to_q or ff.net.2")
+]
 Ranks = Annotated[
-    Mapping[str, Count], Must(_are_layers, "ends of layers' names, such as conv1, each with a rank of at least 1")
+    Mapping[str, Count],
+    Must(_are_layers, "ends of layers' names, such as conv1, each with a rank of at least 1"),
 ]
 Alphas = Annotated[
     Mapping[str, PositiveFloat],

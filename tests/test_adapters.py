@@ -53,7 +53,11 @@ def adapter(kind: str = "lora", seed: int = 5, text: bool = True, **rates) -> Ad
         text_config["params"].pop("rank_pattern")
     params = {"config": config, "text_encoder_config": text_config if text else None, "seed": seed}
     return tuning_of(
-        {"tuning": {"target": "ldm.methods.adapter.Adapter", "params": params}, "learning_rate": 1e-3, **rates}
+        {
+            "tuning": {"target": "ldm.methods.adapter.Adapter", "params": params},
+            "learning_rate": 1e-3,
+            **rates,
+        }
     )
 
 
@@ -92,9 +96,9 @@ def test_an_adapter_starts_as_the_base_and_switches_off_to_it(tiny, kind):
         assert torch.equal(prediction(untrained), prediction(base))
     assert model.unet.training
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trained
-    with tuning.untrained(model, torch.bfloat16)() as untrained:  # another precision takes a copy
-        with AllWeights(1e-3).untrained(base, torch.bfloat16)() as copy:
-            assert torch.equal(prediction(untrained), prediction(copy))
+    lower = torch.bfloat16  # another precision takes a copy
+    with tuning.untrained(model, lower)() as untrained, AllWeights(1e-3).untrained(base, lower)() as copy:
+        assert torch.equal(prediction(untrained), prediction(copy))
 
 
 def test_the_first_weights_are_keyed_to_the_seed(tiny):
@@ -174,8 +178,14 @@ def test_gradients_with_checkpointing_compiled_blocks_and_a_base_in_bf16(tiny, c
         ({"target_modules": ["to_x"]}, "LoraConfig on UNet2DConditionModel: Target modules"),
         ({"target_modules": ["(a+)+$"]}, "must be a list of ends of layers' names"),
         ({"target_modules": "all-linear"}, "must be a list of ends of layers' names"),
-        ({"target_modules": ["to_q"], "r": 0}, "config.params.r is 0: it must be a whole number of at least 1"),
-        ({"target_modules": ["to_q"], "rank_pattern": {"(a+)+$": 2}}, "rank_pattern is .* it must be ends of"),
+        (
+            {"target_modules": ["to_q"], "r": 0},
+            "config.params.r is 0: it must be a whole number of at least 1",
+        ),
+        (
+            {"target_modules": ["to_q"], "rank_pattern": {"(a+)+$": 2}},
+            "rank_pattern is .* it must be ends of",
+        ),
         ({"target_modules": ["to_q"], "lora_dropout": 0.1}, "unknown key .*lora_dropout"),
         ({"target_modules": ["to_q"], "megatron_core": "os"}, "unknown key .*megatron_core"),
         ({"target_modules": ["to_q"], "megatron_config": {}}, "unknown key .*megatron_config"),
@@ -201,13 +211,17 @@ def test_oft_of_wide_convolutions_is_refused(tiny):
         tuning_of({"tuning": tuning, "learning_rate": 1e-3}).attach(LatentDiffusion.from_base(tiny))
 
 
-@pytest.mark.parametrize("target", ["peft.PeftModel", "peft.BOFTConfig", "peft.AutoPeftModel", "torch.optim.SGD"])
+@pytest.mark.parametrize(
+    "target", ["peft.PeftModel", "peft.BOFTConfig", "peft.AutoPeftModel", "torch.optim.SGD"]
+)
 @pytest.mark.parametrize("key", ["config", "text_encoder_config"])
 def test_only_known_kinds_of_adapters_are_built(target, key):
     config = {"target": "peft.LoraConfig", "params": {"target_modules": ["to_q"]}}
     params = {"config": config, "seed": 1} | {key: {"target": target, "params": {}}}
     with pytest.raises(UserError, match=f"{target}' is not"):
-        tuning_of({"tuning": {"target": "ldm.methods.adapter.Adapter", "params": params}, "learning_rate": 1e-3})
+        tuning_of(
+            {"tuning": {"target": "ldm.methods.adapter.Adapter", "params": params}, "learning_rate": 1e-3}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +234,16 @@ def whole(tiny_config, tmp_path_factory):
 
 def test_five_steps_are_those_of_a_plain_loop_over_pefts_own_function(tiny, tiny_config, tmp_path):
     """The loop: peft injects, torch optimizes equation 2 on the data module's draws, nothing else."""
-    words = ["-b", RECIPE, str(tiny_config), LORA, "-l", str(tmp_path), *QUICK, "lightning.trainer.max_steps=5"]
+    words = [
+        "-b",
+        RECIPE,
+        str(tiny_config),
+        LORA,
+        "-l",
+        str(tmp_path),
+        *QUICK,
+        "lightning.trainer.max_steps=5",
+    ]
     assert main(words) == 0
     trained = state(next(tmp_path.iterdir()))["state_dict"]
 
@@ -233,12 +256,17 @@ def test_five_steps_are_those_of_a_plain_loop_over_pefts_own_function(tiny, tiny
     samples = TrainingSamples(data)
 
     model = LatentDiffusion.from_base(tiny)
-    layers = {"unet": ["to_q", "to_k", "to_v", "to_out.0"], "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
+    layers = {
+        "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+        "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    }
     for name, network in model.trainable.items():
         torch.manual_seed(generator(23, f"adapter {name}").initial_seed())
         inject_adapter_in_model(LoraConfig(r=8, lora_alpha=8, target_modules=layers[name]), network)
     parameters = [p for network in model.trainable.values() for p in network.parameters() if p.requires_grad]
-    optimizer = AdamW(parameters, lr=config["model"]["params"]["learning_rate"], weight_decay=0.01, fused=True)
+    optimizer = AdamW(
+        parameters, lr=config["model"]["params"]["learning_rate"], weight_decay=0.01, fused=True
+    )
     for step in range(5):
         batch = data.on_after_batch_transfer(collate([samples[2 * step], samples[2 * step + 1]]), 0)
         noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
@@ -257,7 +285,9 @@ def test_five_steps_are_those_of_a_plain_loop_over_pefts_own_function(tiny, tiny
 
 def test_the_checkpoint_holds_the_adapter_alone_and_samples_as_the_run(whole, tiny):
     held = state(whole)["state_dict"]
-    assert all(re.fullmatch(r"model\.(unet|text_encoder)\..*\.lora_[AB]\.default\.weight", key) for key in held)
+    assert all(
+        re.fullmatch(r"model\.(unet|text_encoder)\..*\.lora_[AB]\.default\.weight", key) for key in held
+    )
     assert (whole / "checkpoints" / "best.ckpt").stat().st_size < 300_000
     model = load_for_sampling(whole).model
     for name, value in model.named_parameters():
@@ -294,7 +324,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(whole, tiny_config, tmp_path, mon
 
 
 def assert_same_curve(run, other) -> None:
-    for row, another in zip(read_rows(run / "metrics.jsonl"), read_rows(other / "metrics.jsonl"), strict=True):
+    for row, another in zip(
+        read_rows(run / "metrics.jsonl"), read_rows(other / "metrics.jsonl"), strict=True
+    ):
         assert row == pytest.approx(another, abs=1e-5)
 
 
@@ -305,7 +337,9 @@ def test_accumulation_walks_the_same_curve(whole, tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["model.params.text_encoder_learning_rate=0", "model.params.clip_skip=2"]])
+@pytest.mark.parametrize(
+    "words", [[], ["model.params.text_encoder_learning_rate=0", "model.params.clip_skip=2"]]
+)
 def test_two_processes_walk_the_same_curve(tiny_config, tmp_path, words):
     """With an adapter of the text encoder, and without: DDP then waits for no gradients of it."""
     words = ["-b", RECIPE, str(tiny_config), LORA, *QUICK, *words]

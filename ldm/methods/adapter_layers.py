@@ -24,7 +24,9 @@ def add_adapter(network: nn.Module, config: PeftConfig, seed: int, purpose: str)
             torch.default_generator.manual_seed(keyed)  # torch.manual_seed would seed the GPUs' too
             inject_adapter_in_model(config, network)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{type(config).__name__} on {type(network).__name__}: {_first_sentence(error)}") from error
+        raise UserError(
+            f"{type(config).__name__} on {type(network).__name__}: {_first_sentence(error)}"
+        ) from error
     if isinstance(config, OFTConfig):
         _refuse_wide_convolutions(network)
     for parameter in network.parameters():
