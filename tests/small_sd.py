@@ -65,4 +65,17 @@ def small_sd(configs: Path, seed: int = 0) -> Components:
             for parameter in module.parameters():
                 parameter.data.add_(0.02 * torch.randn_like(parameter))
     tokenizer = read_tokenizer(configs / "tokenizer", text.config.vocab_size)
-    return Components(vae, text, unet, tokenizer, read_scheduler_config(configs), "small", "0" * 32)
+    return Components(
+        vae,
+        unet,
+        {"text_encoder": text},
+        {"tokenizer": tokenizer},
+        read_scheduler_config(configs),
+        "small",
+        "0" * 32,
+    )
+
+
+def part(model, name: str):
+    """The network `name` of Components or of a pipeline of diffusers."""
+    return model.networks[name] if isinstance(model, Components) else getattr(model, name)

@@ -41,7 +41,9 @@ def test_quick_benchmark(tmp_path):
     assert ours["times_as_fast"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert rows["txt2img", "this project"]["largest_difference"] <= 1  # the pipeline's pictures
     base = load_base(PROJECT / "assets" / "base")
-    parameters = sum(p.numel() for network in (base.unet, base.text_encoder) for p in network.parameters())
+    parameters = sum(
+        p.numel() for network in (base.unet, *base.text_encoders.values()) for p in network.parameters()
+    )
     kept = 12 * parameters  # bytes: fp32 weights and AdamW's moments; gradients, activations come on top
     assert 1.2 * kept < rows["memory", "the recipe"]["peak_bytes"] < 2.5 * kept
     save, copy = rows["checkpoint", "save"], rows["machine", "copy (read + write)"]

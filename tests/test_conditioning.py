@@ -8,6 +8,7 @@ import torch
 from ldm.formats.diffusers_folder import load_tokenizer
 from ldm.models.identifier import resolve_identifier
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_conditioning import tokenize
 from main import main
 from tests.conftest import PROJECT, RECIPE
 
@@ -62,7 +63,7 @@ def test_an_optimizer_that_is_not_installed_is_named(monkeypatch, capsys):
 @torch.no_grad()
 def test_clip_skip_conditions_on_the_layer_before_through_the_final_norm(tiny):
     model = LatentDiffusion.from_base(tiny, clip_skip=2).eval()
-    ids = model.tokenize(["a photo of a dog"])
+    ids = tokenize(model.tokenizer, ["a photo of a dog"], model.text_window)
     hidden = model.text_encoder(ids, output_hidden_states=True).hidden_states
     norm = dict(model.text_encoder.named_modules())
     final = next(module for name, module in norm.items() if name.endswith("final_layer_norm"))

@@ -16,14 +16,13 @@ from safetensors import safe_open
 from ldm.errors import UserError
 from ldm.formats.base import load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
-from ldm.formats.families import FAMILIES
-from ldm.formats.modules import COMPONENTS
+from ldm.formats.families import FAMILIES, SD1
 from ldm.methods.export import card_path, refuse_taken
 from ldm.methods.load import load_for_sampling
 from ldm.methods.model_card import model_card
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
-from tests.small_sd import small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
+from tests.small_sd import part, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 STEP = [
     "data.params.size=64",
@@ -80,8 +79,8 @@ def exported(run, out, *words):
 
 def equal(left, right, dtype=torch.float32):
     """Assert that two models have bit-equal weights once both are in `dtype`."""
-    for name in COMPONENTS:
-        ours, theirs = getattr(left, name).state_dict(), getattr(right, name).state_dict()
+    for name in SD1.networks:
+        ours, theirs = part(left, name).state_dict(), part(right, name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key].to(dtype), theirs[key].to(dtype)) for key in ours), name
 
@@ -92,7 +91,7 @@ def test_a_folder_holds_what_was_trained(run, tmp_path):
     folder = exported(run, tmp_path / "model", "--dtype", "fp32")
     equal(StableDiffusionPipeline.from_pretrained(folder), trained)
     for name in ("unet", "text_encoder"):
-        before, after = getattr(base, name).state_dict(), getattr(trained, name).state_dict()
+        before, after = part(base, name).state_dict(), part(trained, name).state_dict()
         assert not all(torch.equal(before[key], after[key]) for key in before)
     half = load_base(exported(run, tmp_path / "half"), dtype=torch.float16)
     equal(half, trained, torch.float16)

@@ -16,19 +16,20 @@ from ldm.formats import hub
 from ldm.formats.base import fingerprint, load_base, load_vae
 from ldm.formats.described import read_json
 from ldm.formats.diffusers_folder import save_diffusers_folder
-from ldm.formats.modules import COMPONENTS
+from ldm.formats.families import SD1
 from tests.offline import no_network  # noqa: F401 - a fixture
+from tests.small_sd import part
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def weights(components, name):
-    return getattr(components, name).state_dict()
+    return part(components, name).state_dict()
 
 
 def equal(left, right):
     """Assert that two models have bit-equal weights."""
-    for name in COMPONENTS:
+    for name in SD1.networks:
         ours, theirs = weights(left, name), weights(right, name)
         assert ours.keys() == theirs.keys(), name
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
@@ -53,7 +54,7 @@ def saved(base, tmp_path_factory):
 def test_a_folder_loads_as_diffusers_loads_it(tiny, base):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny, local_files_only=True)
     equal(base, pipeline)
-    assert not any(getattr(base, name).training for name in COMPONENTS)
+    assert not any(part(base, name).training for name in SD1.networks)
     assert base.scheduler_config["prediction_type"] == "epsilon"
     assert base.scheduler_config["num_train_timesteps"] == 1000
     assert base.source == str(tiny)
@@ -80,10 +81,10 @@ def test_written_files_are_those_that_transformers_4_reads(base, saved):
         *("tokenizer_config.json", "special_tokens_map.json"),
     }
     vocabulary = read_json(saved / "tokenizer" / "vocab.json")
-    assert vocabulary == base.tokenizer.get_vocab()
+    assert vocabulary == base.tokenizers["tokenizer"].get_vocab()
     settings = read_json(saved / "tokenizer" / "tokenizer_config.json")
     assert settings["tokenizer_class"] == "CLIPTokenizer"
-    assert settings["model_max_length"] == base.text_encoder.config.max_position_embeddings
+    assert settings["model_max_length"] == base.text_encoders["text_encoder"].config.max_position_embeddings
     index = read_json(saved / "model_index.json")
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["safety_checker"] == index["feature_extractor"] == [None, None]
@@ -96,7 +97,10 @@ def test_either_kind_of_tokenizer_file_gives_the_same_tokens(base, saved, tmp_pa
     tokenizer = CLIPTokenizer.from_pretrained(str(tmp_path))
     for prompt in ("a photo of a dog on the beach", "A Teddy  bear's café, 12!"):
         for options in ({}, {"padding": "max_length", "max_length": 20, "truncation": True}):
-            assert tokenizer(prompt, **options).input_ids == base.tokenizer(prompt, **options).input_ids
+            assert (
+                tokenizer(prompt, **options).input_ids
+                == base.tokenizers["tokenizer"](prompt, **options).input_ids
+            )
 
 
 def test_half_precision_is_written_and_read(base, tmp_path):
@@ -105,7 +109,7 @@ def test_half_precision_is_written_and_read(base, tmp_path):
         value.dtype for value in load_file(path / "unet" / "diffusion_pytorch_model.safetensors").values()
     } == {torch.float16}
     loaded = load_base(path)
-    for name in COMPONENTS:
+    for name in SD1.networks:
         originals = weights(base, name)
         assert all(torch.equal(v, originals[k].half().float()) for k, v in weights(loaded, name).items())
 
@@ -178,7 +182,7 @@ def test_names_of_the_first_stages_attention_before_diffusers_0_15():
 
 
 def test_variants_are_taken_by_name_and_named_when_missing(base, folder):
-    for name in COMPONENTS:
+    for name in SD1.networks:
         path = next((folder / name).glob("*.safetensors"))
         path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
     equal(load_base(folder, variant="fp16"), base)
@@ -351,7 +355,7 @@ def test_model_index_is_plain_json(saved):
 
 def test_a_written_tokenizer_forgets_how_it_was_last_used(tiny, tmp_path):
     components = load_base(tiny)
-    components.tokenizer(["a dog"], padding="max_length", truncation=True, max_length=32)
+    components.tokenizers["tokenizer"](["a dog"], padding="max_length", truncation=True, max_length=32)
     save_diffusers_folder(components, tmp_path / "out", torch.float32)
     written = json.loads((tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text())
     assert written["padding"] is None

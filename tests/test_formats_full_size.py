@@ -9,12 +9,13 @@ from diffusers import StableDiffusionPipeline
 from ldm.formats.base import load_base
 from ldm.formats.components import Components
 from ldm.formats.described import read_json
-from ldm.formats.diffusers_folder import load_tokenizer
-from ldm.formats.modules import COMPONENTS, empty_module, fill
+from ldm.formats.diffusers_folder import by_field, load_tokenizer
+from ldm.formats.families import SD1
+from ldm.formats.modules import empty_module, fill
 from ldm.formats.network_configs import read_scheduler_config
 from ldm.formats.single_file import published_family, save_single_file
 from tests.offline import no_network  # noqa: F401 - a fixture
-from tests.small_sd import CONFIGS
+from tests.small_sd import CONFIGS, part
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_network")]
 
@@ -30,8 +31,8 @@ def random_network(name, config):
 
 
 def equal(left, right):
-    for name in COMPONENTS:
-        ours, theirs = getattr(left, name).state_dict(), getattr(right, name).state_dict()
+    for name in SD1.networks:
+        ours, theirs = part(left, name).state_dict(), part(right, name).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
@@ -40,10 +41,10 @@ def equal(left, right):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_full_size_file_goes_out_and_comes_back(version, suffix, tmp_path, record_property):
     folder = CONFIGS / version
-    networks = {name: random_network(name, read_json(folder / name / "config.json")) for name in COMPONENTS}
+    networks = {name: random_network(name, read_json(folder / name / "config.json")) for name in SD1.networks}
     model = Components(
-        **networks,
-        tokenizer=load_tokenizer(folder),
+        **by_field(networks),
+        tokenizers={"tokenizer": load_tokenizer(folder)},
         scheduler_config=read_scheduler_config(folder),
         source="random",
         fingerprint="0" * 32,
@@ -53,7 +54,10 @@ def test_a_full_size_file_goes_out_and_comes_back(version, suffix, tmp_path, rec
     loaded = load_base(path, dtype=torch.float16)
     equal(loaded, model)
     assert loaded.scheduler_config == model.scheduler_config
-    assert loaded.tokenizer("sks dog").input_ids == model.tokenizer("sks dog").input_ids
+    assert (
+        loaded.tokenizers["tokenizer"]("sks dog").input_ids
+        == model.tokenizers["tokenizer"]("sks dog").input_ids
+    )
     del loaded
     if suffix == "safetensors":  # the component configs of this repository serve diffusers too
         options = {"config": str(folder), "local_files_only": True, "torch_dtype": torch.float16}

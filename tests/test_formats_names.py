@@ -14,7 +14,8 @@ from diffusers.loaders.single_file_utils import (
 from ldm.formats.compvis_layout import compvis_key_map, from_compvis, surplus, to_compvis
 from ldm.formats.compvis_names import openclip_name, unet_name, vae_name
 from ldm.formats.described import read_json
-from ldm.formats.modules import COMPONENTS, empty_module, misfit
+from ldm.formats.families import SD1
+from ldm.formats.modules import empty_module, misfit
 from tests.small_sd import CONFIGS
 
 PARAMETERS = {
@@ -93,7 +94,7 @@ def version(request):
 
 @pytest.fixture(scope="module")
 def configs(version):
-    return {name: read_json(CONFIGS / version / name / "config.json") for name in COMPONENTS}
+    return {name: read_json(CONFIGS / version / name / "config.json") for name in SD1.networks}
 
 
 @pytest.fixture(scope="module")

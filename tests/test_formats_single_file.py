@@ -15,18 +15,17 @@ from ldm.formats.compvis_layout import ema_key, to_compvis
 from ldm.formats.described import read_json
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.families import SD1
-from ldm.formats.modules import COMPONENTS
 from ldm.formats.single_file import save_single_file
 from tests.offline import no_network  # noqa: F401 - a fixture
-from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
+from tests.small_sd import CONFIGS, part, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
-def equal(left, right, components=COMPONENTS):
+def equal(left, right, components=SD1.networks):
     """Assert that two models have bit-equal weights."""
     for name in components:
-        ours, theirs = getattr(left, name).state_dict(), getattr(right, name).state_dict()
+        ours, theirs = part(left, name).state_dict(), part(right, name).state_dict()
         assert ours.keys() == theirs.keys(), name
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
@@ -80,15 +79,15 @@ def test_half_precision_rounds_once_and_then_stays(tmp_path, models, configs, ve
     path = save_single_file(models[version], tmp_path / "half.safetensors", torch.float16)
     assert {value.dtype for value in load_file(path).values()} == {torch.float16}
     halved = load_base(path, configs=configs[version], dtype=torch.float16)
-    for name in COMPONENTS:
-        originals = getattr(models[version], name).state_dict()
-        assert all(torch.equal(v, originals[k].half()) for k, v in getattr(halved, name).state_dict().items())
+    for name in SD1.networks:
+        originals = part(models[version], name).state_dict()
+        assert all(torch.equal(v, originals[k].half()) for k, v in part(halved, name).state_dict().items())
     equal(load_base(path, configs=configs[version]), _as_float(halved))
 
 
 def _as_float(components):
-    for name in COMPONENTS:
-        getattr(components, name).float()
+    for name in SD1.networks:
+        part(components, name).float()
     return components
 
 
@@ -104,9 +103,10 @@ def test_diffusers_reads_the_written_file_to_the_same_weights(tmp_path, models, 
 def test_networks_of_the_loaded_file_compute_what_the_originals_do(files, models, configs):
     for version in ("v1", "v2"):
         loaded, original = load_base(files[version], configs=configs[version]), models[version]
-        ids = loaded.tokenizer("a photo of a sks dog", padding="max_length", return_tensors="pt").input_ids
-        states = original.text_encoder(ids)[0]
-        assert torch.equal(loaded.text_encoder(ids)[0], states)
+        tokenizer = loaded.tokenizers["tokenizer"]
+        ids = tokenizer("a photo of a sks dog", padding="max_length", return_tensors="pt").input_ids
+        states = original.text_encoders["text_encoder"](ids)[0]
+        assert torch.equal(loaded.text_encoders["text_encoder"](ids)[0], states)
         latents, step = torch.randn(1, 4, 8, 8), torch.tensor([500])
         assert torch.equal(
             loaded.unet(latents, step, states).sample, original.unet(latents, step, states).sample

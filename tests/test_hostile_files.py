@@ -358,7 +358,7 @@ def test_weights_that_are_no_weights(folder):
 def test_a_config_cannot_name_code_for_transformers_to_fetch(folder):
     """transformers takes any key of a config as an attribute; one of them names a kernel on the hub."""
     change(folder / "text_encoder" / "config.json", {"_attn_implementation": "somebody/kernel", "strange": 1})
-    config = load_base(folder).text_encoder.config
+    config = load_base(folder).text_encoders["text_encoder"].config
     assert config._attn_implementation != "somebody/kernel"
     assert not hasattr(config, "strange")
 

@@ -9,8 +9,9 @@ from diffusers.optimization import get_scheduler  # noqa: F401 - imported before
 from ldm.config import load_config
 from ldm.formats.components import Components
 from ldm.formats.described import read_json
-from ldm.formats.diffusers_folder import load_tokenizer, save_diffusers_folder
-from ldm.formats.modules import COMPONENTS, empty_module
+from ldm.formats.diffusers_folder import by_field, load_tokenizer, save_diffusers_folder
+from ldm.formats.families import SD1
+from ldm.formats.modules import empty_module
 from ldm.formats.network_configs import read_scheduler_config
 from ldm.targets import instantiate_from_config
 from tests.conftest import PROJECT, RECIPE
@@ -55,14 +56,14 @@ def full_size(monkeypatch):
     def arrange(version):
         networks = {
             name: empty_module(name, read_json(CONFIGS / version / name / "config.json"))
-            for name in COMPONENTS
+            for name in SD1.networks
         }
         tokenizer, schedule = load_tokenizer(CONFIGS / version), read_scheduler_config(CONFIGS / version)
 
         def load_base(base, **options):
             return Components(
-                **networks,
-                tokenizer=tokenizer,
+                **by_field(networks),
+                tokenizers={"tokenizer": tokenizer},
                 scheduler_config=schedule,
                 source=str(base),
                 fingerprint="0" * 32,

@@ -224,7 +224,7 @@ def test_what_a_long_prompt_loses_is_said(model, recwarn):
         "a photo of a red dog on the beach with a cat and a blue teapot and a red car in the snow at night"
     )
     words += " with an apple"
-    model.tokenize([words + " and a green boat"])
+    model.embed([words + " and a green boat"])
     said = [str(w.message) for w in recwarn if "longer than" in str(w.message)]
     assert len(said) == 1
     assert "32 tokens" in said[0]

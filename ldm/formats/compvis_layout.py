@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ldm.formats import compvis_names
-from ldm.formats.compvis_names import CLIP_PREFIX, OPENCLIP_PREFIX, UNET_PREFIX, VAE_PREFIX
-from ldm.formats.families import SD2, family_of
-from ldm.formats.modules import Network, text_prefix
+from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
+from ldm.formats.families import FAMILIES, SD1, TEXT_ENCODERS, family_of
+from ldm.formats.modules import Network, bare_key, bare_state
 
 PREFIXES = {"unet": (UNET_PREFIX, "model_ema."), "vae": (VAE_PREFIX,), "text_encoder": ("cond_stage_model.",)}
 """What a component's keys begin with in a single file."""
@@ -33,26 +33,28 @@ INERT_KEYS = (
 
 VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
+OPEN_CLIP = tuple(
+    encoder.keys for family in FAMILIES for encoder in family.text_encoders.values() if encoder.open_clip
+)
+"""What the keys of OpenCLIP's text encoders begin with."""
+JOINED = re.compile(rf"((?:{'|'.join(map(re.escape, OPEN_CLIP))}).*attn\.)([qkv]_proj)\.(weight|bias)")
+"""Parts of what OpenCLIP joins."""
 
 
 def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]:
     """`{component: {our key: their key}}` for the networks in `modules` (on any device).
 
-    Text-encoder keys have no `text_model.` on our side.
+    Text-encoder keys are bare on our side.
     """
-    keys = {
-        name: [key.removeprefix(text_prefix(module)) for key in module.state_dict()]
-        for name, module in modules.items()
-    }
+    keys = {name: [bare_key(key) for key in module.state_dict()] for name, module in modules.items()}
     maps = {}
     if "unet" in modules:
         maps["unet"] = compvis_names.unet_names(keys["unet"], modules["unet"].config.layers_per_block)
     if "vae" in modules:
         maps["vae"] = compvis_names.vae_names(keys["vae"], len(modules["vae"].config.block_out_channels))
-    if "text_encoder" in modules:
-        openclip = family_of(modules["text_encoder"].config.hidden_act) is SD2
-        names = compvis_names.openclip_names if openclip else compvis_names.clip_names
-        maps["text_encoder"] = names(keys["text_encoder"])
+    texts = {name: module.config.hidden_act for name, module in modules.items() if name in TEXT_ENCODERS}
+    for name, encoder in family_of(texts).text_encoders.items() if texts else ():
+        maps[name] = compvis_names.text_names(keys[name], encoder)
     return maps
 
 
@@ -102,9 +104,8 @@ def to_compvis(modules: Mapping[str, Network]) -> dict[str, Tensor]:
     """All tensors of `modules` as one CompVis state dict."""
     tensors = {}
     for component, names in compvis_key_map(modules).items():
-        prefix = text_prefix(modules[component])
-        for key, value in modules[component].state_dict().items():
-            theirs = names[key.removeprefix(prefix)]
+        for key, value in bare_state(modules[component]).items():
+            theirs = names[key]
             tensors[theirs] = to_convolution(theirs, value)
     return join_qkv(tensors)
 
@@ -121,10 +122,11 @@ def ema_key(key: str) -> str:
 
 def with_text_model(key: str) -> str:
     """SD 1.x files written by transformers 5 lack the `text_model.` that all others have."""
-    start = CLIP_PREFIX.removesuffix("text_model.")
+    prefix = SD1.text_encoders["text_encoder"].keys
+    start = prefix.removesuffix("text_model.")
     rest = key.removeprefix(start)
     inside = rest.startswith(("embeddings.", "encoder.", "final_layer_norm."))
-    return CLIP_PREFIX + rest if key.startswith(start) and inside else key
+    return prefix + rest if key.startswith(start) and inside else key
 
 
 def to_linear(key: str, value: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for key, value in tensors.items():
         stem, joined, kind = key.partition("attn.in_proj_")
-        if key.startswith(OPENCLIP_PREFIX) and joined and value.ndim and len(value) % 3 == 0:
+        if key.startswith(OPEN_CLIP) and joined and value.ndim and len(value) % 3 == 0:
             for part, third in zip(QKV, value.chunk(3), strict=True):
                 result[f"{stem}attn.{part}.{kind}"] = third
         else:
@@ -154,7 +156,7 @@ def join_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `split_qkv`."""
     result = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"(cond_stage_model\.model\..*attn\.)([qkv]_proj)\.(weight|bias)", key)
+        found = JOINED.fullmatch(key)
         if not found:
             result[key] = value
         elif found[2] == QKV[0]:

@@ -10,10 +10,10 @@ Sources: module names of CompVis/stable-diffusion (`openaimodel.py`, `model.py`)
 import re
 from collections.abc import Iterable
 
+from ldm.formats.families import TextEncoder
+
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-CLIP_PREFIX = "cond_stage_model.transformer.text_model."
-OPENCLIP_PREFIX = "cond_stage_model.model."
 
 UNET_ENDS = {
     "time_embedding.linear_1.": "time_embed.0.",
@@ -116,14 +116,9 @@ def vae_name(key: str, blocks: int) -> str:
     return f"{half}.{side}.{number}.{part}.{rest}"
 
 
-def clip_names(keys: Iterable[str]) -> dict[str, str]:
-    """The text encoder of SD 1.x, which is transformers' own."""
-    return {key: CLIP_PREFIX + key for key in keys}
-
-
-def openclip_names(keys: Iterable[str]) -> dict[str, str]:
-    """The text encoder of SD 2.x, with query, key and value still apart (`join_qkv` joins them)."""
-    return {key: OPENCLIP_PREFIX + openclip_name(key) for key in keys}
+def text_names(keys: Iterable[str], encoder: TextEncoder) -> dict[str, str]:
+    """A text encoder, which OpenCLIP or transformers named; query, key and value are apart (`join_qkv` joins them)."""
+    return {key: encoder.keys + (openclip_name(key) if encoder.open_clip else key) for key in keys}
 
 
 def openclip_name(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Stable Diffusion in the folder layout of diffusers' `StableDiffusionPipeline`."""
+"""Models in the folder layout of diffusers' pipelines, such as `StableDiffusionPipeline`."""
 
 import json
 from collections.abc import Mapping
@@ -16,22 +16,19 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from ldm.errors import UserError
 from ldm.files import is_special, replacing_folder
 from ldm.formats.components import Components
-from ldm.formats.families import family_of
-from ldm.formats.modules import COMPONENTS, Network, assemble, text_prefix
+from ldm.formats.families import NETWORKS, TEXT_ENCODERS, TOKENIZERS, tokenizer_of
+from ldm.formats.modules import Network, assemble, bare_key, bare_state
 from ldm.formats.network_configs import (
     network_config,
+    networks_of,
     read_network_configs,
     read_scheduler_config,
     refuse_other_pipelines,
 )
 from ldm.formats.safe_loading import load_checkpoint
 
-WEIGHT_NAMES = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-PICKLE_NAMES = {**WEIGHT_NAMES, "text_encoder": "pytorch_model"}
+WEIGHT_NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+PICKLE_NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "pytorch_model"}
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -46,7 +43,7 @@ OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 def read_diffusers_folder(
     folder: Path, *, variant: str | None = None, with_vae: bool = True, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """The networks, the tokenizer and the `scheduler_config` of a pipeline folder, by name.
+    """The parts of a pipeline folder, by the names of the fields of `Components`.
 
     variant: the middle part of the weight files' names, such as "fp16".
     with_vae: False leaves out the VAE.
@@ -54,13 +51,19 @@ def read_diffusers_folder(
     file, and then for weights that do not fit.
     """
     refuse_other_pipelines(folder)
-    wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
+    wanted = [name for name in networks_of(folder) if with_vae or name != "vae"]
     configs = read_network_configs(folder, wanted)
     scheduler_config = read_scheduler_config(folder)
-    tokenizer = read_tokenizer(folder / "tokenizer", configs["text_encoder"]["vocab_size"])
+    tokenizers = read_tokenizers(folder, configs)
     weights = {name: read_weights(folder / name, name, variant) for name in wanted}
     modules = assemble(configs, weights, dtype, str(folder))
-    return {**modules, "tokenizer": tokenizer, "scheduler_config": scheduler_config}
+    return {**by_field(modules), "tokenizers": tokenizers, "scheduler_config": scheduler_config}
+
+
+def by_field(modules: Mapping[str, Network]) -> dict[str, Any]:
+    """Networks by folder under the fields of `Components`: the text encoders in a dictionary of their own."""
+    others = {name: module for name, module in modules.items() if name not in TEXT_ENCODERS}
+    return {**others, "text_encoders": {name: modules[name] for name in modules if name in TEXT_ENCODERS}}
 
 
 def read_vae(folder: Path, *, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
@@ -83,7 +86,8 @@ def vae_files(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
 def weight_file(folder: Path, component: str, variant: str | None) -> Path:
     """The weights in the folder of `component`, `.safetensors` before `.bin`."""
     middle = f".{variant}" if variant else ""
-    names = [f"{WEIGHT_NAMES[component]}{middle}.safetensors", f"{PICKLE_NAMES[component]}{middle}.bin"]
+    library, _ = NETWORKS[component]
+    names = [f"{WEIGHT_NAMES[library]}{middle}.safetensors", f"{PICKLE_NAMES[library]}{middle}.bin"]
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -98,8 +102,8 @@ def read_weights(folder: Path, component: str, variant: str | None) -> dict[str,
     tensors = load_checkpoint(path)
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()):
         raise UserError(f"{path} holds other things than tensors by name: it is no file of weights")
-    if component == "text_encoder":  # version 4 of transformers put every key under `text_model.`
-        tensors = {key.removeprefix("text_model."): value for key, value in tensors.items()}
+    if component in TEXT_ENCODERS:  # version 4 of transformers put every key under `text_model.`
+        tensors = {bare_key(key): value for key, value in tensors.items()}
         tensors.pop("embeddings.position_ids", None)
     if component == "vae":
         tensors = {new_vae_name(key): value for key, value in tensors.items()}
@@ -142,13 +146,23 @@ def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
     return tokenizer
 
 
+def read_tokenizers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, CLIPTokenizer]:
+    """The tokenizer of each text encoder in `configs`, by the names of their folders."""
+    rows = {
+        tokenizer_of(name): config["vocab_size"] for name, config in configs.items() if name in TEXT_ENCODERS
+    }
+    return {name: read_tokenizer(folder / name, vocab_size) for name, vocab_size in rows.items()}
+
+
 def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[tuple[str, Path]]:
     """What is read from a pipeline folder: pairs of role and path, for the fingerprint."""
     files = []
-    for name in COMPONENTS:
+    networks = networks_of(folder)
+    for name in networks:
         if with_vae or name != "vae":
             files += component_files(folder / name, name, variant)
-    files += [(f"tokenizer/{name}", folder / "tokenizer" / name) for name in TOKENIZER_FILES]
+    for own in (tokenizer_of(name) for name in networks if name in TEXT_ENCODERS):
+        files += [(f"{own}/{name}", folder / own / name) for name in TOKENIZER_FILES]
     files.append(("scheduler", folder / "scheduler" / "scheduler_config.json"))
     return [(role, path) for role, path in files if path.is_file()]
 
@@ -162,7 +176,7 @@ def component_files(folder: Path, component: str, variant: str | None) -> list[t
 def save_diffusers_folder(
     components: Components, folder: str | Path, dtype: torch.dtype, notes: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a complete `StableDiffusionPipeline` to `folder` in `dtype`, whole or not at all.
+    """Write a complete pipeline of diffusers to `folder` in `dtype`, whole or not at all.
 
     notes: texts to put beside it, by file name, such as a model card.
     Text-encoder keys begin with `text_model.`, and the tokenizer comes as vocab.json and merges.txt too:
@@ -175,9 +189,11 @@ def save_diffusers_folder(
     try:
         with replacing_folder(folder) as temporary:
             write_json(temporary / "model_index.json", model_index(components))
-            for name in COMPONENTS:
-                write_network(getattr(components, name), name, temporary / name, dtype)
-            write_tokenizer(components.tokenizer, temporary / "tokenizer", components.text_encoder.config)
+            for name, network in components.networks.items():
+                write_network(network, name, temporary / name, dtype)
+            for name, encoder in components.text_encoders.items():
+                own = tokenizer_of(name)
+                write_tokenizer(components.tokenizers[own], temporary / own, encoder.config)
             write_json(temporary / "scheduler" / "scheduler_config.json", components.scheduler_config)
             for name, text in (notes or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
@@ -196,7 +212,8 @@ def is_empty_folder(path: Path) -> bool:
 def model_index(components: Components) -> dict[str, Any]:
     """The parts of a pipeline. It has no safety checker, because none was trained with."""
     scheduler = components.scheduler_config.get("_class_name", "DDIMScheduler")
-    family = family_of(components.text_encoder.config.hidden_act)
+    family = components.family
+    parts = {**NETWORKS, **TOKENIZERS}
     return {
         "_class_name": family.pipeline,
         "_diffusers_version": diffusers.__version__,
@@ -205,26 +222,30 @@ def model_index(components: Components) -> dict[str, Any]:
         "requires_safety_checker": False,
         "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler],
-        **{name: list(kind) for name, kind in sorted({**family.networks, **family.tokenizers}.items())},
+        **{name: list(parts[name]) for name in sorted((*family.networks, *family.tokenizers))},
     }
 
 
 def write_network(module: Network, component: str, folder: Path, dtype: torch.dtype) -> None:
     """Write the config and the weights of one network."""
-    tensors = {
-        key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()
-    }
-    if component == "text_encoder":
-        prefix = text_prefix(module)
-        tensors = {f"text_model.{key.removeprefix(prefix)}": value for key, value in tensors.items()}
+    library, kind = NETWORKS[component]
+    state = module.state_dict() if library == "diffusers" else under_text_model(module)
+    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    if component in TEXT_ENCODERS:
         precision = str(dtype).removeprefix("torch.")
-        config = {**module.config.to_dict(), "architectures": ["CLIPTextModel"], "dtype": precision}
+        config = {**module.config.to_dict(), "architectures": [kind], "dtype": precision}
         config["torch_dtype"] = precision  # transformers 4's name for it
     else:
         config = json.loads(module.to_json_string())
         config.pop("_name_or_path", None)
     write_json(folder / "config.json", config)
-    save_file(tensors, folder / f"{WEIGHT_NAMES[component]}.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / f"{WEIGHT_NAMES[library]}.safetensors", metadata={"format": "pt"})
+
+
+def under_text_model(text_encoder: Network) -> dict[str, Tensor]:
+    """The state of a text encoder as transformers 4 names it; 5 reads these names too."""
+    state = bare_state(text_encoder).items()
+    return {key if key.startswith("text_projection.") else f"text_model.{key}": value for key, value in state}
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTextConfig) -> None:

@@ -1,7 +1,7 @@
 """The families of models that can be read and written here, and how to recognise others.
 
-Data only. `diffusers_folder`, `single_file`, `network_configs` and `hub` read these tables; a new family is a row
-of FAMILIES, with its component configs in `configs/`.
+Data, and how a family is found in it. `diffusers_folder`, `single_file`, `network_configs` and `hub` read these
+tables; a new family is a row of FAMILIES, with its component configs in `configs/`.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,21 @@ NETWORKS = {
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
-"""The networks of every family in FAMILIES so far: folder in diffusers' layout, library and class."""
+"""The networks of all families: folder in diffusers' layout, library and class."""
 
 TOKENIZERS = {"tokenizer": ("transformers", "CLIPTokenizer")}
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder of a family: what its config says, and where a single file has it."""
+
+    activation: str
+    """`hidden_act` in its config, which distinguishes the families."""
+    keys: str
+    """What its keys begin with in a single file."""
+    open_clip: bool
+    """Whether a single file has it in OpenCLIP's layout; in transformers' otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,43 +39,53 @@ class Family:
     name: str
     pipeline: str
     """diffusers' class, as `model_index.json` names it."""
-    networks: Mapping[str, tuple[str, str]]
-    tokenizers: Mapping[str, tuple[str, str]]
+    text_encoders: Mapping[str, TextEncoder]
+    """By the names of their folders, in the order that their states are joined."""
     configs: Path
-    """Component configs of the published size, and the tokenizer, in diffusers' layout."""
-    text_keys: str
-    """What the text encoder's keys begin with in a single file, where nothing else distinguishes the families."""
-    text_activation: str
-    """`hidden_act` of the text encoder, which distinguishes the families everywhere else."""
+    """Component configs of the published size, and the tokenizers, in diffusers' layout."""
     prediction_type: str | None
     """Prediction type of a single file that names none; None where the published models differ."""
     architecture: Mapping[str, str]
     """ModelSpec's name of the architecture, by prediction type."""
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The folders of its networks."""
+        return "unet", "vae", *self.text_encoders
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The folders of its tokenizers, one for each text encoder."""
+        return tuple(tokenizer_of(name) for name in self.text_encoders)
+
+
+def tokenizer_of(text_encoder: str) -> str:
+    """The tokenizer's folder for a text encoder's: `tokenizer_2` for `text_encoder_2`."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
 
 SD1 = Family(
     name="Stable Diffusion 1.x",
     pipeline="StableDiffusionPipeline",
-    networks=NETWORKS,
-    tokenizers=TOKENIZERS,
+    text_encoders={
+        "text_encoder": TextEncoder("quick_gelu", "cond_stage_model.transformer.text_model.", open_clip=False)
+    },
     configs=PROJECT / "configs" / "stable-diffusion" / "v1",
-    text_keys="cond_stage_model.transformer.",
-    text_activation="quick_gelu",
     prediction_type="epsilon",
     architecture={"epsilon": "stable-diffusion-v1", "v_prediction": "stable-diffusion-v1"},
 )
 SD2 = Family(
     name="Stable Diffusion 2.x",
     pipeline="StableDiffusionPipeline",
-    networks=NETWORKS,
-    tokenizers=TOKENIZERS,
+    text_encoders={"text_encoder": TextEncoder("gelu", "cond_stage_model.model.", open_clip=True)},
     configs=PROJECT / "configs" / "stable-diffusion" / "v2",
-    text_keys="cond_stage_model.model.",
-    text_activation="gelu",
     prediction_type=None,
     architecture={"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
 )
 FAMILIES = (SD1, SD2)
+
+TEXT_ENCODERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.text_encoders))
+"""The folders of all families' text encoders."""
 
 READ_HERE = " and ".join(family.name for family in FAMILIES)
 
@@ -116,6 +138,9 @@ OTHER_KEYS = {
 """What a single file without a UNet is, by the beginning of one of its keys; the first match counts."""
 
 
-def family_of(text_activation: str) -> Family:
-    """The family whose text encoder has this `hidden_act`."""
-    return next(family for family in FAMILIES if family.text_activation == text_activation)
+def family_of(activations: Mapping[str, str]) -> Family:
+    """The family whose text encoders have these values of `hidden_act`, by name. Raises LookupError for none."""
+    for family in FAMILIES:
+        if {name: encoder.activation for name, encoder in family.text_encoders.items()} == activations:
+            return family
+    raise LookupError(f"no family with the text encoders {dict(activations)}")

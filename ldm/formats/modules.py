@@ -17,9 +17,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 from ldm.errors import UserError
 from ldm.formats.families import NETWORKS
 
-COMPONENTS = tuple(NETWORKS)
 Network: TypeAlias = ModelMixin | PreTrainedModel
 """A network of diffusers or transformers: a module that knows its `config`."""
+CLASSES: Mapping[str, type[Network]] = {
+    network.__name__: network for network in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
+}
+"""The classes that NETWORKS names."""
 LISTED_KEYS = 6
 """How many key names of one kind an error message spells out."""
 
@@ -37,17 +40,13 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
 
 
 def empty_module(component: str, config: Mapping[str, Any], source: str | Path = "") -> Network:
-    """The network of `component` ("unet", "vae", "text_encoder") on the meta device, in evaluation mode.
+    """The network of `component`, a name of NETWORKS, on the meta device, in evaluation mode.
 
     Raises UserError where no network can be built from the config. source: its folder, for the message.
     """
     try:
         with torch.device("meta"):
-            if component == "text_encoder":
-                module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
-            else:
-                network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component]
-                module = network.from_config(dict(config))
+            module = new_module(component, config)
     except Exception as error:  # the libraries raise anything for an inconsistent config
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         path = Path(source, component, "config.json")
@@ -57,9 +56,22 @@ def empty_module(component: str, config: Mapping[str, Any], source: str | Path =
     return module.eval()
 
 
-def text_prefix(module: Network) -> str:
-    """What transformers puts before a text encoder's keys: `text_model.` in version 4, nothing in 5."""
-    return "text_model." if hasattr(module, "text_model") else ""
+def new_module(component: str, config: Mapping[str, Any]) -> Network:
+    """The network of `component` with random weights, on torch's default device."""
+    network = CLASSES[NETWORKS[component][1]]
+    if issubclass(network, PreTrainedModel):
+        return network(CLIPTextConfig.from_dict(dict(config)))
+    return network.from_config(dict(config))
+
+
+def bare_key(key: str) -> str:
+    """A text encoder's key without `text_model.`, which some versions and classes of transformers put before it."""
+    return key.removeprefix("text_model.")
+
+
+def bare_state(module: Network) -> dict[str, Tensor]:
+    """The state of `module` under bare keys."""
+    return {bare_key(key): value for key, value in module.state_dict().items()}
 
 
 def misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
@@ -107,10 +119,9 @@ def fill(module: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
     copy = device.type == "cpu"
     owned = {key: value.to(device).to(dtype, copy=copy) for key, value in tensors.items()}
     module.load_state_dict(owned, assign=True)
-    if isinstance(module, CLIPTextModel):  # the one buffer that is not saved: 0, 1, ..., length - 1
-        length = module.config.max_position_embeddings
-        embeddings = module.get_submodule(text_prefix(module) + "embeddings")
-        embeddings.position_ids = torch.arange(length).expand(1, -1)
+    for part in module.modules() if isinstance(module, PreTrainedModel) else ():
+        if hasattr(part, "position_ids"):  # the one buffer that is not saved: 0, 1, ..., length - 1
+            part.position_ids = torch.arange(module.config.max_position_embeddings).expand(1, -1)
     return module
 
 
@@ -123,16 +134,13 @@ def assemble(
 ) -> dict[str, Network]:
     """Build and fill every network of `configs` from `weights`, both keyed by component.
 
-    A text encoder's keys come without `text_model.`, whatever the installed transformers calls them.
+    A text encoder's keys come bare, whatever the installed transformers calls them.
     surplus: keys of the file that nothing needs, by component; "other" where they belong to none.
     Raises `UserError` that lists missing, superfluous and misshapen keys by component.
     """
     surplus = dict(surplus or {})
     modules = {name: empty_module(name, config, source) for name, config in configs.items()}
-    weights = {
-        name: {text_prefix(module) + key: value for key, value in weights[name].items()}
-        for name, module in modules.items()
-    }
+    weights = {name: under_own_keys(module, weights[name]) for name, module in modules.items()}
     misfits = {
         name: misfit(module.state_dict(), weights[name], surplus.pop(name, ()))
         for name, module in modules.items()
@@ -144,3 +152,9 @@ def assemble(
     if phrases:
         raise UserError(f"{source} does not fit its model: {' | '.join(phrases)}")
     return {name: fill(module, weights[name], dtype) for name, module in modules.items()}
+
+
+def under_own_keys(module: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of bare keys under the keys that `module` itself has."""
+    own = {bare_key(key): key for key in module.state_dict()}
+    return {own.get(key, key): value for key, value in tensors.items()}

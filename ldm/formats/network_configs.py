@@ -20,6 +20,7 @@ from ldm.formats.families import (
     OTHER_SCHEDULERS,
     OTHER_UNET_INPUTS,
     READ_HERE,
+    TEXT_ENCODERS,
     TOKENIZERS,
 )
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
@@ -89,7 +90,7 @@ class TextEncoderConfig(Content):
     @field_validator("hidden_act")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        known = [family.text_activation for family in FAMILIES]
+        known = {encoder.activation: None for family in FAMILIES for encoder in family.text_encoders.values()}
         if name not in known:
             raise ValueError(f"it must be {' or '.join(known)}")
         return name
@@ -160,10 +161,11 @@ PREDICTION_TYPES = {
 """Spellings of the two prediction types in various tools."""
 
 DESCRIPTIONS: dict[str, type[Content]] = {
-    "unet": UNetConfig,
-    "vae": VaeConfig,
-    "text_encoder": TextEncoderConfig,
+    "UNet2DConditionModel": UNetConfig,
+    "AutoencoderKL": VaeConfig,
+    "CLIPTextModel": TextEncoderConfig,
 }
+"""What the config of a network must be, by the class that NETWORKS names."""
 TEXT_ENCODER_KEYS = CLIPTextConfig().to_dict().keys() | {"torch_dtype"}
 
 
@@ -180,8 +182,9 @@ def read_network_configs(folder: Path, wanted: Sequence[str]) -> dict[str, dict[
 def network_config(folder: Path, component: str) -> dict[str, Any]:
     """The `config.json` of one network."""
     config = read_json(folder / "config.json")
-    described(DESCRIPTIONS[component], config, folder / "config.json")
-    if component == "text_encoder":
+    description = DESCRIPTIONS[NETWORKS[component][1]]
+    described(description, config, folder / "config.json")
+    if description is TextEncoderConfig:
         # transformers keeps any key as an attribute; `_attn_implementation` would make it fetch and run code.
         return {key: value for key, value in config.items() if key in TEXT_ENCODER_KEYS}
     return config
@@ -196,7 +199,8 @@ def refuse_other_networks(configs: Mapping[str, Mapping[str, Any]], source: Path
     refuse_other_channels(unet.in_channels, unet.out_channels, source)
     if "vae" in configs:
         refuse_other_latents(described(VaeConfig, configs["vae"], source), unet, source)
-    width = described(TextEncoderConfig, configs["text_encoder"], source).hidden_size
+    texts = [described(TextEncoderConfig, c, source) for name, c in configs.items() if name in TEXT_ENCODERS]
+    width = sum(text.hidden_size for text in texts)  # their states are joined
     widths = unet.cross_attention_dim
     if any(w != width for w in (widths if isinstance(widths, list) else [widths])):
         raise UserError(
@@ -220,11 +224,24 @@ def refuse_other_channels(inputs: int, outputs: int, source: Path) -> None:
         raise UserError(f"{source} is {kind} with {inputs} input channels: {ADVICE}")
 
 
+def networks_of(folder: Path) -> tuple[str, ...]:
+    """The networks that a pipeline's folder must hold, by the text encoders that it lists or has."""
+    index = folder / "model_index.json"
+    listed = read_json(index) if index.is_file() else {}
+    there = {
+        name
+        for name in TEXT_ENCODERS
+        if (any(listed.get(name) or ()) if listed else (folder / name).is_dir())
+    }
+    complete = (family.networks for family in FAMILIES if there == family.text_encoders.keys())
+    return next(complete, FAMILIES[0].networks)
+
+
 def refuse_other_models(folder: Path) -> None:
     """Raise UserError where the small files of a pipeline's folder show that it cannot be read here."""
     if (folder / "model_index.json").is_file():
         refuse_other_pipelines(folder)
-        read_network_configs(folder, tuple(NETWORKS))
+        read_network_configs(folder, networks_of(folder))
 
 
 def refuse_other_pipelines(folder: Path) -> None:

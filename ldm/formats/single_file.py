@@ -33,9 +33,9 @@ from ldm.formats.compvis_layout import (
     with_text_model,
 )
 from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
-from ldm.formats.diffusers_folder import new_vae_name, read_tokenizer
-from ldm.formats.families import FAMILIES, OTHER_KEYS, READ_HERE, SD1, SD2, Family, family_of
-from ldm.formats.modules import COMPONENTS, assemble, empty_module, misfit
+from ldm.formats.diffusers_folder import by_field, new_vae_name, read_tokenizers
+from ldm.formats.families import FAMILIES, OTHER_KEYS, READ_HERE, SD1, SD2, Family
+from ldm.formats.modules import assemble, empty_module, misfit
 from ldm.formats.network_configs import (
     network_config,
     read_network_configs,
@@ -55,7 +55,7 @@ def read_single_file(
     with_vae: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """The networks, the tokenizer and the `scheduler_config` of a single file, by name.
+    """The parts of a single file, by the names of the fields of `Components`.
 
     configs: a folder with component configs and tokenizer in diffusers' layout, for models of another size.
     with_vae: False leaves out the VAE, whatever the file holds of it.
@@ -67,7 +67,7 @@ def read_single_file(
     said = prediction_type or said_by_file(path, content, tensors) or said_by_yaml(path.with_suffix(".yaml"))
     prediction = prediction_of(path, family, said)
     folder = configs or family.configs
-    wanted = [name for name in COMPONENTS if with_vae or name != "vae"]
+    wanted = [name for name in family.networks if with_vae or name != "vae"]
     component_configs = read_network_configs(folder, wanted)
     if configs is None and family is SD2 and prediction == "epsilon":
         component_configs["unet"]["sample_size"] = 64  # SD 2.x "base" is trained at 512 px
@@ -84,8 +84,8 @@ def read_single_file(
         surplus(tensors, key_map, text_layers),
     )
     scheduler_config = {**read_scheduler_config(folder), "prediction_type": prediction}
-    tokenizer = read_tokenizer(folder / "tokenizer", modules["text_encoder"].config.vocab_size)
-    return {**modules, "tokenizer": tokenizer, "scheduler_config": scheduler_config}
+    tokenizers = read_tokenizers(folder, component_configs)
+    return {**by_field(modules), "tokenizers": tokenizers, "scheduler_config": scheduler_config}
 
 
 def read_vae_file(
@@ -120,7 +120,8 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
         kind = OTHER_KEYS[starts[0]] if starts else "not a Stable Diffusion model known here"
         raise UserError(f"{path} is {kind}")
     for family in FAMILIES:
-        if any(key.startswith(family.text_keys) for key in tensors):
+        starts = [encoder.keys for encoder in family.text_encoders.values()]
+        if all(any(key.startswith(start) for key in tensors) for start in starts):
             return family
     raise UserError(f"{path} has a UNet but no text encoder of {READ_HERE}: give a whole model")
 
@@ -190,10 +191,8 @@ def save_single_file(
         raise UserError(f"{path} ends in neither .safetensors nor .ckpt: name one of them, or a folder")
     if path.exists():
         raise UserError(f"{path} exists already: choose another name, or move it away")
-    networks = {name: getattr(components, name) for name in COMPONENTS}
-    tensors = {
-        key: value.detach().to("cpu", dtype).contiguous() for key, value in to_compvis(networks).items()
-    }
+    state = to_compvis(components.networks)
+    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
     prediction = components.scheduler_config["prediction_type"]
     try:
         with replacing(path) as temporary:
@@ -210,11 +209,13 @@ def save_single_file(
 
 def published_family(components: Components) -> Family | None:
     """The family whose published networks have the same keys and shapes as these; None where there is none."""
+    own = {name: network.state_dict() for name, network in components.networks.items()}
     for family in FAMILIES:
-        configs = read_network_configs(family.configs, tuple(family.networks))
-        meant = {name: empty_module(name, config).state_dict() for name, config in configs.items()}
-        if not any(misfit(meant[name], getattr(components, name).state_dict()) for name in meant):
-            return family
+        if own.keys() == set(family.networks):
+            configs = read_network_configs(family.configs, family.networks)
+            meant = {name: empty_module(name, config).state_dict() for name, config in configs.items()}
+            if not any(misfit(meant[name], own[name]) for name in meant):
+                return family
     return None
 
 
@@ -222,7 +223,7 @@ def metadata_of(components: Components) -> dict[str, str]:
     """Metadata of a safetensors file, in the terms of ModelSpec 1.0.0 (Stability AI)."""
     prediction = components.scheduler_config["prediction_type"]
     side = components.unet.config.sample_size * 2 ** (len(components.vae.config.block_out_channels) - 1)
-    family = family_of(components.text_encoder.config.hidden_act)
+    family = components.family
     return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",

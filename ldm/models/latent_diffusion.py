@@ -1,37 +1,32 @@
-"""A latent diffusion model as one object: VAE, text encoder, UNet, tokenizer, noise schedule.
+"""A latent diffusion model as one object: VAE, text encoders, UNet, tokenizers, noise schedule.
 
 The networks are those of diffusers and transformers. Pixels are in [-1, 1] everywhere.
 """
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.guidance import guided
 from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample, scheduler_for
 from ldm.diffusion.schedule import VariancePreserving
-from ldm.errors import UserError
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.subject import SUBJECT_FILE
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
+from ldm.models.text_conditioning import text_conditioning, warn_of_cut
 from ldm.randomness import image_generator
 
 COMPILED_GRAPHS = 64
 """Room for 3 widths x 2 gradient modes x the batch shapes of a run."""
-
-
-def text_transformer(text_encoder: nn.Module) -> Any:
-    """The module that holds the layers: transformers 4 nests it under `text_model`, transformers 5 does not."""
-    return getattr(text_encoder, "text_model", text_encoder)
 
 
 class LatentDiffusion(nn.Module):
@@ -41,17 +36,17 @@ class LatentDiffusion(nn.Module):
         """clip_skip: 1 conditions on the text encoder's last layer, 2 on the one before, and so on."""
         super().__init__()
         self.vae = components.vae.eval().requires_grad_(False)
-        self.text_encoder = components.text_encoder
+        self.text_encoders = dict(components.text_encoders)
+        """The text encoders, by the names of their folders, which are also their names in a checkpoint."""
+        for name, encoder in self.text_encoders.items():
+            self.add_module(name, encoder)
         self.unet = components.unet
-        self.tokenizer = components.tokenizer
+        self.tokenizers = dict(components.tokenizers)
+        """One for each text encoder, by the names of their folders."""
         self.scheduler_config = dict(components.scheduler_config)
         self.source = components.source
         self.fingerprint = components.fingerprint
-        layers = len(text_transformer(self.text_encoder).encoder.layers)
-        if not 1 <= clip_skip <= layers:
-            raise UserError(
-                f"clip_skip is {clip_skip}: the text encoder of {self.source} has layers 1 to {layers}"
-            )
+        self.text = text_conditioning(components, clip_skip)
         self.clip_skip = clip_skip
         # From diffusers itself, so that training noises exactly as its samplers denoise.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
@@ -67,9 +62,9 @@ class LatentDiffusion(nn.Module):
         """The parts, for writing them out."""
         return Components(
             vae=self.vae,
-            text_encoder=self.text_encoder,
             unet=self.unet,
-            tokenizer=self.tokenizer,
+            text_encoders=dict(self.text_encoders),
+            tokenizers=dict(self.tokenizers),
             scheduler_config=self.scheduler_config,
             source=self.source,
             fingerprint=self.fingerprint,
@@ -86,9 +81,9 @@ class LatentDiffusion(nn.Module):
         return VariancePreserving(self.alphas_cumprod, self.prediction_type)
 
     @property
-    def text_encoders(self) -> dict[str, nn.Module]:
-        """The text encoders, by the names of their folders."""
-        return {"text_encoder": self.text_encoder}
+    def tokenizer(self) -> CLIPTokenizer:
+        """The first text encoder's tokenizer; those of the others read the same tokens, and may pad otherwise."""
+        return next(iter(self.tokenizers.values()))
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
@@ -107,8 +102,8 @@ class LatentDiffusion(nn.Module):
 
     @property
     def text_window(self) -> int:
-        """Tokens that the text encoder reads, start and end included (77 for CLIP)."""
-        return self.text_encoder.config.max_position_embeddings
+        """Tokens that the text encoders read, start and end included (77 for CLIP)."""
+        return self.text.window
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of one latent for an image of `height` x `width` pixels: (C, h, w)."""
@@ -129,44 +124,25 @@ class LatentDiffusion(nn.Module):
         self._refuse_not_finite(pictures)
         return pictures.clamp(-1, 1)
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B, L], padded to the text window L; a warning quotes what is cut from a longer prompt."""
-        for prompt in prompts:
-            self._warn_of_cut(prompt)
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.text_window,
-            return_tensors="pt",
-        )
-        return tokens.input_ids
-
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of `prompts`, states [B, L, D], with gradients where the text encoder trains.
+        """Conditioning of `prompts`, states [B, L, D], with gradients where the text encoders train.
 
-        Equal prompts are encoded once: in a DreamBooth batch most are.
+        Equal prompts are encoded once: in a DreamBooth batch most are. A warning quotes what is cut from a prompt
+        longer than the text window.
         """
         unique = sorted(set(prompts))
-        states = self._encode_text(self.tokenize(unique).to(self.text_encoder.device))
-        return Conditioning(states).rows([unique.index(prompt) for prompt in prompts])
-
-    def _encode_text(self, ids: Tensor) -> Tensor:
-        if self.clip_skip == 1:
-            return self.text_encoder(ids).last_hidden_state
-        states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-self.clip_skip]
-        return text_transformer(self.text_encoder).final_layer_norm(states)
+        for prompt in unique:
+            warn_of_cut(self.tokenizer, prompt, self.text_window)
+        return self.text.encode(unique).rows([unique.index(prompt) for prompt in prompts])
 
     def unused_text_layers(self) -> Sequence[nn.Module]:
-        """Layers of the text encoder past the one that conditions: they get no gradient."""
-        layers: Sequence[nn.Module] = text_transformer(self.text_encoder).encoder.layers
-        return layers[len(layers) + 1 - self.clip_skip :]
+        """Layers of the text encoders past those that condition: they get no gradient."""
+        return self.text.unused_layers()
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction [B, C, h, w] in fp32 for noisy latents `x` [B, C, h, w] and timesteps [B]."""
         dtype = self.unet.dtype
-        states = conditioning.states.to(dtype)
-        return self.unet(x.to(dtype), timesteps, encoder_hidden_states=states).sample.float()
+        return self.unet(x.to(dtype), timesteps, **self.text.keywords(conditioning, dtype)).sample.float()
 
     @torch.no_grad()
     def images(
@@ -232,12 +208,12 @@ class LatentDiffusion(nn.Module):
         return len(scheduler_for(sampling, self.scheduler_config)[1])
 
     def for_sampling(self, device: torch.device | str, dtype: torch.dtype) -> "LatentDiffusion":
-        """This model on `device`, its text encoder and UNet in `dtype`, and the VAE too where that is bf16.
+        """This model on `device`, its text encoders and UNet in `dtype`, and the VAE too where that is bf16.
 
         In fp16 the VAE stays in fp32: the activations of Stable Diffusion's exceed fp16's 65504.
         """
         vae = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        for network, wanted in ((self.text_encoder, dtype), (self.unet, dtype), (self.vae, vae)):
+        for network, wanted in [*((own, dtype) for own in self.trainable.values()), (self.vae, vae)]:
             nn.Module.to(
                 network, wanted
             )  # diffusers' own `to` warns about fp32 modules, even if there are none
@@ -259,7 +235,9 @@ class LatentDiffusion(nn.Module):
         """This model as it is now, in `dtype`, for inference only; the VAE is shared, not copied."""
         parts = self.components()
         parts.unet = _copy_for_inference(self.unet, dtype)
-        parts.text_encoder = _copy_for_inference(self.text_encoder, dtype)
+        parts.text_encoders = {
+            name: _copy_for_inference(encoder, dtype) for name, encoder in self.text_encoders.items()
+        }
         return LatentDiffusion(parts, self.clip_skip)
 
     def move_trainable_to(self, device: torch.device) -> None:
@@ -274,7 +252,8 @@ class LatentDiffusion(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, a quarter more time."""
         self.unet.enable_gradient_checkpointing()
-        self.text_encoder.activation_checkpointing_enable()
+        for encoder in self.text_encoders.values():
+            encoder.activation_checkpointing_enable()
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the UNet's transformer blocks, which share one code object over all widths.
@@ -290,7 +269,7 @@ class LatentDiffusion(nn.Module):
     def dropouts(self) -> list[nn.Module]:
         """Dropout layers, whose draws cannot be keyed by the sample number."""
         layers = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        return layers + ([self.text_encoder] if self.text_encoder.config.attention_dropout > 0 else [])
+        return layers + [own for own in self.text_encoders.values() if own.config.attention_dropout > 0]
 
     def _refuse_not_finite(self, pictures: Tensor) -> None:
         if pictures.isfinite().all():
@@ -302,16 +281,6 @@ class LatentDiffusion(nn.Module):
         else:
             reason = "the model's weights are not finite either; take an earlier checkpoint"
         raise NotFiniteError(f"pictures with values that are not finite: {reason}")
-
-    def _warn_of_cut(self, prompt: str) -> None:
-        words = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        room = self.text_window - 2  # start and end tokens
-        if len(words) > room:
-            cut = self.tokenizer.decode(words[room:]).strip()
-            warnings.warn(
-                f"prompt longer than the {self.text_window} tokens the model reads; cut: '{cut}'",
-                stacklevel=3,
-            )
 
 
 def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:

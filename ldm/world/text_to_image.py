@@ -75,17 +75,15 @@ class TextToImage(pl.LightningModule):
             self.model = LatentDiffusion(
                 Components(
                     vae=read_vae(find(first_stage), variant=None, dtype=torch.float32),
-                    text_encoder=reader,
                     unet=denoiser,
-                    tokenizer=words,
+                    text_encoders={"text_encoder": reader},
+                    tokenizers={"tokenizer": words},
                     scheduler_config=scheduler,
                     source="from scratch",
                     fingerprint="",
                 )
             )
-        self.trained = nn.ModuleDict(
-            {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
-        ).train()
+        self.trained = nn.ModuleDict(self.model.trainable).train()
         self.average = copy.deepcopy(self.trained).eval().requires_grad_(False)
         self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
@@ -137,7 +135,7 @@ class TextToImage(pl.LightningModule):
     def averaged(self) -> Components:
         """The parts with the averaged weights."""
         parts = self.model.components()
-        parts.unet, parts.text_encoder = self.average["unet"], self.average["text_encoder"]
+        parts.unet, parts.text_encoders = self.average["unet"], {"text_encoder": self.average["text_encoder"]}
         return parts
 
 

@@ -71,7 +71,8 @@ def plain_step(job: Job) -> list[Row]:
     """
     data, module, _, folder = build(job, 1)
     model = module.model.to(DEVICE)
-    model.unet.train(), model.text_encoder.train()
+    for network in model.trainable.values():
+        network.train()
     settings = module.optimizer.keywords | {"fused": None, "foreach": False}
     groups = module.tuning.parameter_groups(model)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -87,8 +88,8 @@ def plain_step(job: Job) -> list[Row]:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=DEVICE)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        states = model.text_encoder(model.tokenize([prompt] * count).to(DEVICE)).last_hidden_state
-        answer = model.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        told = model.text.keywords(model.text.encode([prompt] * count), torch.float32)
+        answer = model.unet(noisy, timesteps, **told).sample
         target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         return torch.nn.functional.mse_loss(answer.float(), target)
 
