@@ -4,7 +4,7 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ldm.errors import EXIT_USER_ERROR, printable
 
@@ -80,7 +80,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def base_options(options: argparse.Namespace) -> dict[str, Any]:
+def base_options(options: argparse.Namespace) -> dict[str, object]:
     """What was given of `add_base_options`, as keywords of `ldm.formats.base.load_base`."""
     names = ("use_ema", "prediction_type", "vae", "variant", "revision")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.errors import UserError
 from ldm.files import find, replacing
 from ldm.schema import Scalar, check, check_as, plain, read_scalars, read_scalars_as, suggestion
+from ldm.values import Config
 
 MAX_DEPTH = 50
 """Levels of keys and lists in a config; a recipe has 6."""
@@ -26,7 +27,7 @@ MAX_DEPTH = 50
 
 def load_config(
     paths: Sequence[str | Path], overrides: Sequence[str] = (), trust: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Config:
     """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked.
 
     trust: packages besides this project whose classes a `target` may name (`--trust`).
@@ -36,7 +37,7 @@ def load_config(
     return override(_merged(paths), overrides, trust)
 
 
-def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[str] = ()) -> Config:
     """The same for YAML files that describe no run; the first has every key. kind: a dataclass of the keys."""
     config = _merged(paths)
     _merge_words(config, overrides)
@@ -46,7 +47,7 @@ def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[s
     return config
 
 
-def override(config: dict[str, Any], overrides: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:
+def override(config: Config, overrides: Sequence[str], trust: Sequence[str] = ()) -> Config:
     """`config` with `key.sub=value` words merged in, interpolations resolved, and every key and value checked."""
     _merge_words(config, overrides)
     read_scalars(config, trust)
@@ -55,26 +56,26 @@ def override(config: dict[str, Any], overrides: Sequence[str], trust: Sequence[s
     return config
 
 
-def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
+def _merged(paths: Sequence[str | Path]) -> Config:
     config = _read_yaml(paths[0])
     for path in paths[1:]:
         merge(config, _read_yaml(path), source=str(path))
     return config
 
 
-def _merge_words(config: dict[str, Any], overrides: Sequence[str]) -> None:
+def _merge_words(config: Config, overrides: Sequence[str]) -> None:
     for word in overrides:
         merge(config, _parse_override(word), source=word)
 
 
-def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+def _resolved(config: Config) -> Config:
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(config), resolve=True))
+        return cast(Config, OmegaConf.to_container(OmegaConf.create(config), resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(f"config: {_first_line(error)}") from error
 
 
-def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path: str = "") -> None:
+def merge(config: Config, overlay: Mapping[str, object], source: str, path: str = "") -> None:
     """Write `overlay` over `config` in place. A new `target` replaces its `params`; new keys are refused.
 
     Keys of `params` may be new, since `check` compares them with the target's signature.
@@ -94,7 +95,7 @@ def merge(config: dict[str, Any], overlay: Mapping[str, Any], source: str, path:
             raise UserError(f"{source}: unknown key '{where}'{suggestion(key, config)}")
 
 
-def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
+def _is_open(path: str, node: Mapping[str, object], key: str) -> bool:
     """Whether `key` may be new in `node` at `path`: `check` compares such keys with a signature."""
     return (
         path.endswith("params")
@@ -103,18 +104,18 @@ def _is_open(path: str, node: Mapping[str, Any], key: str) -> bool:
     )
 
 
-def read_plain(path: str | Path) -> dict[str, Any]:
+def read_plain(path: str | Path) -> Config:
     """A config that a run has saved, which may come from a stranger.
 
     `save_config` resolves every reference, so any that is left (`${oc.env:SECRET}`, or YAML aliases that
     unfold to more than fits into memory) is a UserError.
     """
-    config: dict[str, Any] = plain(_read_yaml(path, aliases=False))
+    config: Config = plain(_read_yaml(path, aliases=False))
     _refuse_references(config, Path(path))
     return config
 
 
-def _refuse_references(node: Any, path: Path) -> None:
+def _refuse_references(node: object, path: Path) -> None:
     if isinstance(node, str) and "${" in node:
         raise UserError(f"config {path}: '{node}' is refused in a run's own config; write its value out")
     for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
@@ -122,7 +123,7 @@ def _refuse_references(node: Any, path: Path) -> None:
 
 
 class _NoAliases(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 
@@ -132,13 +133,13 @@ _NoAliases.add_implicit_resolver(
 )
 
 
-def save_config(config: Mapping[str, Any], path: str | Path) -> None:
+def save_config(config: Mapping[str, object], path: str | Path) -> None:
     """Write `config` as YAML, under its final name only when complete."""
     with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yaml.dump(dict(config), file, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
+def _read_yaml(path: str | Path, aliases: bool = True) -> Config:
     """The keys and values of a YAML file; numbers are `Scalar`s, which keep their text. aliases: allow YAML's."""
     path = find(path)
     if not path.is_file():
@@ -153,7 +154,7 @@ def _read_yaml(path: str | Path, aliases: bool = True) -> dict[str, Any]:
         raise UserError(f"config {path}: {_first_line(error)}") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path}: expected keys and values at the top level")
-    return cast(dict[str, Any], config)
+    return cast(Config, config)
 
 
 def _refuse_hostile(text: str, aliases: bool = True) -> None:
@@ -167,23 +168,23 @@ def _refuse_hostile(text: str, aliases: bool = True) -> None:
             raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
 
 
-def _parse_override(word: str) -> dict[str, Any]:
+def _parse_override(word: str) -> Config:
     """`key.sub=value` as nested keys; a number is a `Scalar`, and anything that is not YAML is text."""
     keys, equals, text = word.partition("=")
     if not equals or word.startswith("-"):
         raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
-    value: Any = text
+    value: object = text
     # What is no YAML is text, such as "a photo: of [V]".
     with contextlib.suppress(OmegaConfBaseException, yaml.YAMLError):
         _refuse_hostile(text)
-        read = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))
+        read = cast(Config, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))
         value = _with_texts(read["value"], yaml.compose(text, yaml.SafeLoader))
     for key in reversed(keys.split(".")):
         value = {key: value}
-    return cast(dict[str, Any], value)
+    return cast(Config, value)
 
 
-def _with_texts(value: Any, node: yaml.Node | None) -> Any:
+def _with_texts(value: object, node: yaml.Node | None) -> object:
     """`value`, with its text as written beside each number and truth value; node: the YAML it was read from."""
     if isinstance(value, dict) and isinstance(node, yaml.MappingNode):
         nodes = {key.value: child for key, child in node.value}

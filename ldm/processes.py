@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -26,16 +26,16 @@ def world_size() -> int:
     return dist.get_world_size() if several() else 1
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """`value` of every process, in the order of their ranks."""
     if not several():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def agreed(act: Callable[..., T], *arguments: Any) -> T:
+def agreed(act: Callable[..., T], *arguments: object) -> T:
     """`act(*arguments)`, which every process calls at the same place.
 
     Where one of them raises UserError, all of them do, so that none waits for it. The message is the lowest
@@ -54,7 +54,7 @@ def agreed(act: Callable[..., T], *arguments: Any) -> T:
     return result  # type: ignore[return-value]  # act has returned it
 
 
-def interruptible(act: Callable[..., T], *arguments: Any) -> T:
+def interruptible(act: Callable[..., T], *arguments: object) -> T:
     """`act(*arguments)` in a thread, so that Python's signal handlers run while C++ waits for other processes."""
     results: list[T] = []
     errors: list[BaseException] = []

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from ldm.errors import UserError
 from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
 from ldm.targets import get_class, is_target, parameters, signature, takes_any
-from ldm.values import KeywordsOf, Seed, allowed, is_unaffecting, problem_with, takes_text
+from ldm.values import Config, KeywordsOf, Seed, allowed, is_unaffecting, problem_with, takes_text
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -23,7 +23,7 @@ class Scalar:
     """A number or truth value of a YAML file or override, with the text that it was written as."""
 
     text: str
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,21 @@ class Setting:
     """One value of a config: where it is, and what it may be."""
 
     path: str
-    node: dict[str, Any]
+    node: Config
     key: str
-    annotation: Any
+    annotation: object
 
     @property
     def value(self) -> Any:
         return self.node[self.key]
 
 
-def read_scalars(config: dict[str, Any], trust: Sequence[str]) -> None:
+def read_scalars(config: Config, trust: Sequence[str]) -> None:
     """Replace `Scalar`s by values: by the text as written where a setting is text, as in `class_word: 911`."""
     _read(settings(config, trust))
 
 
-def read_scalars_as(config: dict[str, Any], kind: type) -> None:
+def read_scalars_as(config: Config, kind: type) -> None:
     """The same for a config that describes no run; kind: a dataclass of its keys."""
     _read(_of_call(config, kind, "", ()))
 
@@ -55,7 +55,7 @@ def _read(found: Iterable[Setting]) -> None:
         setting.node[setting.key] = plain(setting.value, takes_text(setting.annotation))
 
 
-def plain(value: Any, as_text: bool = False) -> Any:
+def plain(value: object, as_text: bool = False) -> Any:
     """`value` with the numbers of its `Scalar`s, or with their texts."""
     if isinstance(value, Scalar):
         return value.text if as_text else value.value
@@ -64,18 +64,18 @@ def plain(value: Any, as_text: bool = False) -> Any:
     return [plain(item, as_text) for item in value] if isinstance(value, list) else value
 
 
-def check(config: dict[str, Any], trust: Sequence[str] = ()) -> None:
+def check(config: Config, trust: Sequence[str] = ()) -> None:
     """Raise UserError, before anything is built, for a key, a value or a class that a run cannot have."""
     _check(settings(config, trust))
     _check_optimizers(config["model"], "model", trust)
 
 
-def check_target(node: Any, path: str, trust: Sequence[str] = ()) -> None:
+def check_target(node: object, path: str, trust: Sequence[str] = ()) -> None:
     """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
     _check(_of_target(node, path, trust, complete=False))
 
 
-def check_as(config: dict[str, Any], kind: type) -> None:
+def check_as(config: Config, kind: type) -> None:
     """`check` for a config that describes no run; kind: a dataclass of its keys."""
     _check(_of_call(config, kind, "", ()))
 
@@ -87,12 +87,12 @@ def _check(found: Iterable[Setting]) -> None:
             raise UserError(f"config: {setting.path} {problem}")
 
 
-def unaffecting(config: dict[str, Any], trust: Sequence[str] = ()) -> set[str]:
+def unaffecting(config: Config, trust: Sequence[str] = ()) -> set[str]:
     """Paths of the settings that do not change the loss record, as their signatures mark them."""
     return {setting.path for setting in settings(config, trust) if is_unaffecting(setting.annotation)}
 
 
-def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Setting]:
+def settings(config: Config, trust: Sequence[str] = ()) -> Iterator[Setting]:
     """Every setting of a run's config. Raises UserError for keys that are unknown or missing, and untrusted targets."""
     import pytorch_lightning as pl
 
@@ -122,20 +122,21 @@ def settings(config: dict[str, Any], trust: Sequence[str] = ()) -> Iterator[Sett
 
 
 def _of_target(
-    node: Any, path: str, trust: Sequence[str], kind: type = object, complete: bool = True
+    node: object, path: str, trust: Sequence[str], kind: type = object, complete: bool = True
 ) -> Iterator[Setting]:
     """The settings of a node whose `target` names a `kind`. complete: as in `_of_call`."""
-    found = _class_of(node, path, trust)
+    node = _target_node(node, path)
+    found = get_class(node["target"], trust)
     if not _is_kind(found, kind):
         raise UserError(f"config: {path}.target '{node['target']}' is not a kind of {kind.__name__}")
     params = {} if node.get("params") is None else node["params"]
     if not isinstance(params, dict):
         raise UserError(f"config: {path}.params is {plain(params)!r}: it must be keys and values")
-    call = SIGNATURES.get(node["target"], found)
-    yield from _of_call(params, call, f"{path}.params", trust, complete=complete and call is found)
+    call = SIGNATURES.get(node["target"])
+    yield from _of_call(params, call or found, f"{path}.params", trust, complete=complete and call is None)
 
 
-def _is_kind(found: Any, kind: type) -> bool:
+def _is_kind(found: object, kind: type) -> bool:
     """Whether what a target names makes a `kind`, as far as can be told: a function may make anything."""
     try:
         return not isinstance(found, type) or issubclass(found, kind)
@@ -143,7 +144,8 @@ def _is_kind(found: Any, kind: type) -> bool:
         return True
 
 
-def _class_of(node: Any, path: str, trust: Sequence[str]) -> Any:
+def _target_node(node: object, path: str) -> Config:
+    """`node`, which names a class. Raises UserError where it does not."""
     if not is_target(node):
         raise UserError(
             f"config: {path} is {plain(node)!r}: it must have a target, or be null to leave it out"
@@ -151,15 +153,15 @@ def _class_of(node: Any, path: str, trust: Sequence[str]) -> Any:
     _check_keys(node, ("target", "params"), path)
     if not isinstance(node["target"], str):
         raise UserError(f"config: {path}.target is {plain(node['target'])!r}: it must name a class")
-    return get_class(node["target"], trust)
+    return node
 
 
 def _of_call(
-    params: dict[str, Any],
-    call: Callable[..., Any],
+    params: Config,
+    call: Callable[..., object],
     path: str,
     trust: Sequence[str],
-    others: Mapping[str, Any] | None = None,
+    others: Mapping[str, object] | None = None,
     complete: bool = True,
 ) -> Iterator[Setting]:
     """The settings that `call` is called with. others: keywords besides those of its signature.
@@ -175,26 +177,26 @@ def _of_call(
     for key, value in params.items():
         where, annotation = _joined(path, key), types.get(key, Any)
         if is_target(value):
-            if problem_with(_class_of(value, where, trust), annotation):
+            if problem_with(get_class(_target_node(value, where)["target"], trust), annotation):
                 raise UserError(f"config: {where} is a target: it must be {allowed(annotation)}")
             yield from _of_target(value, where, trust, _made_by(annotation), complete=False)
         elif inner := _call_of(annotation):
             if not isinstance(value, dict):
                 raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
-            own = {name: Any for name in value if str(name).startswith("_")}
+            own = {name: object for name in value if str(name).startswith("_")}
             yield from _of_call(value, inner, where, trust, own, complete=is_dataclass(inner))
         else:
             yield Setting(where, params, key, annotation)
 
 
-def _made_by(annotation: Any) -> type:
+def _made_by(annotation: object) -> type:
     """The class of what a callable of this type returns, which may be optional; `object` where that is not known."""
     kinds = (annotation, *get_args(annotation))
     made = next((get_args(kind)[-1] for kind in kinds if get_origin(kind) is Callable), object)
     return made if isinstance(made, type) else object
 
 
-def _call_of(annotation: Any) -> Any:
+def _call_of(annotation: object) -> Any:
     """The callable whose keywords the keys and values of this type are, where that is known."""
     if is_dataclass(annotation):
         return annotation
@@ -202,7 +204,7 @@ def _call_of(annotation: Any) -> Any:
     return get_class(marks[0].target, (marks[0].target,)) if marks else None
 
 
-def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
+def _check_optimizers(node: object, path: str, trust: Sequence[str]) -> None:
     """Take a step on one number with every optimizer of a config: only its class knows its valid values."""
     import torch
 
@@ -222,11 +224,11 @@ def _check_optimizers(node: Any, path: str, trust: Sequence[str]) -> None:
         _check_optimizers(value, f"{path}.{key}", trust)
 
 
-def _joined(path: str, key: Any) -> str:
+def _joined(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _out_of_range(value: Any) -> str | None:
+def _out_of_range(value: object) -> str | None:
     """The problem with a number, anywhere in `value`, that is infinite, NaN, or more than torch can hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}: it must be a finite number"
@@ -236,13 +238,13 @@ def _out_of_range(value: Any) -> str | None:
     return next(filter(None, map(_out_of_range, items)), None)
 
 
-def _check_keys(node: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+def _check_keys(node: Mapping[str, object], known: Sequence[str], path: str) -> None:
     for key in node:
         if key not in known:
             raise UserError(f"config: unknown key '{_joined(path, key)}'{suggestion(key, known)}")
 
 
-def suggestion(key: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
+def suggestion(key: object, known: Sequence[str] | Mapping[str, object]) -> str:
     """The known key that is most like `key`, or else those there are, to follow "unknown key"."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(str(key), names, n=1)

@@ -4,11 +4,12 @@ import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ldm.errors import UserError
+from ldm.values import Config
 
 TRUSTED_MODULES = ("bitsandbytes.optim", "torch.optim")
 """Modules of libraries whose classes any config may build: optimizers."""
@@ -84,7 +85,7 @@ def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> d
     return {key: _built(value, types.get(key, Any), trust) for key, value in params.items()}
 
 
-def _built(value: Any, annotation: Any, trust: Sequence[str]) -> Any:
+def _built(value: object, annotation: object, trust: Sequence[str]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if is_target(value):
@@ -93,17 +94,17 @@ def _built(value: Any, annotation: Any, trust: Sequence[str]) -> Any:
     return annotation(**value) if isinstance(annotation, type) and is_dataclass(annotation) else value
 
 
-def is_target(value: Any) -> bool:
+def is_target(value: object) -> TypeGuard[Config]:
     """Whether a config's value is a node that names a class."""
     return isinstance(value, Mapping) and "target" in value
 
 
-def parameters(target: Any) -> dict[str, Any]:
+def parameters(target: Callable[..., object]) -> dict[str, object]:
     """Annotations of the keywords of `target`; `Any` where there is none."""
     return {name: parameter.annotation for name, parameter in signature(target).items()}
 
 
-def signature(target: Any) -> dict[str, inspect.Parameter]:
+def signature(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """The parameters of `target` by name, their annotations evaluated where that is possible.
 
     `*args` and `**kwargs` are left out; `takes_any` tells whether `target` takes any keyword.
@@ -116,13 +117,13 @@ def signature(target: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def takes_any(target: Any) -> bool:
+def takes_any(target: Callable[..., object]) -> bool:
     """Whether `target` takes keywords that its signature does not name."""
     return any(p.kind is p.VAR_KEYWORD for p in _signature(target).parameters.values())
 
 
 @functools.cache
-def _signature(target: Any) -> inspect.Signature:
+def _signature(target: Callable[..., object]) -> inspect.Signature:
     for evaluated in (True, False):  # annotations in quotes may name what does not exist at run time
         with contextlib.suppress(NameError, SyntaxError, TypeError, ValueError):
             return inspect.signature(target, eval_str=evaluated)

@@ -11,9 +11,16 @@ import functools
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
+
+if TYPE_CHECKING:  # imported late below: `main.py --help` does without pydantic
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
+    from pydantic_core import CoreSchema
+
+Config = dict[str, Any]
+"""Keys and values as a YAML file nests them. `ldm/schema.py` knows the type of each by its path, mypy cannot."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,12 @@ class Must:
     words: str
     """All that is allowed, to follow "it must be "."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+    def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
         from pydantic_core import core_schema
 
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
-    def _checked(self, value: Any) -> Any:
+    def _checked(self, value: object) -> object:
         if not self.test(value):
             raise ValueError(self.words)
         return value
@@ -46,7 +53,7 @@ class Unaffecting:
     """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
 
 
-def is_unaffecting(annotation: Any) -> bool:
+def is_unaffecting(annotation: object) -> bool:
     """Whether a setting of this type bears the mark `Unaffecting`."""
     return any(mark is Unaffecting for mark in get_args(annotation))
 
@@ -85,10 +92,10 @@ SamplerName = Literal["ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp
 """`ldm.diffusion.sampling.SAMPLERS` says what each is."""
 
 
-def option(annotation: Any) -> Callable[[str], Any]:
+def option(annotation: object) -> Callable[[str], object]:
     """A `type=` for argparse that reads a word as `annotation`; anything else is an error in one line."""
 
-    def read(word: str) -> Any:
+    def read(word: str) -> object:
         from pydantic import ValidationError
 
         try:
@@ -99,7 +106,7 @@ def option(annotation: Any) -> Callable[[str], Any]:
     return read
 
 
-def problem_with(value: Any, annotation: Any) -> str | None:
+def problem_with(value: object, annotation: object) -> str | None:
     """What is wrong with `value`, to follow the name of its key; None where `annotation` allows it."""
     from pydantic import ValidationError
     from pydantic.errors import PydanticUserError
@@ -115,7 +122,7 @@ def problem_with(value: Any, annotation: Any) -> str | None:
     return f"is {_shown(value)}: it must be {allowed(annotation)}{_nearest(value, annotation)}"
 
 
-def takes_text(annotation: Any) -> bool:
+def takes_text(annotation: object) -> bool:
     """Whether a value written without quotes is text for `annotation`, even if it looks like a number."""
     kind, _ = _parts(annotation)
     if get_origin(kind) in (Union, types.UnionType):
@@ -123,12 +130,13 @@ def takes_text(annotation: Any) -> bool:
         return all(takes_text(member) or _is_literal(member) for member in members) and any(
             map(takes_text, members)
         )
-    if isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Sequence):
+    origin = get_origin(kind)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
         return all(takes_text(member) for member in get_args(kind))
     return kind is str
 
 
-def allowed(annotation: Any) -> str:
+def allowed(annotation: object) -> str:
     """`annotation` in words, such as "a whole number of at least 1, or null"."""
     kind, rules = _parts(annotation)
     for rule in rules:
@@ -144,7 +152,7 @@ def allowed(annotation: Any) -> str:
     return _bounded(_kind(get_origin(kind) or kind, members), rules)
 
 
-def _kind(kind: Any, members: Sequence[Any]) -> str:
+def _kind(kind: object, members: Sequence[object]) -> str:
     """A plain type in words; members: the type arguments of a list or dictionary."""
     if kind in _KINDS:
         return _KINDS[kind]
@@ -157,7 +165,7 @@ def _kind(kind: Any, members: Sequence[Any]) -> str:
     return f"a {kind.__name__}"
 
 
-_KINDS: dict[Any, str] = {
+_KINDS: dict[object, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
@@ -168,9 +176,9 @@ _KINDS: dict[Any, str] = {
 }
 
 
-def _bounded(words: str, rules: Sequence[Any]) -> str:
+def _bounded(words: str, rules: Sequence[object]) -> str:
     """`words` of a type with the bounds among an annotation's rules."""
-    bounds: dict[str, Any] = {}
+    bounds: dict[str, float] = {}
     for rule in rules:
         bounds |= {
             name: getattr(rule, name)
@@ -189,7 +197,7 @@ def _bounded(words: str, rules: Sequence[Any]) -> str:
     return " ".join([words, *(f"{said[name]} {bound}" for name, bound in bounds.items())])
 
 
-def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def _parts(annotation: object) -> tuple[object, tuple[object, ...]]:
     """The plain type of an annotation, and its rules."""
     if get_origin(annotation) is Annotated:
         kind, *rules = get_args(annotation)
@@ -197,17 +205,17 @@ def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return annotation, ()
 
 
-def _nearest(value: Any, annotation: Any) -> str:
+def _nearest(value: object, annotation: object) -> str:
     """The allowed word most like `value`, as a question."""
     close = difflib.get_close_matches(str(value), [str(name) for name in _names(annotation)], n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _is_literal(annotation: Any) -> bool:
+def _is_literal(annotation: object) -> bool:
     return get_origin(_parts(annotation)[0]) is Literal
 
 
-def _names(annotation: Any) -> list[Any]:
+def _names(annotation: object) -> list[object]:
     """The words that an annotation lists."""
     kind, _ = _parts(annotation)
     if get_origin(kind) is Literal:
@@ -217,12 +225,12 @@ def _names(annotation: Any) -> list[Any]:
     return []
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return words if len(words) <= 60 else words[:57] + "..."
 
 
-def _adapter(annotation: Any, strict: bool) -> Any:
+def _adapter(annotation: object, strict: bool) -> "TypeAdapter[object]":
     try:
         return _cached_adapter(annotation, strict)
     except TypeError:  # an annotation that cannot be hashed
@@ -230,7 +238,7 @@ def _adapter(annotation: Any, strict: bool) -> Any:
 
 
 @functools.cache
-def _cached_adapter(annotation: Any, strict: bool) -> Any:
+def _cached_adapter(annotation: object, strict: bool) -> "TypeAdapter[object]":
     from pydantic import ConfigDict, TypeAdapter
 
     if get_origin(annotation) is tuple and len(get_args(annotation)) == 1:
@@ -238,4 +246,4 @@ def _cached_adapter(annotation: Any, strict: bool) -> Any:
             tuple, (*get_args(annotation), ...)
         )  # what libraries mean by tuple[T]
     settings = ConfigDict(strict=strict, allow_inf_nan=False, arbitrary_types_allowed=True)
-    return TypeAdapter(annotation, config=settings)
+    return TypeAdapter(cast("type[object]", annotation), config=settings)

@@ -1,7 +1,7 @@
 """What the data needs from the model, and the subject's latents."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class LatentSource(Protocol):
         """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
 
     def draw_prior(
-        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, object]
     ) -> Tensor:
         """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w], a pure function of the arguments."""
 

@@ -66,7 +66,7 @@ class PriorBank:
         folder: Path,
         count: int,
         chunk_size: int,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         draw: Draw,
         cache: PriorCache | None = None,
         computed_by: str = "",
@@ -126,7 +126,7 @@ class PriorBank:
         latents = self._read(chunk)
         return None if any(processes.gather(latents is None)) else latents
 
-    def _facts(self, chunk: int) -> dict[str, Any]:
+    def _facts(self, chunk: int) -> dict[str, object]:
         """All that the bits of a chunk depend on; the number of other samples in the bank is not part of it."""
         numbers = self._numbers(chunk)
         return {
@@ -183,7 +183,7 @@ class PriorBank:
 
 
 def _without_count(settings: str) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(settings)
+    facts: dict[str, object] = json.loads(settings)
     return {key: value for key, value in facts.items() if key != "count"}
 
 

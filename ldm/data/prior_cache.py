@@ -26,14 +26,14 @@ class PriorCache:
         self.folder = folder
         self.gigabytes = gigabytes
 
-    def take(self, facts: Mapping[str, Any], path: Path) -> None:
+    def take(self, facts: Mapping[str, object], path: Path) -> None:
         """Copy the chunk of `facts` to `path`, where there is one."""
         chunk = self._path(facts)
         with contextlib.suppress(OSError), replacing(path, sync=False) as temporary:
             shutil.copyfile(chunk, temporary)
             os.utime(chunk)  # used now
 
-    def keep(self, facts: Mapping[str, Any], path: Path) -> None:
+    def keep(self, facts: Mapping[str, object], path: Path) -> None:
         """Copy `path` to the cache as the chunk of `facts`, and make room for it."""
         with contextlib.suppress(OSError):
             with replacing(self._path(facts), sync=False, shared=True) as temporary:

@@ -190,7 +190,7 @@ def network_config(folder: Path, component: str) -> dict[str, Any]:
     return config
 
 
-def refuse_other_networks(configs: Mapping[str, Mapping[str, Any]], source: Path) -> None:
+def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: Path) -> None:
     """Raise UserError where the UNet takes inputs other than latents, timesteps and its text encoder's states."""
     unet = described(UNetConfig, configs["unet"], source)
     for key, kind in OTHER_UNET_INPUTS.items():

@@ -79,7 +79,7 @@ MAX_VALUES = 10_000_000
 class Inert:
     """Stands for an object that is not rebuilt: it takes any arguments and state, and does nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
@@ -222,7 +222,7 @@ def refuse_unfolding(content: dict[str, Any], path: Path) -> None:
         ) from None
 
 
-def extent(value: Any, known: dict[int, tuple[int, int] | None], level: int) -> tuple[int, int]:
+def extent(value: object, known: dict[int, tuple[int, int] | None], level: int) -> tuple[int, int]:
     """How many values `value` unfolds to, and how deep they nest; OverflowError beyond the bounds.
 
     known: results by identity, so that each container is measured once; None while it is being measured.
@@ -262,7 +262,7 @@ def without_stubs(value: Any, done: dict[int, Any]) -> Any:
     return done[id(value)]
 
 
-def is_stub(value: Any) -> bool:
+def is_stub(value: object) -> bool:
     """Whether `value` is the stub class or an object of it."""
     return value is Inert or isinstance(value, Inert)
 

@@ -35,7 +35,7 @@ class Drawing:
     height: int
     """Pixels."""
     width: int
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
     """Facts of the model that its pictures carry, such as its path."""
 
     def draw(
@@ -67,7 +67,7 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def save_picture(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
+def save_picture(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
     """Write a PNG with `facts` in it. Raises UserError where it cannot be written."""
     try:
         save_image(image, path, pnginfo=png_info(facts))

@@ -42,7 +42,7 @@ OPTIONS = {
 """Fact in a PNG -> option of the command line; prompts, model and EMA are read apart."""
 
 
-def txt2img(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Iterator[str]:
+def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> Iterator[str]:
     """Draw what the command line `options` ask for; yields a line about each file or folder that was written."""
     prompts = read_prompts(options)
     samples = options.outdir / "samples"
@@ -96,7 +96,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def load(options: argparse.Namespace, base_options: Mapping[str, Any]) -> Drawing:
+def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Drawing:
     """The model of --ckpt, ready to draw as the command line says."""
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)

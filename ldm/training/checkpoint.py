@@ -38,7 +38,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.fatal = False
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
     ) -> None:
         path, step = Path(path), checkpoint.get("global_step")
         self.problem, self.fatal = None, not is_finite(checkpoint)
@@ -54,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
             self.problem = f"checkpoint {path} of step {step} cannot be written ({reason})."
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict:
         return load_checkpoint(path)
 
@@ -177,7 +177,7 @@ def is_finite(checkpoint: Mapping[str, Any]) -> bool:
     return bool(torch.isfinite(get_total_norm(tensors, norm_type=float("inf"))))
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """Every tensor inside nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value

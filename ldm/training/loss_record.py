@@ -21,7 +21,7 @@ from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Add `rows` to a file of JSON lines, floats at full precision: all of them, or none and an OSError."""
     with open(path, "ab", buffering=0, opener=no_link) as file:
         size, text = file.tell(), "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -65,7 +65,7 @@ def truncate_rows(path: Path, last_step: int) -> None:
         append_rows(temporary, kept)
 
 
-def checked_rows(rows: Any) -> list[dict[str, float]]:
+def checked_rows(rows: object) -> list[dict[str, float]]:
     """`rows` as they come out of a checkpoint, once each is known to be numbers under plain names, with its step.
 
     Raises UserError otherwise: rows are written to a file as they are.
@@ -75,7 +75,7 @@ def checked_rows(rows: Any) -> list[dict[str, float]]:
     raise UserError("checkpoint: its unwritten_rows are no rows of a loss record; take another checkpoint")
 
 
-def _is_row(row: dict[Any, Any]) -> bool:
+def _is_row(row: dict[object, object]) -> bool:
     named = all(isinstance(key, str) and re.fullmatch("[a-z][a-z0-9_]{0,39}", key) for key in row)
     return (
         named and type(row.get("step")) is int and all(type(value) in (int, float) for value in row.values())

@@ -9,7 +9,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 FP16 = "16-mixed"
 
 
-def precision_options(settings: Mapping[str, Any]) -> tuple[Any, list[Precision]]:
+def precision_options(settings: Mapping[str, object]) -> tuple[Any, list[Precision]]:
     """The Trainer's `precision` and plugins for a config's `lightning.trainer`.
 
     For fp16 on a CPU Lightning takes bf16 without a scaler, and warns; the plugin trains in fp16.
@@ -20,7 +20,7 @@ def precision_options(settings: Mapping[str, Any]) -> tuple[Any, list[Precision]
     return precision, []
 
 
-def trained_in(named: Any, checkpoint: Mapping[str, Any]) -> Any:
+def trained_in(named: Any, checkpoint: Mapping[str, object]) -> Any:
     """The precision that `checkpoint`, whose config names `named`, was trained in.
 
     Older runs that asked for fp16 and found no GPU were trained in bf16: they have no gradient scaler.

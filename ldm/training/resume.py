@@ -16,6 +16,7 @@ from ldm.formats.checkpoint_files import CONFIG, LAST, newest_state, older_state
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.schema import unaffecting
 from ldm.training.precision import trained_in
+from ldm.values import Config
 
 WATCHERS = ("lightning.callbacks.", "lightning.logger.")
 """Sections whose settings all leave the loss record as it is: they watch. Others say it in their signatures."""
@@ -159,7 +160,7 @@ def link_or_copy(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
     """Nested keys joined by dots; lists stay whole."""
     result: dict[str, Any] = {}
     for key, value in config.items():

@@ -36,6 +36,7 @@ from ldm.training.loggers import build_logger, close_loggers, log_config
 from ldm.training.precision import precision_options
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
+from ldm.values import Config
 
 PATHS = ("base", "vae", "data_root", "reg_data_root")
 """Settings, anywhere in a config, that say where something lies."""
@@ -112,7 +113,7 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
         return train(config, folder, step, parts, signals, options.trust)
 
 
-def find_origin(config: Mapping[str, Any], options: argparse.Namespace, held: contextlib.ExitStack) -> Origin:
+def find_origin(config: Config, options: argparse.Namespace, held: contextlib.ExitStack) -> Origin:
     """The new run's folder, not made yet; or the resumed run's, which `held` then keeps locked, and its state."""
     if not options.resume:
         return Origin(new_folder(config, options), resumed=False)
@@ -121,7 +122,7 @@ def find_origin(config: Mapping[str, Any], options: argparse.Namespace, held: co
     return Origin(folder, True, *resume.state_of(Path(options.resume)))
 
 
-def new_folder(config: Mapping[str, Any], options: argparse.Namespace) -> Path:
+def new_folder(config: Config, options: argparse.Namespace) -> Path:
     """The place of a new run's folder; raises UserError where none can be made."""
     subject = config["data"].get("params", {}).get("data_root")
     name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
@@ -139,7 +140,7 @@ def refuse_changes(origin: Origin, parts: Parts, options: argparse.Namespace) ->
 
 def prepare_folder(
     origin: Origin,
-    config: Mapping[str, Any],
+    config: Config,
     argv: list[str],
     changes: resume.Changes,
     held: contextlib.ExitStack,
@@ -169,7 +170,7 @@ def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
     return exported
 
 
-def read_config(options: argparse.Namespace) -> dict[str, Any]:
+def read_config(options: argparse.Namespace) -> Config:
     """The run's config: merged YAMLs, or the resumed run's own; then the command line's changes."""
     if options.resume:
         if options.base:
@@ -197,7 +198,7 @@ def keep_paths(node: Any) -> None:
         keep_paths(item)
 
 
-def scale_learning_rates(config: dict[str, Any]) -> None:
+def scale_learning_rates(config: Config) -> None:
     """`--scale_lr`: learning rates times the samples an optimizer step averages over, kept so in the run's config."""
     trainer, params = config["lightning"]["trainer"], config["model"]["params"]
     factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
@@ -207,7 +208,7 @@ def scale_learning_rates(config: dict[str, Any]) -> None:
             params[key] *= factor
 
 
-def device_count(settings: Mapping[str, Any]) -> int:
+def device_count(settings: Config) -> int:
     """How many devices a node of the run has, as Lightning counts them: `devices` may be -1 for all, or a list."""
     chosen = {key: settings[key] for key in ("accelerator", "devices") if key in settings}
     try:
@@ -242,7 +243,7 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
 
 
 def build(
-    config: dict[str, Any],
+    config: Config,
     folder: Path,
     trust: Sequence[str] = (),
     signals: Signals | None = None,
@@ -275,7 +276,7 @@ def build(
 
 
 def build_trainer(
-    settings: Mapping[str, Any],
+    settings: Config,
     folder: Path,
     callbacks: list[pl.Callback],
     io: AtomicCheckpointIO,
@@ -298,7 +299,7 @@ def build_trainer(
     return trainer
 
 
-def carried(parts: Parts) -> dict[str, Any]:
+def carried(parts: Parts) -> Config:
     """What every checkpoint of this start carries beside its state: config, fingerprints."""
     facts = dict(parts.trainer.strategy.checkpoint_io.facts)
     parts.model.on_save_checkpoint(facts)
@@ -306,7 +307,7 @@ def carried(parts: Parts) -> dict[str, Any]:
 
 
 def train(
-    config: dict[str, Any],
+    config: Config,
     folder: Path,
     step: int | None,
     parts: Parts,
@@ -353,7 +354,7 @@ def finish(folder: Path, parts: Parts) -> None:
         print(parts.model.export(folder))
 
 
-def check(config: dict[str, Any], options: argparse.Namespace, launch: Launch) -> int:
+def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
     """`--train false`: build everything, and say what the run would do and take."""
     if not options.resume:
         new_folder(config, options)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ldm.config import save_config
 from ldm.errors import UserError
@@ -55,7 +55,7 @@ def new_folder(logdir: str | Path, name: str) -> Path:
     return folder
 
 
-def make(folder: Path, config: Mapping[str, Any], argv: list[str]) -> IO[str]:
+def make(folder: Path, config: Mapping[str, object], argv: list[str]) -> IO[str]:
     """Make a new run's folder with its first record; returns the lock on it. One that exists is never reused."""
     try:
         folder.mkdir(parents=True)
@@ -110,7 +110,7 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
-def write_record(folder: Path, config: Mapping[str, Any], argv: list[str], **resumed: Any) -> None:
+def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **resumed: object) -> None:
     """Keep with the run what it takes to repeat it: config, command line, versions, git revision.
 
     Each start of the run (the first, and every resume) adds a numbered record. resumed: what a resume went on

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 """Seconds of one repeat, images and FLOPs or bytes in it, peak memory."""
 
 
-def timed(job: Job, act: Callable[[], Any], images: int = 0, count_flops: bool = True) -> Row:
+def timed(job: Job, act: Callable[[], object], images: int = 0, count_flops: bool = True) -> Row:
     """Seconds of `act`, mean over the job's repeats, FLOPs in it, and the process's peak memory."""
     row: Row = {"images": images}
     for _ in range(job.warm):
@@ -34,7 +34,7 @@ def timed(job: Job, act: Callable[[], Any], images: int = 0, count_flops: bool =
     return row
 
 
-def flops_of(act: Callable[[], Any]) -> int:
+def flops_of(act: Callable[[], object]) -> int:
     """FLOPs in one call of `act`."""
     with FlopCounterMode(display=False) as flops:
         act()
@@ -82,7 +82,7 @@ class StepClock(StepCallback):
             self.row["flops"] = self.flops.get_total_flops() * trainer.world_size
 
 
-def write_profile(profiler: Any, path: Path) -> None:
+def write_profile(profiler: torch.profiler.profile, path: Path) -> None:
     """A Chrome trace, and beside it the table of the operators that took longest."""
     profiler.export_chrome_trace(str(path))
     order = "self_cuda_time_total" if CUDA else "self_cpu_time_total"

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ STEPS = 20
 GUIDANCE_SCALE = 4.0
 DTYPE = DTYPES["fp16" if CUDA else "fp32"]
 
-Draw = Callable[[], list[Any]]
+Draw = Callable[[], list[object]]
 """Draws IMAGES Pillow images."""
 
 
@@ -53,7 +52,7 @@ def by_this_project(job: Job) -> Draw:
     model = load_for_sampling(job.base, DEVICE).model.for_sampling(DEVICE, DTYPE)
     sampling = Sampling("ddim", STEPS, GUIDANCE_SCALE, spacing="leading")
 
-    def draw() -> list[Any]:
+    def draw() -> list[object]:
         pictures = model.images([PROMPT] * IMAGES, range(IMAGES), sampling, job.size, job.size)
         return [to_image(pixels) for pixels in pictures]
 
@@ -69,7 +68,7 @@ def by_pipeline(job: Job) -> Draw:
     pipe.set_progress_bar_config(disable=True)
     pipe.to(DEVICE)
 
-    def draw() -> list[Any]:
+    def draw() -> list[object]:
         return pipe(
             [PROMPT] * IMAGES,
             num_inference_steps=STEPS,
