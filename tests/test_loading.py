@@ -39,11 +39,10 @@ def start_method():
     multiprocessing.set_start_method(before, force=True)
 
 
-@pytest.mark.parametrize("name", ["forkserver", "spawn"])
-def test_loader_processes_start_without_fork(built, start_method, name):
-    """spawn is macOS' default, forkserver Linux' from Python 3.14: both pickle the dataset."""
+def test_loader_processes_start_by_a_server(built, start_method):
+    """The default of Linux from Python 3.14, which pickles the dataset as macOS' spawn does."""
     data, _ = built("data.params.num_workers=1")
-    start_method(name)
+    start_method("forkserver")
     batch = next(iter(data.train_dataloader()))
     data.num_workers = 0
     expected = next(iter(data.train_dataloader()))
@@ -115,6 +114,7 @@ def test_loading_for_sampling_computes_fp32_exactly(tiny):
     assert torch.backends.cudnn.allow_tf32 is False
 
 
+@pytest.mark.slow
 def test_compiled_blocks_survive_every_width_and_batch_shape_of_a_run(tiny):
     """Blocks of one class share a code object: 3 widths x 2 gradient modes x batch shapes pass torch's limit of 8."""
     import torch._dynamo
