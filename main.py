@@ -61,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace, argv: list[str]) -> int:
-    """Run; the heavy imports come after the command line was read."""
+    """Run; the heavy imports come after the command line was read, and its mistakes told as far as they show."""
+    from ldm.early import refuse_early
+
+    refuse_early(options)
+    if "torch" not in sys.modules:
+        print("reading the config; loading PyTorch, Lightning and diffusers takes some seconds", flush=True)
     from ldm.training.run import run
 
     return run(options, argv)
@@ -101,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--accept-changes", action="store_true", help="resume although what makes the loss record was changed"
     )
-    parser.add_argument("-n", "--name", help="name of the run (default: the first config's)")
+    parser.add_argument("-n", "--name", help="name of the run (default: those of the configs)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
     parser.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
     parser.add_argument("-s", "--seed", type=option(Seed), help="seed of every draw (default: the config's)")

@@ -37,6 +37,13 @@ def load_config(
     return override(_merged(paths), overrides, trust)
 
 
+def merged(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The same, neither resolved nor checked, its numbers as `Scalar`s: what is wrong with files and words alone."""
+    config = _merged(paths)
+    _merge_words(config, overrides)
+    return config
+
+
 def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[str] = ()) -> Config:
     """The same for YAML files that describe no run; the first has every key. kind: a dataclass of the keys."""
     config = _merged(paths)

@@ -69,3 +69,8 @@ def printable(text: str) -> str:
     Names of files and words of configs may come from a stranger, and a terminal obeys their control characters.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`text` with the ends of its lines, and each line `printable`."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -41,6 +41,14 @@ def find_near(path: str | Path, file: Path) -> Path:
     return next((folder / path for folder in file.resolve().parents if os.path.exists(folder / path)), found)
 
 
+def refuse_no_folder(folder: str | Path) -> Path:
+    """The folder of images `folder`, as `find` finds it. Raises UserError where there is none."""
+    found = find(folder)
+    if not os.path.isdir(found):
+        raise UserError(f"image folder {found}: no such folder")
+    return found
+
+
 def check_writable(folder: Path) -> None:
     """Raise UserError where nothing could be written to `folder`, or where it would have to be made.
 

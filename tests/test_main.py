@@ -1,10 +1,15 @@
 """The command line of main.py: what it takes, what it hints at, and that it works from any folder."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 
+from ldm.early import keywords
+from ldm.targets import get_class, signature
 from main import main, parse
 from tests.conftest import PROJECT
 from tests.runs import QUICK, resume
@@ -89,3 +94,42 @@ def test_from_any_folder(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(other)
     assert resume(run, "lightning.trainer.max_steps=2") == 0
     assert not list(other.iterdir())
+
+
+EARLY = [
+    (["-b", "configs/dreamboth.yaml"], "config configs/dreamboth.yaml: no such file"),
+    (["-b", "configs/dreambooth.yaml", "lightning.trainr.max_steps=3"], "unknown key 'lightning.trainr'"),
+    (
+        ["-b", "configs/dreambooth.yaml", "model.params.learning_rat=1"],
+        "unknown key 'model.params.learning_rat'; did you mean 'learning_rate'?",
+    ),
+    (
+        ["-b", "configs/dreambooth.yaml", "lightning.callbacks.samples.params.stpes=3"],
+        "did you mean 'steps'?",
+    ),
+    (["-b", "configs/dreambooth.yaml", "--data_root", "nowhere"], "image folder nowhere: no such folder"),
+    (["--resume", "logs/nowhere"], "--resume logs/nowhere: no such run folder or checkpoint"),
+]
+
+
+def test_mistakes_are_told_before_the_heavy_imports(tmp_path):
+    """All of them in one process, which then has imported neither PyTorch nor diffusers."""
+    code = (
+        "import json, sys; from main import main\n"
+        "for words in json.loads(sys.argv[1]): assert main(words) == 2, words\n"
+        "assert not {'torch', 'diffusers', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, json.dumps([words for words, _ in EARLY])]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == len(EARLY)
+    assert not [(line, words) for line, (_, words) in zip(told, EARLY, strict=True) if words not in line]
+    assert not done.stdout
+
+
+def test_keywords_read_from_the_source_are_those_of_the_class():
+    recipe = yaml.safe_load((PROJECT / "configs" / "dreambooth.yaml").read_text())
+    nodes = [recipe["model"], recipe["data"], *filter(None, recipe["lightning"]["callbacks"].values())]
+    for target in (node["target"] for node in nodes):
+        assert list(keywords(target)) == list(signature(get_class(target))), target

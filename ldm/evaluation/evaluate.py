@@ -1,14 +1,13 @@
 """One evaluation, from the command line's wishes to its pages (`scripts/evaluate.py`)."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from ldm.console import progress_bar
 from ldm.data.png import png_text
 from ldm.devices import choose_device, choose_dtype
 from ldm.diffusion.sampling import Sampling
@@ -168,7 +167,7 @@ def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> 
         item for item in items if not (item.path.is_file() and is_same(png_text(item.path), facts(item)))
     ]
     done = len(items) - len(missing)
-    with tqdm(total=len(items), initial=done, desc="sampling", unit="image", file=sys.stderr) as bar:
+    with progress_bar(len(items), "sampling", "image", initial=done) as bar:
         for batch in batches(missing, settings["batch_size"]):
             for item, image in zip(batch, drawing.draw([picture(item) for item in batch]), strict=True):
                 save_picture(image, item.path, facts(item))

@@ -1,14 +1,13 @@
 """The model as the data sees it (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ldm.console import phase
 from ldm.devices import computing_device
 from ldm.diffusion.sampling import Sampling
 from ldm.methods.tuning import Untrained
@@ -58,12 +57,12 @@ class BaseLatents:
         with (
             self.untrained_model() as base,
             torch.autocast(base.device.type, enabled=False),
-            tqdm(total=base.passes(sampling), desc=title, leave=False, file=sys.stderr) as bar,
+            phase(title, base.passes(sampling)) as advance,
         ):
             return base.sample(
                 [prompt] * len(numbers),
                 [generator(seed, "prior", number) for number in numbers],
                 self.latent_shape,
                 sampling,
-                on_step=bar.update,
+                on_step=advance,
             )

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from ldm.console import progress_bar
 from ldm.data.images import grid
 from ldm.data.png import png_text
 from ldm.devices import choose_device, choose_dtype
@@ -56,7 +54,7 @@ def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> 
         len(groups) * drawing.loaded.model.passes(drawing.sampling),
     )
     drawn = []
-    with tqdm(total=steps, desc=f"sampling {count} images", unit="step", file=sys.stderr) as bar:
+    with progress_bar(steps, f"sampling {count} images", "step") as bar:
         for group in groups:
             images = drawing.draw(group, on_step=bar.update)
             drawn += images

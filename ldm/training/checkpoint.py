@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ldm import processes
+from ldm.console import phase
 from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name, what_is_kept
@@ -68,7 +69,8 @@ def save(trainer: Trainer, path: Path, weights_only: bool = False, required: boo
     required: what cannot be written is such an error too, and not only a warning.
     """
     io = trainer.strategy.checkpoint_io
-    trainer.save_checkpoint(path, weights_only=weights_only)
+    with phase("saving"):
+        trainer.save_checkpoint(path, weights_only=weights_only)
     problem, fatal = processes.gather((io.problem, io.fatal))[0]  # the first process is the one that writes
     if problem and fatal:
         raise UserError(f"{problem}, so it is not saved; start again with a lower learning rate")

@@ -9,6 +9,7 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm import processes
+from ldm.console import phase
 from ldm.data.images import to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
@@ -124,7 +125,8 @@ class Fidelity(StepCallback):
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images."""
-        images = self._draw(trainer, pl_module)
+        with phase("fidelity"):
+            images = self._draw(trainer, pl_module)
         dino, clip = self._dino.images(images), self._clip.images(images)
         seen = Seen(dino, clip, self._texts, *self._real)
         return {key: float(METRICS[key].measure(seen).mean()) for key in MEASURED}

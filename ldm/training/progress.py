@@ -1,59 +1,96 @@
-"""The progress bar of a run, in optimizer steps, and its throughput."""
+"""What a run tells on the console while it trains, and its pace to the loggers."""
 
-import sys
+import contextlib
 import time
+from collections.abc import Mapping
 
 from pytorch_lightning import LightningModule, Trainer
-from tqdm import tqdm
+from torch.optim import Optimizer
 
+from ldm.console import run_bar
+from ldm.errors import say
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import LossRecord
-from ldm.training.step_callback import StepCallback
+from ldm.training.step_callback import StepCallback, is_due
+from ldm.training.words import duration
 from ldm.values import Count
+
+PACE_AFTER = 10
+"""Optimizer steps after which the time that is left is told in a line of its own."""
 
 
 class Progress(StepCallback):
-    """One bar for the whole run: step, losses, remaining time; `throughput/samples_per_second` to the loggers."""
+    """One bar for the whole run: step, losses, rate, time left, and what is being done between the steps.
+
+    The pace, the learning rates and the norm of the gradients go to the loggers.
+    """
 
     def __init__(self, log_every_steps: Count = 10, record: LossRecord | None = None):
-        """log_every_steps: how often the losses on the bar, and the logged throughput, are brought up to date.
+        """log_every_steps: how often the losses on the bar, and what is logged, are brought up to date.
 
         record: has the losses that the bar shows.
         """
         self.log_every_steps = log_every_steps
         self._record = record
+        self._held = contextlib.ExitStack()
+        self._rates: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before the first step there is work already, which says so on the bar.
+        bar = run_bar(trainer.max_steps, "training", "step", disable=not trainer.is_global_zero)
+        self.bar = self._held.enter_context(bar)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._since = (trainer.global_step, time.monotonic())
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-            file=sys.stderr,
-        )
+        self._first_step = step = trainer.global_step
+        self._told, self._began = False, time.monotonic()
+        self._since = (step, self._began)
+        if not self.bar.disable:
+            self.bar.initial = self.bar.n = self.bar.last_print_n = step
+            self.bar.unpause()  # what was done before the first step is not in the rate
+            self.bar.refresh()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._is_due(trainer, trainer.global_step + 1):
+            groups = {
+                group.get("name", str(number)): group for number, group in enumerate(optimizer.param_groups)
+            }
+            self._rates = {f"train/learning_rate/{name}": group["lr"] for name, group in groups.items()}
+            if hasattr(pl_module, "gradient_norm"):
+                self._rates["train/gradient_norm"] = float(pl_module.gradient_norm())
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.update(trainer.global_step - self.bar.n)
-        if trainer.global_step % self.log_every_steps:
+        step = trainer.global_step
+        self.bar.update(step - self.bar.n)
+        if not self._is_due(trainer, step):
             return
         if self._record is not None:
-            losses = {
-                k.removesuffix("_loss"): f"{v:.4f}" for k, v in self._record.last_row.items() if k != "step"
-            }
-            self.bar.set_postfix(losses)
-        step, then = self._since
-        self._since = (trainer.global_step, time.monotonic())
+            self.bar.set_postfix_str(losses_of(self._record.last_row))
+        (before, then), self._since = self._since, (step, time.monotonic())
+        pace = (step - before) / (self._since[1] - then)
         batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        rate = (trainer.global_step - step) * batch / (self._since[1] - then)
-        log_metrics(trainer, {"throughput/samples_per_second": rate}, trainer.global_step)
+        log_metrics(trainer, {"throughput/samples_per_second": pace * batch, **self._rates}, step)
+        taken = step - self._first_step
+        if not self._told and taken >= PACE_AFTER and trainer.is_global_zero and step < trainer.max_steps:
+            self._told = True
+            left = duration((time.monotonic() - self._began) / taken * (trainer.max_steps - step))
+            say(f"about {left} to go, by the pace of the first {taken} steps")
+
+    def _is_due(self, trainer: Trainer, step: int) -> bool:
+        return is_due(step, self.log_every_steps, trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.close()
+        self._held.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+        self._held.close()
+
+
+def losses_of(row: Mapping[str, float]) -> str:
+    """Subject and prior loss of a row of the loss record, or the loss where a model has one alone."""
+    names = [name for name in ("subject_loss", "prior_loss") if name in row] or [
+        n for n in row if n == "loss"
+    ]
+    return ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in names)

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm import config as configs
 from ldm import processes
-from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ToldError, UserError, printable, say
+from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ToldError, UserError, printable, printable_lines, say
 from ldm.files import PROJECT
 from ldm.foreign import TRAINER_SETTINGS
 from ldm.formats.checkpoint_files import CONFIG, LAST
@@ -36,6 +36,7 @@ from ldm.training.loggers import build_logger, close_loggers, log_config
 from ldm.training.precision import precision_options
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
+from ldm.training.words import introduction, learnt, what_next
 from ldm.values import Config
 
 PATHS = ("base", "vae", "data_root", "reg_data_root")
@@ -125,7 +126,8 @@ def find_origin(config: Config, options: argparse.Namespace, held: contextlib.Ex
 def new_folder(config: Config, options: argparse.Namespace) -> Path:
     """The place of a new run's folder; raises UserError where none can be made."""
     subject = config["data"].get("params", {}).get("data_root")
-    name = run_folder.run_name(subject, options.name or Path(options.base[0]).stem, options.postfix)
+    name = options.name or "_".join(Path(path).stem for path in options.base)
+    name = run_folder.run_name(subject, name, options.postfix)
     return run_folder.new_folder(options.logdir, name)
 
 
@@ -321,9 +323,12 @@ def train(
     log_config(trainer, config)
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     try:
+        began = time.monotonic()
+        if trainer.is_global_zero:
+            print(printable_lines(introduction(folder, *parts, step)), flush=True)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         if not signals.stopped:
-            finish(folder, parts)
+            finish(folder, parts, time.monotonic() - began)
             return 0
     except SystemExit as stop:  # a signal, before the first step or while the model was written
         if stop.code != EXIT_RESUME_ME:
@@ -345,13 +350,17 @@ def train(
     return EXIT_RESUME_ME
 
 
-def finish(folder: Path, parts: Parts) -> None:
-    """Export the trained model. Raises UserError where a callback says that it is worth nothing."""
+def finish(folder: Path, parts: Parts, seconds: float) -> None:
+    """Export the trained model and say what was learnt in `seconds`.
+
+    Raises UserError where a callback says that it is worth nothing.
+    """
     for callback in parts.trainer.callbacks:
         if isinstance(callback, StepCallback):
             callback.check_result(parts.trainer)
     if parts.trainer.is_global_zero:
-        print(parts.model.export(folder))
+        words = [learnt(folder, seconds), parts.model.export(folder), what_next(folder)]
+        print(printable_lines("\n".join(filter(None, words))))
 
 
 def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm.console import phase
 from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
@@ -62,10 +63,11 @@ class SampleImages(StepCallback):
         model, size = pl_module.model, trainer.datamodule.size
         images: list[Image.Image] = []
         try:
-            with trainer.precision_plugin.forward_context():
+            steps = len(self.prompts) * model.passes(self.sampling)
+            with trainer.precision_plugin.forward_context(), phase("samples", steps) as advance:
                 for prompt in self.prompts:
                     prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
-                    pictures = model.images(prompts, self.seeds, self.sampling, size, size)
+                    pictures = model.images(prompts, self.seeds, self.sampling, size, size, on_step=advance)
                     images += [to_image(pixels) for pixels in pictures]
         except NotFiniteError as error:
             warnings.warn(f"no sample images at step {trainer.global_step}: {error}", stacklevel=2)

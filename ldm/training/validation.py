@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ldm import processes
+from ldm.console import phase
 from ldm.data.batch import Batch
 from ldm.data.datamodule import DreamBoothData
 from ldm.files import going_on_without
@@ -67,7 +68,7 @@ class Validation(StepCallback):
     @torch.no_grad()
     def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measure, log, and keep the weights where they are the best so far."""
-        with trainer.precision_plugin.forward_context():
+        with phase("validation"), trainer.precision_plugin.forward_context():
             subject = [pl_module.denoising_error(batch) for batch in self._subject]
             drift = [
                 (_prediction(pl_module.model, batch) - untrained).square().mean(dim=(1, 2, 3))

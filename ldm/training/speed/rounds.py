@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ldm.console import progress_bar
 from ldm.errors import UserError
 from ldm.files import PROJECT
 from ldm.training.speed.jobs import Job
@@ -20,7 +19,7 @@ from ldm.training.speed.summary import Row
 def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> dict[tuple[str, str], list[Row]]:
     """(group, variant) -> its rows, one a round. turns: the jobs of each process; they take turns."""
     rows: dict[tuple[str, str], list[Row]] = {}
-    with tqdm(total=rounds * len(turns), desc="measuring", unit="process", file=sys.stderr) as bar:
+    with progress_bar(rounds * len(turns), "measuring", "process") as bar:
         for _ in range(rounds):
             for jobs in turns:
                 bar.set_postfix_str(f"{jobs[0].group}: {jobs[0].variant}")

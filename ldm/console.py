@@ -1,0 +1,108 @@
+"""How a program shows that it works: one bar on a terminal, a line now and then in a log file."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY = 30.0
+"""Seconds between the lines of a bar that is written to a file."""
+
+LINE = "{desc}{n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
+
+
+class Lines(tqdm):
+    """A bar for a log file: a line every LINE_EVERY seconds and at the end, and no carriage returns."""
+
+    leave: bool
+
+    def __init__(self, *arguments: Any, **options: Any):
+        self._written_at, self._lines = time.monotonic(), 0
+        timing = {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "bar_format": LINE}
+        super().__init__(*arguments, **{**options, **timing})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write the line, where the last one is LINE_EVERY old; `msg`, which would wipe it, is ignored."""
+        if msg is None and time.monotonic() - self._written_at >= LINE_EVERY:
+            self._write()
+
+    def close(self) -> None:
+        """Write the last line, where the bar is one that stays or has written others."""
+        if not self.disable and (self.leave or self._lines):
+            self._write()
+        self.leave = False  # its line has an end already
+        super().close()
+
+    def clear(self, *arguments: Any, **options: Any) -> None:
+        """Leave the lines alone: there is nothing to wipe before other text."""
+
+    def _write(self) -> None:
+        self._written_at, self._lines = time.monotonic(), self._lines + 1
+        # Not tqdm.write, which would ask this bar to show itself again.
+        print(str(self).strip(), file=self.fp, flush=True)
+
+
+def progress_bar(
+    total: int, title: str, unit: str, *, initial: int = 0, leave: bool = True, disable: bool = False
+) -> tqdm:
+    """A bar of `total` units on stderr.
+
+    initial: units that were done before; leave: keep its last state; disable: show nothing.
+    """
+    return (tqdm if sys.stderr.isatty() else Lines)(
+        total=total,
+        initial=initial,
+        desc=f"{title}: ",
+        unit=unit,
+        leave=leave,
+        disable=disable,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )
+
+
+class _Run:
+    bar: tqdm | None = None
+    """The bar of this process's run, where it has one: a terminal has room for one."""
+
+
+@contextlib.contextmanager
+def run_bar(total: int, title: str, unit: str, *, disable: bool = False) -> Iterator[tqdm]:
+    """A bar on which `phase` tells what is being done, as long as the block lasts."""
+    with progress_bar(total, title, unit, disable=disable) as bar:
+        before, _Run.bar = _Run.bar, bar
+        try:
+            yield bar
+        finally:
+            _Run.bar = before
+
+
+@contextlib.contextmanager
+def phase(title: str, total: int = 0) -> Iterator[Callable[[], object]]:
+    """Say that `title` is being done, on the run's bar or on one that goes when the block ends.
+
+    total: steps it takes, where they are known; what is yielded counts one of them.
+    """
+    bar = _Run.bar
+    if bar is None:
+        with progress_bar(total, title, "step", leave=False, disable=not total) as own:
+            yield own.update
+        return
+    if bar.disable:
+        yield lambda: None
+        return
+    before, done = bar.desc, 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        bar.set_description(f"{title} {done}/{total}")
+
+    bar.set_description(title)
+    try:
+        yield advance
+    finally:
+        bar.set_description_str(before)

@@ -1,0 +1,95 @@
+"""What a run tells in words: at its start what it is about to do, at its end what was learnt."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from ldm.data.images import image_files
+from ldm.files import find
+from ldm.formats.checkpoint_files import BEST
+from ldm.training.loss_record import read_rows
+
+VALIDATION = "validation.jsonl"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: "8 s", "1 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def introduction(folder: Path, data: Any, model: LightningModule, trainer: Trainer, step: int | None) -> str:
+    """Lines about a run that is about to begin, or to go on from `step`."""
+    lines = {"run folder": str(folder), "device": device_of(trainer)}
+    if hasattr(model, "base"):
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines["base"] = f"{model.base}; {trained:,} parameters train"
+    if concept := getattr(data, "concept", None):
+        lines["subject"] = photographs(concept.data_root, data)
+        lines["prompts"] = (
+            f"'{model.with_identifier(concept.prompt)}' for it, '{concept.prior_prompt}' for its class"
+        )
+    per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    start = f", going on from step {step}" if step else ""
+    lines["steps"] = f"{trainer.max_steps:,} of {per_step} samples each{start}"
+    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def device_of(trainer: Trainer) -> str:
+    """The device and precision of a run."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
+    else:
+        name = f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{name}, {trainer.precision}"
+
+
+def photographs(folder: Path, data: Any) -> str:
+    """How many photographs there are, how many are held out, and how many other files were passed over."""
+    used = image_files(folder)
+    place = find(folder)
+    others = sum(1 for path in place.iterdir() if path.is_file() and not path.name.startswith(".")) - len(
+        used
+    )
+    held_out = len(used) - len(data.subject.files)
+    return (
+        f"{len(used)} photographs in {folder}"
+        + (f", {held_out} of them held out" if held_out else "")
+        + (f"; {others} other files skipped" if others else "")
+    )
+
+
+def learnt(folder: Path, seconds: float) -> str:
+    """What the run in `folder` has learnt by its validation, in words; "" where it has none.
+
+    seconds: how long this start of the run has taken.
+    """
+    rows = read_rows(folder / VALIDATION)
+    if len(rows) < 2 or not {"subject_loss", "drift", "score"} <= rows[0].keys() & rows[-1].keys():
+        return ""
+    first, last, best = rows[0], rows[-1], min(rows[1:], key=lambda row: row["score"])
+    verb = "fell" if last["subject_loss"] < first["subject_loss"] else "rose"
+    kept = f", kept in {Path('checkpoints', BEST)}" if (folder / "checkpoints" / BEST).is_file() else ""
+    return "\n".join(
+        [
+            f"learnt in {duration(seconds)}, as validation sees it:",
+            f"  subject loss {verb} from {first['subject_loss']:.4f} to {last['subject_loss']:.4f}",
+            f"  drift of the bare class from the base: {last['drift']:.4f} (0: none)",
+            f"  score, the sum of the two (lower is better): {last['score']:.4f};"
+            f" the best {best['score']:.4f} at step {best['step']}{kept}",
+        ]
+    )
+
+
+def what_next(folder: Path) -> str:
+    """Where to look, and how to measure, after a run that has drawn samples; "" after others."""
+    sheets = sorted((folder / "images").glob("step-*.png"))
+    if not sheets:
+        return ""
+    return f"Measure it with\n  python scripts/evaluate.py --ckpt {folder}\nLook at {sheets[-1]}"
