@@ -20,13 +20,13 @@ class Lines(tqdm):
     leave: bool
 
     def __init__(self, *arguments: Any, **options: Any):
-        self._written_at, self._lines = time.monotonic(), 0
+        self._written_at, self._lines = time.perf_counter(), 0
         timing = {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "bar_format": LINE}
         super().__init__(*arguments, **{**options, **timing})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write the line, where the last one is LINE_EVERY old; `msg`, which would wipe it, is ignored."""
-        if msg is None and time.monotonic() - self._written_at >= LINE_EVERY:
+        if msg is None and time.perf_counter() - self._written_at >= LINE_EVERY:
             self._write()
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class Lines(tqdm):
         """Leave the lines alone: there is nothing to wipe before other text."""
 
     def _write(self) -> None:
-        self._written_at, self._lines = time.monotonic(), self._lines + 1
+        self._written_at, self._lines = time.perf_counter(), self._lines + 1
         # Not tqdm.write, which would ask this bar to show itself again.
         print(str(self).strip(), file=self.fp, flush=True)
 

@@ -323,12 +323,12 @@ def train(
     log_config(trainer, config)
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     try:
-        began = time.monotonic()
+        began = time.perf_counter()
         if trainer.is_global_zero:
             print(printable_lines(introduction(folder, *parts, step)), flush=True)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         if not signals.stopped:
-            finish(folder, parts, time.monotonic() - began)
+            finish(folder, parts, time.perf_counter() - began)
             return 0
     except SystemExit as stop:  # a signal, before the first step or while the model was written
         if stop.code != EXIT_RESUME_ME:
