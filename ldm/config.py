@@ -37,7 +37,7 @@ def load_config(
     return override(_merged(paths), overrides, trust)
 
 
-def merged(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merged(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """The same, neither resolved nor checked, its numbers as `Scalar`s: what is wrong with files and words alone."""
     config = _merged(paths)
     _merge_words(config, overrides)
