@@ -28,10 +28,12 @@ setup(
         "test": [
             "bitsandbytes>=0.50",
             "mypy>=2.4",
+            "prodigyopt>=1.1",
             "pytest>=8",
             "pytest-cov>=7",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "schedulefree>=1.4",
         ],
     },
 )

@@ -216,7 +216,10 @@ def _check_optimizers(node: object, path: str, trust: Sequence[str]) -> None:
             number = torch.zeros(1, requires_grad=True)
             number.grad = torch.zeros(1)
             try:
-                found([number], **params).step()
+                optimizer = found([number], **params)
+                if hasattr(optimizer, "train"):  # schedule-free optimizers
+                    optimizer.train()
+                optimizer.step()
             except Exception as error:  # libraries raise anything for an invalid value
                 reason = str(error).partition("\n")[0]
                 raise UserError(f"config: {path}.params: {node['target']} says: {reason}") from error

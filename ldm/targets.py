@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from ldm.errors import UserError
 from ldm.values import Config
 
-TRUSTED_MODULES = ("bitsandbytes.optim", "torch.optim")
+TRUSTED_MODULES = ("bitsandbytes.optim", "prodigyopt", "schedulefree", "torch.optim")
 """Modules of libraries whose classes any config may build: optimizers."""
 
 TRUSTED_TARGETS = (
@@ -59,6 +59,11 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
         raise refused
     try:
         found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        package = target.split(".")[0]
+        if error.name != package or not known:
+            raise UserError(f"config: cannot import target '{target}': {error}") from error
+        raise UserError(f"config: target '{target}' needs a package: pip install {package}") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"config: cannot import target '{target}': {error}") from error
     # ldm.x.subprocess is a module that ldm.x imports, and one of the project's functions might delete files.

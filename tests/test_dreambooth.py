@@ -1,6 +1,5 @@
 """The main job through the real entry point: what trains, what it minimises, what it writes."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from ldm.data.batch import collate
 from ldm.data.datamodule import TrainingSamples
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.schedule import VariancePreserving
-from ldm.diffusion.weighting import min_snr
+from ldm.diffusion.weighting import MinSnr
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
 from ldm.training.run import scale_learning_rates
@@ -99,7 +98,7 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
     module.prior_loss_weight = 0.7
-    module.weighting = min_snr_gamma and functools.partial(min_snr, gamma=min_snr_gamma)
+    module.weighting = min_snr_gamma and MinSnr(min_snr_gamma)
     module.setup("fit")
     data.prepare_latents()
     loaded = collate([TrainingSamples(data)[n] for n in (0, 1)])
@@ -160,7 +159,7 @@ def test_min_snr_weights_the_error_of_the_clean_image_by_clipped_snr(prediction_
     snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=5)
     expected = snr * (clean - x).square().mean(dim=(1, 2, 3))
     schedule = VariancePreserving(alphas_cumprod, prediction_type)
-    weighting = functools.partial(min_snr, gamma=5.0)
+    weighting = MinSnr(5.0)
     error = denoising_error(lambda n, t: prediction, x, eps, timesteps, schedule, weighting)
     assert torch.allclose(error, expected, rtol=1e-3)
 

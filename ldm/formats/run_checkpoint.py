@@ -166,3 +166,4 @@ class FullState(Content):
     base_fingerprint: Text | None = None
     data_fingerprint: Text | None = None
     samples_per_step: Count | None = None
+    training_state_dict: Named | None = None

@@ -5,7 +5,6 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from ldm.concepts import PLACEHOLDER, fill_in_identifier
 from ldm.data.batch import Batch
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
-from ldm.diffusion.weighting import min_snr
+from ldm.diffusion.weighting import Weighting, weighting_of
 from ldm.errors import UserError
 from ldm.formats.knowledge import warn_of_unknown_class
 from ldm.formats.subject import read_subject
@@ -65,6 +64,7 @@ class DreamBooth(LightningModule):
         prior_loss_weight: NonNegativeFloat = 1.0,
         prior_target: Literal["noise", "untrained"] = "noise",
         min_snr_gamma: PositiveFloat | None = None,
+        weighting: Callable[..., Weighting] | None = None,
         clip_skip: Count = 1,
         gradient_checkpointing: Annotated[bool, Unaffecting] = False,
         weights_precision: Literal["fp32", "bf16"] = "fp32",
@@ -107,7 +107,7 @@ class DreamBooth(LightningModule):
         self.lr_warmup_steps = lr_warmup_steps
         self.prior_loss_weight = prior_loss_weight
         self.prior_from_untrained = prior_target == "untrained" and prior_loss_weight > 0
-        self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
+        self.weighting = weighting_of(weighting, min_snr_gamma)
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
         self._gradient_norm: Tensor | None = None
@@ -187,6 +187,9 @@ class DreamBooth(LightningModule):
         for network in self.model.trainable.values():
             network.train(any(parameter.requires_grad for parameter in network.parameters()))
         self.model.vae.eval()
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, "train"):  # schedule-free optimizers begin in evaluation mode
+                optimizer.train()
         if self.compile_blocks and self.device.type == "cuda":
             self.model.compile_blocks()
         self.trainer.datamodule.prepare_latents()

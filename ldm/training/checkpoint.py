@@ -19,10 +19,15 @@ from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in_name, what_is_kept
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.training.averaged import averaged, trained_apart
 from ldm.training.resume import link_or_copy, take_optimizer_settings
 from ldm.training.signals import Signals
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, PositiveFloat
+
+
+TRAINED = "training_state_dict"
+"""Key of a full state whose `state_dict` is an average of the weights that train."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -35,6 +40,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def __init__(self, facts: Mapping[str, Any]):
         """facts: plain values put into every file, such as the run's config."""
         self.facts = dict(facts)
+        self.trained: dict[str, Tensor] = {}
+        """The weights that training goes on from, where they are not its `state_dict`'s."""
         self.problem: str | None = None
         self.fatal = False
 
@@ -48,7 +55,8 @@ class AtomicCheckpointIO(CheckpointIO):
             return
         try:
             with replacing(path) as temporary, open(temporary, "wb") as file:
-                torch.save({**checkpoint, **self.facts}, file)
+                apart = {TRAINED: self.trained} if self.trained else {}
+                torch.save({**checkpoint, **self.facts, **apart}, file)
         except (OSError, RuntimeError) as error:
             # torch raises a RuntimeError over the OSError that says what happened.
             reason = getattr(error.__context__ or error, "strerror", None) or str(error).splitlines()[0]
@@ -57,7 +65,11 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict:
-        return load_checkpoint(path)
+        content = load_checkpoint(path)
+        # What training goes on from, where that is not what the model is sampled with.
+        if trained := content.pop(TRAINED, None):
+            content["state_dict"] = trained
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
@@ -69,7 +81,8 @@ def save(trainer: Trainer, path: Path, weights_only: bool = False, required: boo
     required: what cannot be written is such an error too, and not only a warning.
     """
     io = trainer.strategy.checkpoint_io
-    with phase("saving"):
+    io.trained = {} if weights_only else trained_apart(trainer, trainer.lightning_module)
+    with phase("saving"), averaged(trainer):
         trainer.save_checkpoint(path, weights_only=weights_only)
     problem, fatal = processes.gather((io.problem, io.fatal))[0]  # the first process is the one that writes
     if problem and fatal:

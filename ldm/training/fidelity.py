@@ -19,6 +19,7 @@ from ldm.evaluation.metrics import METRICS, Seen
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import going_on_without, replacing
 from ldm.models.codec import NotFiniteError
+from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
@@ -134,7 +135,7 @@ class Fidelity(StepCallback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> list[Image.Image]:
         prompts = [pl_module.with_identifier(prompt) for prompt in self.prompts]
         size = trainer.datamodule.size
-        with trainer.precision_plugin.forward_context():
+        with averaged(trainer), trainer.precision_plugin.forward_context():
             pictures = pl_module.model.images(
                 prompts, self.seeds, self.sampling, size, size, batch_size=self.batch_size
             )

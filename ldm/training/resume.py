@@ -15,6 +15,7 @@ from ldm.files import replacing, sync_to_disk
 from ldm.formats.checkpoint_files import CONFIG, LAST, newest_state, older_states, problem_with, step_in_name
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.schema import unaffecting
+from ldm.targets import signature
 from ldm.training.precision import trained_in
 from ldm.values import Config
 
@@ -140,10 +141,11 @@ def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:
     They are the same, unless a change of them was accepted.
     """
     fresh = module.configure_optimizers()
+    settings = signature(type(trainer.optimizers[0])).keys() - {"params", "lr"}  # groups hold state too, as Prodigy's
     optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
     new_schedule = fresh["lr_scheduler"]["scheduler"]
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
-        group.update({key: value for key, value in new.items() if key not in ("params", "lr")})
+        group.update({key: value for key, value in new.items() if key in settings})
     schedule.base_lrs = new_schedule.base_lrs
     # The checkpoint's rates are of its own schedule, which may have ended with another max_steps.
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]

@@ -28,6 +28,7 @@ from ldm.formats.modules import weights_on
 from ldm.processes import agreed
 from ldm.targets import instantiate_from_config
 from ldm.training import resume, run_folder
+from ldm.training.averaged import averaged
 from ldm.training.callbacks import build_callbacks
 from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from ldm.training.estimate import estimate
@@ -359,7 +360,9 @@ def finish(folder: Path, parts: Parts, seconds: float) -> None:
         if isinstance(callback, StepCallback):
             callback.check_result(parts.trainer)
     if parts.trainer.is_global_zero:
-        words = [learnt(folder, seconds), parts.model.export(folder), what_next(folder)]
+        with averaged(parts.trainer):
+            written = parts.model.export(folder)
+        words = [learnt(folder, seconds), written, what_next(folder)]
         print(printable_lines("\n".join(filter(None, words))))
 
 

@@ -12,6 +12,7 @@ from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
 from ldm.models.codec import NotFiniteError
+from ldm.training.averaged import averaged
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed
@@ -64,7 +65,11 @@ class SampleImages(StepCallback):
         images: list[Image.Image] = []
         try:
             steps = len(self.prompts) * model.passes(self.sampling)
-            with trainer.precision_plugin.forward_context(), phase("samples", steps) as advance:
+            with (
+                averaged(trainer),
+                trainer.precision_plugin.forward_context(),
+                phase("samples", steps) as advance,
+            ):
                 for prompt in self.prompts:
                     prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
                     pictures = model.images(prompts, self.seeds, self.sampling, size, size, on_step=advance)

@@ -18,6 +18,7 @@ from ldm.formats.checkpoint_files import BEST
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
+from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, truncate_rows
@@ -68,7 +69,7 @@ class Validation(StepCallback):
     @torch.no_grad()
     def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measure, log, and keep the weights where they are the best so far."""
-        with phase("validation"), trainer.precision_plugin.forward_context():
+        with averaged(trainer), phase("validation"), trainer.precision_plugin.forward_context():
             subject = [pl_module.denoising_error(batch) for batch in self._subject]
             drift = [
                 (_prediction(pl_module.model, batch) - untrained).square().mean(dim=(1, 2, 3))

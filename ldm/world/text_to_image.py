@@ -3,7 +3,6 @@
 import copy
 import hashlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.data.images import pixels_of
 from ldm.diffusion.loss import denoising_error
-from ldm.diffusion.weighting import min_snr
+from ldm.diffusion.weighting import MinSnr
 from ldm.files import find, replacing
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import read_tokenizer, read_vae, save_diffusers_folder
@@ -87,7 +86,7 @@ class TextToImage(pl.LightningModule):
         self.average = copy.deepcopy(self.trained).eval().requires_grad_(False)
         self.learning_rate, self.weight_decay, self.average_decay = learning_rate, weight_decay, average_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
-        self.weighting = None if min_snr_gamma is None else partial(min_snr, gamma=min_snr_gamma)
+        self.weighting = None if min_snr_gamma is None else MinSnr(min_snr_gamma)
         self.latent_cache = Path(latent_cache)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
