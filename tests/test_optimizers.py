@@ -113,9 +113,7 @@ def test_looking_leaves_no_trace_in_the_loss_curve(run_with):
     assert (watched / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("overlay", "package"), [(SCHEDULE_FREE, "schedulefree"), (PRODIGY, "prodigyopt")]
-)
+@pytest.mark.parametrize(("overlay", "package"), [(SCHEDULE_FREE, "schedulefree"), (PRODIGY, "prodigyopt")])
 def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch, capsys, overlay, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["-b", RECIPE, overlay, "-t", "false"]) == 2

@@ -139,6 +139,7 @@ WRONG = {
     "version": FOLDER[:-1],
     "warmup_steps": COUNT_FROM_0,
     "weight_decay": ["abc", -1, math.nan, math.inf, None, [1]],
+    "weighting": ["abc", 5, True, {"gamma": 5}],
     "weights_precision": [*NAME, "fp16"],
 }
 """Wrong values of each key."""

@@ -25,7 +25,6 @@ from ldm.training.signals import Signals
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, PositiveFloat
 
-
 TRAINED = "training_state_dict"
 """Key of a full state whose `state_dict` is an average of the weights that train."""
 

@@ -141,7 +141,8 @@ def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:
     They are the same, unless a change of them was accepted.
     """
     fresh = module.configure_optimizers()
-    settings = signature(type(trainer.optimizers[0])).keys() - {"params", "lr"}  # groups hold state too, as Prodigy's
+    # Groups hold state too: Prodigy's, the rate that it has found.
+    settings = signature(type(trainer.optimizers[0])).keys() - {"params", "lr"}
     optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
     new_schedule = fresh["lr_scheduler"]["scheduler"]
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
