@@ -1,8 +1,8 @@
 """Speed and memory: `python scripts/benchmark_speed.py --model toy --out benchmark.json`.
 
-Every variant runs in a process of its own, one after the other, round after round; a ratio is the median over
-rounds of first variant / this variant within the round, so that a machine that slows down slows both. sd-v1 and
-sd-v2 are the full architectures with random weights, made once under .cache/ without a download.
+Every variant runs in its own process. Each round runs all of them; a ratio is the median over rounds of first
+variant / this variant within the round, so a machine that slows down affects both. sd-v1 and sd-v2 are the full
+architectures with random weights, made once under .cache/ without a download.
 """
 
 import argparse
@@ -24,26 +24,28 @@ from ldm.values import Count, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count = option(Count)
     parser.add_argument("--model", choices=CONFIGS, default="toy")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="what to measure")
-    parser.add_argument("--rounds", type=count, default=3, help="of every variant, one after the other")
-    parser.add_argument("--repeats", type=count, default=20, help="timed steps, or calls, a round")
-    parser.add_argument("--size", type=count, help="px (default: the recipe's)")
-    parser.add_argument("--out", type=Path, help="also write every figure there, as JSON")
+    parser.add_argument("--rounds", type=count, default=3, help="how often every variant is measured")
+    parser.add_argument("--repeats", type=count, default=20, help="timed steps, or calls, per round")
+    parser.add_argument("--size", type=count, help="side of the images in px (default: the recipe's)")
+    parser.add_argument("--out", type=Path, help="also write all figures there, as JSON")
     parser.add_argument(
-        "--profile", metavar="TRACE.json", help="also profile a training step: Chrome trace, and .txt"
+        "--profile", metavar="TRACE.json", help="also profile training steps: a Chrome trace and a .txt table"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="see within a minute that it runs: its figures mean little"
+        "--quick",
+        action="store_true",
+        help="only check within a minute that it runs; the figures mean little",
     )
     return exit_code_of(run, parser.parse_args(argv))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table and write the JSON."""
     import torch
 
     from ldm.training.speed import rounds, summary
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def base_of(model: str) -> str:
-    """The base to measure on; random weights of the full architecture are made the first time."""
+    """The base to measure; random weights of the full architecture are written the first time."""
     if model == "toy":
         return "assets/base"
     folder = PROJECT / ".cache" / f"random-{model}"

@@ -17,8 +17,8 @@ from tests.conftest import PROJECT
 
 def benchmark(out: Path, *groups: str) -> dict:
     """Rows by group and variant of the quick benchmark of `groups`."""
-    words = ["--quick", "--size", "32", "--only", *groups, "--out", str(out)]
-    command = [sys.executable, "scripts/benchmark_speed.py", *words]
+    arguments = ["--quick", "--size", "32", "--only", *groups, "--out", str(out)]
+    command = [sys.executable, "scripts/benchmark_speed.py", *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {(row["group"], row["variant"]): row for row in json.loads(out.read_text())["rows"]}
@@ -58,7 +58,7 @@ def test_every_group_has_jobs_that_name_a_measure_and_a_change_to_the_recipe(mod
         assert len({job.variant for job in jobs}) == len(jobs)
         for job in jobs:
             assert job.measure in MEASURES
-            load_config([str(PROJECT / path) for path in job.configs], job.words)
+            load_config([str(PROJECT / path) for path in job.configs], job.overrides)
 
 
 def test_a_ratio_is_taken_within_rounds():
@@ -79,7 +79,7 @@ def test_a_ratio_is_taken_within_rounds():
 
 
 def test_a_measurement_that_fails_is_one_line(tmp_path):
-    words = ["scripts/benchmark_speed.py", "--quick", "--only", "step", "--size", "50"]
-    done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True)
+    arguments = ["scripts/benchmark_speed.py", "--quick", "--only", "step", "--size", "50"]
+    done = subprocess.run([sys.executable, *arguments], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.rstrip().splitlines()[-1].startswith("error: measuring step plain loop")

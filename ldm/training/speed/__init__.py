@@ -1,1 +1,1 @@
-"""What training and sampling cost: jobs, each measured in a process of its own, and the table of their rows."""
+"""The benchmark of speed and memory: every job is measured in its own process."""

@@ -1,4 +1,4 @@
-"""Seconds, FLOPs and memory of what runs in this process."""
+"""Time, FLOPs and memory of calls and training steps in this process."""
 
 import resource
 import sys
@@ -17,11 +17,11 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 Row = dict[str, Any]
-"""Seconds of one repeat, images and FLOPs or bytes in it, peak memory."""
+"""Seconds per repeat, images and FLOPs or bytes per repeat, peak memory."""
 
 
 def timed(job: Job, act: Callable[[], object], images: int = 0, count_flops: bool = True) -> Row:
-    """Seconds of `act`, mean over the job's repeats, FLOPs in it, and the process's peak memory."""
+    """Mean seconds of `act` over the job's repeats, its FLOPs, and the process's peak memory."""
     row: Row = {"images": images}
     for _ in range(job.warm):
         act()
@@ -42,14 +42,14 @@ def flops_of(act: Callable[[], object]) -> int:
 
 
 def now() -> float:
-    """Seconds on the clock, once the device has finished its queued work."""
+    """The clock in seconds, after the device has finished its queued work."""
     if CUDA:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_bytes() -> int:
-    """Most memory so far: of the GPU's allocator, or without a GPU of the whole process, its libraries included."""
+    """Peak memory so far: of the GPU's allocator, or without a GPU of the whole process with its libraries."""
     if CUDA:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -57,7 +57,7 @@ def peak_bytes() -> int:
 
 
 class StepClock(StepCallback):
-    """Times the job's optimizer steps after its warm ones, and counts the FLOPs of the one after."""
+    """Times the job's optimizer steps after its warm-up steps, then counts the FLOPs of one more step."""
 
     def __init__(self, job: Job):
         self.warm, self.repeats, self.trace = job.warm, job.repeats, job.trace
@@ -83,7 +83,7 @@ class StepClock(StepCallback):
 
 
 def write_profile(profiler: torch.profiler.profile, path: Path) -> None:
-    """A Chrome trace, and beside it the table of the operators that took longest."""
+    """Write a Chrome trace, and beside it a table of the slowest operators."""
     profiler.export_chrome_trace(str(path))
     order = "self_cuda_time_total" if CUDA else "self_cpu_time_total"
     path.with_suffix(".txt").write_text(profiler.key_averages().table(sort_by=order, row_limit=40))

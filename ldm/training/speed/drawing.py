@@ -1,4 +1,4 @@
-"""Images from text: this project against diffusers' pipeline."""
+"""Speed of text-to-image sampling: this project against diffusers' pipeline."""
 
 import statistics
 from collections.abc import Callable
@@ -25,30 +25,30 @@ Draw = Callable[[], list[object]]
 
 
 def txt2img(job: Job) -> list[Row]:
-    """The same pictures by both, in turns in one process.
+    """Both draw the same images, in turns in one process.
 
-    They do the same arithmetic, and a difference between processes would be larger than one between them.
+    They do the same arithmetic, so two processes would differ by more than the two implementations do.
     """
-    acts = {"diffusers' pipeline": by_pipeline(job), "this project": by_this_project(job)}
-    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    variants = {"diffusers' pipeline": by_pipeline(job), "this project": by_this_project(job)}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(job.warm + job.repeats):
-        for name, act in acts.items():
+        for name, draw in variants.items():
             start = now()
-            act()
+            draw()
             if number >= job.warm:
                 seconds[name].append(now() - start)
-    theirs, rows = None, []
-    for name, act in acts.items():
-        pictures = np.stack([np.asarray(image, int) for image in act()])
-        theirs = pictures if theirs is None else theirs
+    reference, rows = None, []
+    for name, draw in variants.items():
+        pictures = np.stack([np.asarray(image, int) for image in draw()])
+        reference = pictures if reference is None else reference
         row: Row = {"variant": name, "seconds": statistics.median(seconds[name]), "images": IMAGES}
-        row |= {"flops": flops_of(act), "peak_bytes": peak_bytes()}
-        rows.append(row | {"largest_difference": int(np.abs(pictures - theirs).max())})
+        row |= {"flops": flops_of(draw), "peak_bytes": peak_bytes()}
+        rows.append(row | {"largest_difference": int(np.abs(pictures - reference).max())})
     return rows
 
 
 def by_this_project(job: Job) -> Draw:
-    """Draws as scripts/txt2img.py does, at the timesteps of diffusers' pipeline."""
+    """Draws like scripts/txt2img.py, at the timesteps of diffusers' pipeline."""
     model = load_for_sampling(job.base, DEVICE).model.for_sampling(DEVICE, DTYPE)
     sampling = Sampling("ddim", STEPS, GUIDANCE_SCALE, spacing="leading")
 
@@ -60,7 +60,7 @@ def by_this_project(job: Job) -> Draw:
 
 
 def by_pipeline(job: Job) -> Draw:
-    """Draws the same pictures by diffusers' pipeline."""
+    """Draws the same images with diffusers' pipeline."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(find(job.base), torch_dtype=DTYPE)

@@ -1,4 +1,4 @@
-"""What the speed benchmark measures: groups of variants; the others of a group are compared with its first."""
+"""The jobs of the speed benchmark: groups of variants, each compared with the first of its group."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,40 +9,40 @@ CONFIGS = {
     "sd-v1": (RECIPE, "configs/stable-diffusion/v1.yaml"),
     "sd-v2": (RECIPE, "configs/stable-diffusion/v2.yaml"),
 }
-"""Configs by the name of the model."""
+"""Config files of each model."""
 
 GROUPS = ("machine", "step", "lean", "memory", "prior", "txt2img", "checkpoint", "start-up", "processes")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One variant to measure. Goes to the process that measures it as JSON."""
+    """One variant to measure. The measuring process gets it as JSON."""
 
     group: str
     variant: str
-    """Name in the table; empty where the measurement names its own rows."""
+    """Name in the table; empty if the measurement names its own rows."""
     measure: str
     """Name of a function in `ldm.training.speed.measures`."""
     base: str
-    """Base model: folder, or place in the repository."""
+    """Base model: a folder, absolute or relative to the repository."""
     size: int | None
     """Side of the images, px; None for the recipe's."""
     configs: Sequence[str]
-    words: Sequence[str]
-    """Changes to the configs, as on main.py's command line."""
+    overrides: Sequence[str]
+    """Config overrides, as on main.py's command line."""
     warm: int
-    """Untimed repeats before the timed ones."""
+    """Warm-up repeats, not timed."""
     repeats: int
     """Timed repeats."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the process."""
+    """Environment variables of the process."""
     trace: str | None = None
-    """Where to write a profile of the timed training steps; None: they are not profiled."""
+    """File for a profile of the timed training steps; None: no profile."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all jobs of a benchmark have in common."""
+    """Settings that all jobs of a benchmark share."""
 
     model: str
     """A key of CONFIGS."""
@@ -51,11 +51,11 @@ class Plan:
     repeats: int
     gpu: bool
     quick: bool
-    """Only to see that everything runs."""
+    """Only check that everything runs."""
 
 
 Change = tuple[list[str], list[str]]
-"""Overlays and words that make a variant of the recipe."""
+"""Overlays and overrides that turn the recipe into a variant."""
 
 LEAN: dict[str, Change] = {
     "AdamW not fused": ([], ["model.params.optimizer.params.fused=false"]),
@@ -71,7 +71,7 @@ LEAN: dict[str, Change] = {
         ],
     ),
 }
-"""What saves memory or time, one thing at a time."""
+"""Single changes that save memory or time."""
 
 ON_A_GPU: dict[str, Change] = {"TF32 products": ([], ["model.params.tf32=true"])}
 
@@ -80,10 +80,10 @@ SMALLER: dict[str, Change] = {
     "low-memory.yaml": (["configs/low-memory.yaml"], []),
     "low-memory.yaml, bf16-weights.yaml": (["configs/low-memory.yaml", "configs/bf16-weights.yaml"], []),
 }
-"""Whole recipes for less memory."""
+"""Complete recipes that need less memory."""
 
 WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
-"""Variants that are left out where that package is not installed."""
+"""Variants that are left out if bitsandbytes is not installed."""
 
 PRIOR: dict[str, list[str]] = {
     "chunks of 4": ["data.params.prior.chunk_size=4"],
@@ -98,7 +98,7 @@ PRIOR: dict[str, list[str]] = {
 
 def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     """The jobs of a group."""
-    steps, short = recipe(group, plan), few(group, plan)
+    steps, short = recipe(group, plan), few_repeats(group, plan)
     if group == "machine":
         yield replace(short, measure="machine")
     elif group == "step":
@@ -109,26 +109,26 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
     elif group == "memory":
         whole = replace(whole_recipe(short, plan), measure="memory")
-        # At full size each variant takes a CPU a quarter of an hour.
+        # At full size each variant takes 15 minutes on a CPU.
         affordable = plan.gpu or plan.model == "toy"
         yield from variants(whole, SMALLER | (LEAN if affordable else {}))
     elif group == "prior":
         whole = replace(whole_recipe(short, plan), measure="prior")
         yield replace(whole, variant="the recipe")
-        yield from variants(whole, {name: ([], words) for name, words in PRIOR.items()})
+        yield from variants(whole, {name: ([], overrides) for name, overrides in PRIOR.items()})
     elif group == "processes":
         cpu = "lightning.trainer.accelerator=cpu"
-        alone = replace(steps, words=[*steps.words, cpu], environment={"OMP_NUM_THREADS": "1"})
+        alone = replace(steps, overrides=[*steps.overrides, cpu], environment={"OMP_NUM_THREADS": "1"})
         two = ["lightning.trainer.strategy=ddp", "lightning.trainer.devices=2"]
         yield replace(alone, variant="one process")
-        yield replace(alone, variant="two processes", words=[*alone.words, *two])
+        yield replace(alone, variant="two processes", overrides=[*alone.overrides, *two])
     else:
         yield replace(short, measure=group.replace("-", "_"))
 
 
 def recipe(group: str, plan: Plan) -> Job:
-    """Training steps of the recipe, with next to no time for prior samples."""
-    words = ["data.params.prior.count=8", "data.params.prior.chunk_size=8", "data.params.prior.steps=1"]
+    """Training steps of the recipe, with as few prior samples and sampling steps as possible."""
+    overrides = ["data.params.prior.count=8", "data.params.prior.chunk_size=8", "data.params.prior.steps=1"]
     return Job(
         group,
         variant="",
@@ -136,37 +136,39 @@ def recipe(group: str, plan: Plan) -> Job:
         base=plan.base,
         size=plan.size,
         configs=CONFIGS[plan.model],
-        words=[*base_words(plan), *words],
+        overrides=[*base_overrides(plan), *overrides],
         warm=1 if plan.quick else 3,
         repeats=plan.repeats,
     )
 
 
-def few(group: str, plan: Plan) -> Job:
-    """The same with few repeats, for what takes longer than a step."""
+def few_repeats(group: str, plan: Plan) -> Job:
+    """The same with few repeats, for measurements that take longer than a step."""
     return replace(recipe(group, plan), warm=1, repeats=min(plan.repeats, 6))
 
 
 def whole_recipe(job: Job, plan: Plan) -> Job:
-    """`job` with the recipe's own prior samples."""
-    # Convolutions in fp16 take a CPU minutes; bf16 takes as much memory.
+    """`job` with the recipe's own settings for prior samples."""
+    # fp16 convolutions take minutes on a CPU; bf16 needs the same memory.
     quick = ["data.params.prior.steps=1"] if plan.quick else []
     half = ["data.params.prior.precision=bf16"] if plan.model != "toy" and not plan.gpu else []
-    return replace(job, words=[*base_words(plan), *half, *quick])
+    return replace(job, overrides=[*base_overrides(plan), *half, *quick])
 
 
-def base_words(plan: Plan) -> list[str]:
-    """The plan's base and size as changes to the configs."""
+def base_overrides(plan: Plan) -> list[str]:
+    """The plan's base and size as config overrides."""
     return [f"model.params.base={plan.base}", *([f"data.params.size={plan.size}"] if plan.size else [])]
 
 
 def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
     """`job` with each of `changes`."""
-    for variant, (configs, words) in changes.items():
-        yield replace(job, variant=variant, configs=[*job.configs, *configs], words=[*job.words, *words])
+    for variant, (configs, overrides) in changes.items():
+        yield replace(
+            job, variant=variant, configs=[*job.configs, *configs], overrides=[*job.overrides, *overrides]
+        )
 
 
 def one_of_each(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that only show that everything runs: one variant a group, two where variants are compared."""
+    """A few jobs to check that everything runs: the first of each group, and all of the group "step"."""
     first = {job.group: job for job in reversed(jobs)}
     return [job for job in jobs if job.group == "step" or job is first[job.group]]

@@ -1,4 +1,4 @@
-"""The measurements: each takes a job and returns rows, run in a process of its own (`ldm.training.speed.worker`)."""
+"""The measurements: each takes a job and returns rows, in its own process (`ldm.training.speed.worker`)."""
 
 import json
 import os
@@ -25,18 +25,17 @@ from ldm.training.speed.clock import CUDA, DEVICE, Row, StepClock, now, timed
 from ldm.training.speed.drawing import txt2img
 from ldm.training.speed.jobs import Job
 
-WITHOUT = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
-"""Callbacks that are left out of a measured training step; loss record, guard and progress bar stay."""
-
+WITHOUT_CALLBACKS = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
+"""Overrides that leave callbacks out of measured steps; loss record, non-finite guard and progress bar stay."""
 
 NO_CACHE = "data.params.prior.cache=null"
-"""Prior samples are drawn anew, even if the machine has them in its cache."""
+"""Draws the prior samples anew, even if the machine has them in its cache."""
 
 
 def machine(job: Job) -> list[Row]:
-    """The machine's own rates, as a reference for the others: matrix product and copy."""
+    """The machine's rates of matrix products and memory copies, as a reference for the other groups."""
     rows = []
-    # A CPU without bf16 instructions takes 20 seconds for a product of side 2048.
+    # Without bf16 instructions a CPU needs 20 seconds for a product of side 2048.
     for dtype, side_on_a_cpu in ((torch.float32, 2048), (torch.bfloat16, 1024)):
         side = 8192 if CUDA else side_on_a_cpu
         row = timed(job, partial(square, torch.randn(side, side, device=DEVICE).to(dtype)), count_flops=False)
@@ -53,7 +52,7 @@ def square(a: torch.Tensor) -> torch.Tensor:
 
 
 def training_step(job: Job) -> list[Row]:
-    """An optimizer step of main.py, its loss record, guard and progress bar included."""
+    """An optimizer step of main.py, including loss record, non-finite guard and progress bar."""
     data, model, trainer, folder = build(job, job.warm + job.repeats + 1)
     clock = StepClock(job)
     trainer.callbacks.append(clock)
@@ -64,10 +63,10 @@ def training_step(job: Job) -> list[Row]:
 
 
 def plain_step(job: Job) -> list[Row]:
-    """The same modules, batch and precision in the loop of a plain script.
+    """The same modules, batch and precision in a plain training loop.
 
-    Every image is encoded in every step, the UNet passes over the subject and the class apart, and AdamW goes
-    parameter by parameter.
+    Every step encodes its images, runs the UNet once for the subject and once for the class, and AdamW updates
+    one parameter after the other.
     """
     data, module, _, folder = build(job, 1)
     model = module.model.to(DEVICE)
@@ -88,10 +87,10 @@ def plain_step(job: Job) -> list[Row]:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=DEVICE)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        told = model.text.keywords(model.text.encode([prompt] * count), torch.float32)
-        answer = model.unet(noisy, timesteps, **told).sample
+        keywords = model.text.keywords(model.text.encode([prompt] * count), torch.float32)
+        prediction = model.unet(noisy, timesteps, **keywords).sample
         target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-        return torch.nn.functional.mse_loss(answer.float(), target)
+        return torch.nn.functional.mse_loss(prediction.float(), target)
 
     def step() -> None:
         loss = half_of_the_loss(prompts[0]) + half_of_the_loss(prompts[1])
@@ -107,12 +106,12 @@ def plain_step(job: Job) -> list[Row]:
 
 
 def memory(job: Job) -> list[Row]:
-    """The most memory that tensors take at any moment of a short run.
+    """Peak memory of all tensors in a short run.
 
     The run draws a chunk of prior samples, encodes the views, takes two steps, validates and draws sample images.
     Phases run in sequence, so one of each shows the peak of many.
     """
-    words = [
+    overrides = [
         "lightning.callbacks.checkpoint=null",
         "lightning.callbacks.validation.params.monitor=null",
         "lightning.callbacks.validation.params.num_timesteps=1",
@@ -120,10 +119,10 @@ def memory(job: Job) -> list[Row]:
         'lightning.callbacks.samples.params.prompts=["a photo of [V]"]',
         "data.params.prior.steps=1",
     ]
-    # More than the steps need, so that the frozen copy stays in memory unless all are drawn at the start.
-    chunk_size = config_of(job, words)["data"]["params"]["prior"]["chunk_size"]
-    words.append(f"data.params.prior.count={2 * chunk_size}")
-    data, module, trainer, folder = build(job, 2, words)
+    # Two chunks, more than the steps need: the frozen copy stays in memory unless all are drawn at the start.
+    chunk_size = config_of(job, overrides)["data"]["params"]["prior"]["chunk_size"]
+    overrides.append(f"data.params.prior.count={2 * chunk_size}")
+    data, module, trainer, folder = build(job, 2, overrides)
     start = now()
     with folder as name:
         if CUDA:
@@ -141,7 +140,7 @@ def memory(job: Job) -> list[Row]:
 
 
 def prior(job: Job) -> list[Row]:
-    """One chunk of class-prior samples, as the run draws them."""
+    """One chunk of class-prior samples, drawn as in a run."""
     data, module, _, folder = build(job, 1)
     untrained = module.tuning.untrained(module.model, DTYPES[data.prior["precision"]])
     module.model.to(DEVICE)
@@ -156,7 +155,7 @@ def prior(job: Job) -> list[Row]:
 
 
 def checkpoint(job: Job) -> list[Row]:
-    """A full state: written and synced, against as many plain bytes; and read."""
+    """Save a full state, compared with writing as many plain bytes, both synced to disk; then load it."""
     data, model, trainer, folder = build(job, 1)
     with folder as name:
         trainer.fit(model, data)
@@ -182,7 +181,7 @@ def checkpoint(job: Job) -> list[Row]:
 
 
 def start_up(job: Job) -> list[Row]:
-    """From the command to the first prior chunk's first step, against the bare imports of the libraries."""
+    """From the command to the first sampling step of the prior samples, against only importing the libraries."""
     imports = (
         "import torch, pytorch_lightning, diffusers, transformers; from diffusers import AutoencoderKL, "
         "UNet2DConditionModel; from transformers import CLIPTextModel, CLIPTokenizer"
@@ -191,15 +190,15 @@ def start_up(job: Job) -> list[Row]:
     subprocess.run([sys.executable, "-c", imports], check=True)
     bare = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as logs:
-        words = ["main.py", "--base", *job.configs, "-l", logs, NO_CACHE, *job.words]
+        arguments = ["main.py", "--base", *job.configs, "-l", logs, NO_CACHE, *job.overrides]
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *words], cwd=PROJECT, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=PROJECT, stderr=subprocess.PIPE)
         assert process.stderr is not None
         seen = b""
         while b"prior samples" not in seen:
             piece = os.read(process.stderr.fileno(), 65_536)
             if not piece:
-                raise RuntimeError(f"main.py ended before it drew a prior sample: {seen.decode()[-2000:]}")
+                raise RuntimeError(f"main.py ended before drawing prior samples: {seen.decode()[-2000:]}")
             seen += piece
         seconds = time.perf_counter() - start
         process.kill()
@@ -214,20 +213,20 @@ MEASURES: dict[str, Callable[[Job], list[Row]]] = {
     function.__name__: function
     for function in (machine, training_step, plain_step, memory, prior, txt2img, checkpoint, start_up)
 }
-"""By the name that a job gives."""
+"""Measurements by the name in `Job.measure`."""
 
 
 def build(
-    job: Job, max_steps: int, words: Sequence[str] = WITHOUT
+    job: Job, max_steps: int, overrides: Sequence[str] = WITHOUT_CALLBACKS
 ) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory[str]]:
-    """What main.py builds for the job's config, with `words` for what is not measured, in a folder for its files."""
+    """Data, model, trainer as main.py builds them for the job, and a temporary folder for their files."""
     quiet()
-    config = config_of(job, [*words, f"lightning.trainer.max_steps={max_steps}"])
+    config = config_of(job, [*overrides, f"lightning.trainer.max_steps={max_steps}"])
     folder = tempfile.TemporaryDirectory()
     return *build_run(config, Path(folder.name)), folder
 
 
-def config_of(job: Job, words: Sequence[str]) -> dict[str, Any]:
-    """The job's config, with `words` where the job's own do not say otherwise."""
+def config_of(job: Job, overrides: Sequence[str]) -> dict[str, Any]:
+    """The job's config with `overrides`; the job's own overrides win."""
     paths = [str(PROJECT / path) for path in job.configs]
-    return load_config(paths, ["lightning.logger=null", NO_CACHE, *words, *job.words])
+    return load_config(paths, ["lightning.logger=null", NO_CACHE, *overrides, *job.overrides])

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, round after round."""
+"""Runs jobs in their own processes, in several rounds."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ldm.training.speed.summary import Row
 
 
 def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> dict[tuple[str, str], list[Row]]:
-    """(group, variant) -> its rows, one a round. turns: the jobs of each process; they take turns."""
+    """(group, variant) -> its rows, one per round. turns: the jobs of each process, in order."""
     rows: dict[tuple[str, str], list[Row]] = {}
     with progress_bar(rounds * len(turns), "measuring", "process") as bar:
         for _ in range(rounds):
@@ -30,13 +30,13 @@ def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> dict[tuple[str, st
 
 
 def measured(jobs: Sequence[Job]) -> list[Row]:
-    """The rows of `jobs`, done in a process of their own. Raises UserError where it fails."""
+    """Run `jobs` in one new process and return their rows. Raises UserError if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        words = ["-m", "ldm.training.speed.worker", json.dumps([asdict(job) for job in jobs]), str(out)]
+        arguments = ["-m", "ldm.training.speed.worker", json.dumps([asdict(job) for job in jobs]), str(out)]
         done = subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, *arguments],
             cwd=PROJECT,
             env=environment | dict(jobs[0].environment),
             capture_output=True,

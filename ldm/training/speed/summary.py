@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-"""A row that a measurement returned, or a line of the summary."""
+"""A row returned by a measurement, or a line of the summary."""
 
 HEADER = (
     "| what | variant | ms (least to most) | times as fast | images/s | GFLOP | of fp32 matmul | peak GB | note |",
@@ -20,10 +20,10 @@ HEADER = (
 
 
 def summarize(rows: Mapping[tuple[str, str], Sequence[Row]]) -> list[Row]:
-    """A line for each (group, variant): its figures over the rounds, `rows`.
+    """One line per (group, variant) from its rows, one per round.
 
     Seconds are the median; `times_as_fast` is the median over rounds of the ratio to the group's first variant in the
-    same round; `share_of_...` are of the machine's own rates, where they were measured.
+    same round; `share_of_...` are relative to the machine's rates, if those were measured.
     """
     rates = {
         variant: work(found[0]) / statistics.median(row["seconds"] for row in found)
@@ -39,7 +39,7 @@ def summarize(rows: Mapping[tuple[str, str], Sequence[Row]]) -> list[Row]:
 def line_of(
     group: str, variant: str, found: Sequence[Row], first: Sequence[Row], rates: Mapping[str, float]
 ) -> Row:
-    """One line of the summary. first: rows of the group's first variant; rates: of the machine, by variant."""
+    """One line of the summary. first: rows of the group's first variant; rates: the machine's, by variant."""
     seconds = [row["seconds"] for row in found]
     median = statistics.median(seconds)
     line: Row = {"group": group, "variant": variant, "seconds": median}
@@ -62,18 +62,18 @@ def line_of(
 
 
 def share(key: str, rate: float, group: str, rates: Mapping[str, float], *words: str) -> Row:
-    """{key: `rate` as a share of the machine's rate whose name has all `words`}; nothing for the machine itself."""
-    of = [value for name, value in rates.items() if all(word in name for word in words)]
-    return {key: rate / of[0]} if of and group != "machine" else {}
+    """{key: `rate` / the machine's rate whose name contains all `words`}; empty for the machine itself."""
+    matching = [value for name, value in rates.items() if all(word in name for word in words)]
+    return {key: rate / matching[0]} if matching and group != "machine" else {}
 
 
 def work(row: Row) -> float:
-    """FLOPs or bytes of a repeat."""
+    """FLOPs or bytes per repeat."""
     return row.get("flops") or row["bytes"]
 
 
 def speed(row: Row) -> float:
-    """Images a second, or repeats where there are no images."""
+    """Images per second, or repeats per second if there are no images."""
     return (row.get("images") or 1) / row["seconds"]
 
 
@@ -96,7 +96,7 @@ def cells(row: Row) -> str:
 
 
 def note(row: Row) -> str:
-    """Notes that have no column of their own."""
+    """Figures without a column of their own."""
     if row["group"] == "machine" and "flops" in row:
         return f"{row['flops'] / row['seconds'] / 1e12:.2f} TFLOP/s"
     if "bytes_per_second" in row:
@@ -106,17 +106,17 @@ def note(row: Row) -> str:
 
 
 def shown(value: float | None, pattern: str, unit: float = 1) -> str:
-    """`value` in `unit`, or nothing."""
+    """`value` in `unit`; empty for None."""
     return "" if value is None else pattern.format(value / unit)
 
 
 def title_of(model: str, rounds: int, repeats: int) -> str:
-    """What was measured, where and when."""
+    """The table's title: model, machine, date, rounds and repeats."""
     return f"{model} on {machine_name()}, {date.today()}; {rounds} rounds of {repeats} repeats"
 
 
 def machine_name() -> str:
-    """GPU, or processor and number of cores, and torch's version."""
+    """GPU, or number of cores and processor; torch's version."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
-"""The process that measures: `python -m ldm.training.speed.worker '[{"group": "step", ...}]' rows.json`.
+"""The measuring process: `python -m ldm.training.speed.worker '[{"group": "step", ...}]' rows.json`.
 
-Takes jobs as JSON and writes their rows as JSON. A module, since Lightning starts it again for a second process.
+Takes jobs as JSON and writes their rows as JSON. A module because Lightning starts it again for a second process.
 """
 
 import json
@@ -14,7 +14,7 @@ from ldm.training.speed.measures import MEASURES
 
 
 def measure(jobs: Sequence[Job], out: Path) -> None:
-    """Do the jobs, one after the other, and write their rows to `out`."""
+    """Run the jobs in order and write their rows to `out`."""
     rows = []
     for job in jobs:
         found = MEASURES[job.measure](job)
