@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ldm.command_line import Help, Parser, add_trust, take_back_overrides
 from ldm.errors import exit_code_of
 from ldm.files import PROJECT
+from ldm.values import Count, option
 
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
@@ -45,6 +46,7 @@ def start(options: argparse.Namespace) -> int:
         evaluation=options.evaluation,
         subjects=options.subjects,
         variants=variants,
+        seeds=options.seeds,
         keep_weights=options.keep_weights,
         trust=options.trust,
     )
@@ -75,6 +77,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         default=[],
         help="of base, prior, no_prior, no_noun, wrong_noun (default: the first three)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=option(Count),
+        default=1,
+        help="repetitions, each with other seeds; intervals need some",
     )
     parser.add_argument(
         "--class_noun_ablation", action="store_true", help="add the rows of the paper's table 4"

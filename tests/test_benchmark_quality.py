@@ -29,6 +29,7 @@ def measured(value: float, real: float = 0.9) -> dict:
         "metrics": dict.fromkeys(keys, one),
         "real": {key: {**one, "value": real} for key in keys[:2]},
         "networks": networks,
+        "prompts": [{"kind": "subject", **dict.fromkeys(keys, value + k / 100)} for k in range(3)],
     }
 
 
@@ -72,7 +73,7 @@ def test_the_papers_layout_with_subjects_left_out(tmp_path):
 
 
 def test_means_are_over_subjects():
-    mean = means({"cat": measured(0.2), "dog": measured(0.6)})
+    mean = means({("cat", 0): measured(0.2), ("dog", 0): measured(0.6)})
     assert mean["metrics"]["pres"]["value"] == pytest.approx(0.4)
     assert (mean["metrics"]["dino"]["count"], mean["subjects"]) == (2, ["cat", "dog"])
 
@@ -104,6 +105,31 @@ def test_every_variant_of_every_subject_then_nothing_twice(pretend, tmp_path, ca
     before = len(pretend)
     assert main(words) == 0
     assert len(pretend) == before
+
+
+def test_seeds_repeat_every_task_with_seeds_of_its_own(pretend, tmp_path):
+    words = ["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--variants", "base", "prior"]
+    assert main(words) == 0
+    once = len(pretend)
+    assert main([*words, "--seeds", "2"]) == 0  # a finished benchmark goes on with more
+    again = pretend[once:]
+    assert len(again) == once
+    for command in again:
+        if command[0] == "main.py":
+            assert command[command.index("--seed") + 1] == "24"  # the recipe's 23, and one
+        else:
+            assert "sampling.seed=64" in command  # behind the 64 class images of the first
+    assert not any("--seed" in command or "sampling.seed=64" in command for command in pretend[:once])
+    assert (tmp_path / "prior" / "cat" / "seed-1" / "evaluation" / "metrics.json").is_file()
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert found["variants"]["prior"]["metrics"]["dino"]["count"] == 4
+    assert found["reference"] == "prior"
+    (difference,) = found["differences"].values()
+    assert difference["dino"]["value"] == pytest.approx(-0.2)  # each child's value is 0.1 above the last's
+    table = (tmp_path / "table.md").read_text()
+    assert "Differences from: DreamBooth, paired by subject and seed" in table
+    assert "DIV, class |" in table
+    assert "prior/cat/seed-1/evaluation/report.html" in (tmp_path / "benchmark.html").read_text()
 
 
 def test_another_processs_task_is_left_to_it(pretend, tmp_path, capsys):

@@ -7,11 +7,17 @@ from typing import Any
 
 from ldm.data.images import image_files
 from ldm.errors import UserError
-from ldm.evaluation.metrics import METRICS, PAPER_METRICS
+from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import published_lines
-from ldm.evaluation.statistics import summary
+from ldm.evaluation.statistics import outermost, summary
 
 LIST = "prompts_and_classes.txt"
+
+Cell = tuple[str, int]
+"""A subject's name and the number of the repetition, which is one of seeds."""
+
+Results = Mapping[Cell, Mapping[str, Any]]
+"""What evaluations found (the content of metrics.json) of one variant."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,65 @@ def wrong_noun(subject: BenchmarkSubject, subjects: Sequence[BenchmarkSubject]) 
     return different
 
 
-def means(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Each metric's mean over subjects, with a bootstrap interval over subjects (results: by subject)."""
-    ours = {
-        key: summary([_number(result["metrics"][key]["value"]) for result in results.values()])
-        for key in METRICS
-    }
+def means(results: Results) -> dict[str, Any]:
+    """Each metric's mean over subjects and seeds, with its 95 % interval; see `interval_levels`."""
+    one = next(iter(results.values())) if len(results) == 1 else None
+    ours = {key: one["metrics"][key] if one else _over_cells(results, "metrics", key) for key in METRICS}
     real = {
-        key: summary([_number(result["real"][key]["value"]) for result in results.values()])
+        key: _over_cells(results, "real", key)
         for key, metric in METRICS.items()
         if metric.of_real is not None
     }
-    return {"subjects": sorted(results), "metrics": ours, "real": real}
+    return {"subjects": sorted({name for name, _ in results}), "metrics": ours, "real": real}
+
+
+def differences(results: Results, reference: Results) -> dict[str, dict[str, Any]]:
+    """Each metric's mean of `results` minus `reference`, paired by subject and seed, with its 95 % interval.
+
+    What both have is compared. Where that is one subject at one seed, the interval is over the prompts' differences,
+    and metrics of the bare class, which has one prompt, get none.
+    """
+    both = [cell for cell in results if cell in reference]
+    if len(both) == 1:
+        return {key: _over_prompts(results[both[0]], reference[both[0]], key) for key in METRICS}
+    found = {}
+    for key in METRICS:
+        pairs = [[_value(side[cell], "metrics", key) for side in (results, reference)] for cell in both]
+        found[key] = summary([ours - theirs for ours, theirs in pairs], interval_levels(both))
+    return found
+
+
+def interval_levels(cells: Sequence[Cell]) -> Sequence[Any] | None:
+    """What an interval over `cells` resamples: subjects with all their seeds, or the seeds of a single subject.
+
+    Drawing again inside a subject, its prompts and images, would count their spread twice, since it is in the
+    subject's mean already: such intervals hold the truth in 99 cases of 100.
+    """
+    return outermost([name for name, _ in cells], [seed for _, seed in cells])
+
+
+def is_shown(difference: Mapping[str, Any]) -> bool:
+    """Whether a difference is more than chance: its interval is known and does not hold zero."""
+    return difference.get("low") is not None and not difference["low"] <= 0 <= difference["high"]
+
+
+def _over_cells(results: Results, part: str, key: str) -> dict[str, Any]:
+    values = [_value(result, part, key) for result in results.values()]
+    return summary(values, interval_levels(list(results)))
+
+
+def _over_prompts(result: Mapping[str, Any], reference: Mapping[str, Any], key: str) -> dict[str, Any]:
+    kind = METRICS[key].images
+    sides = [
+        [prompt[key] for prompt in side["prompts"] if prompt["kind"] == kind] for side in (result, reference)
+    ]
+    values = [_number(ours) - _number(theirs) for ours, theirs in zip(*sides, strict=True)]
+    found = summary(values)
+    return found if len(values) > 1 else {**found, "low": None, "high": None}
+
+
+def _value(result: Mapping[str, Any], part: str, key: str) -> float:
+    return _number(result[part][key]["value"])
 
 
 def table_rows(
@@ -87,16 +140,46 @@ def table_rows(
     return [*rows, ("Real images", largest["real"], "real"), *published_lines(published)]
 
 
-def markdown(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]], div: str) -> str:
-    """The table as Markdown. div: what DIV is here."""
-    lines = [
-        "| | " + " | ".join(metric.title for metric in PAPER_METRICS.values()) + " |",
-        "|---|" + "---:|" * len(PAPER_METRICS),
+def markdown(
+    rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]],
+    div: str,
+    differences: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    reference: str = "",
+) -> str:
+    """The table as Markdown, and that of the variants' differences from `reference`. div: what DIV is here."""
+    texts = [
+        _markdown_table({name: values for name, values, _ in rows}),
+        f"DIV of our rows: {div}; the paper's: LPIPS.",
     ]
-    for name, values, _ in rows:
-        found = [values.get(key, {}).get("value") for key in PAPER_METRICS]
-        lines.append(f"| {name} | " + " | ".join("" if v is None else f"{v:.3f}" for v in found) + " |")
-    return "\n".join([*lines, "", f"DIV of our rows: {div}; the paper's: LPIPS."]) + "\n"
+    if differences:
+        texts.append(
+            f"Differences from: {reference}, paired by subject and seed. Bold: the interval leaves out zero, so "
+            "there is a difference; of the others none was shown."
+        )
+        texts.append(_markdown_table(differences, signed=True))
+    return "\n\n".join(texts) + "\n"
+
+
+def _markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], signed: bool = False) -> str:
+    """Metrics by row. signed: of differences, in bold where they are shown."""
+    lines = [
+        "| | " + " | ".join(metric.title for metric in METRICS.values()) + " |",
+        "|---|" + "---:|" * len(METRICS),
+    ]
+    for name, values in rows.items():
+        cells = [_cell(values.get(key, {}), signed) for key in METRICS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, Any], signed: bool) -> str:
+    if found.get("value") is None:
+        return ""
+    sign = "+" if signed else ""
+    text = f"{found['value']:{sign}.3f}"
+    if found.get("low") is not None and found["low"] < found["high"]:
+        text += f" ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"
+    return f"**{text}**" if signed and is_shown(found) else text
 
 
 def _number(value: float | None) -> float:

@@ -8,11 +8,14 @@ from typing import Any
 
 from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
-from ldm.evaluation.benchmark import markdown, means, table_rows
+from ldm.evaluation.benchmark import Cell, differences, markdown, means, table_rows
 from ldm.evaluation.benchmark_page import benchmark_page
 from ldm.evaluation.benchmark_tasks import ABLATION, VARIANTS, Benchmark, Task, claim, do, last_line, plan
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT, check_writable, replacing
+
+REFERENCE = "prior"
+"""The variant that the others are compared with, where it was measured; else the first."""
 
 
 def run(benchmark: Benchmark, only_table: bool = False) -> int:
@@ -114,20 +117,27 @@ def listen() -> None:
 
 def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
-    done: dict[str, dict[str, Any]] = {variant: {} for variant in benchmark.variants}
+    done: dict[str, dict[Cell, Any]] = {variant: {} for variant in benchmark.variants}
     for task in tasks:
         if task.result.is_file():
-            done[task.variant][task.subject.name] = json.loads(task.result.read_text())
+            done[task.variant][task.subject.name, task.seed] = json.loads(task.result.read_text())
     published = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings)["published"]
     if not set(ABLATION) & set(benchmark.variants):
         published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}
     rows = table_rows(variants, VARIANTS, published)
     div = next(result["networks"]["div"] for results in done.values() for result in results.values())
+    reference = REFERENCE if done.get(REFERENCE) else next(name for name in done if done[name])
+    against = {
+        VARIANTS[name]: differences(results, done[reference])
+        for name, results in done.items()
+        if name != reference and set(results) & set(done[reference])
+    }
+    content = {"variants": variants, "reference": reference, "differences": against}
     texts = {
-        "benchmark.json": json.dumps({"variants": variants}, indent=1) + "\n",
-        "table.md": markdown(rows, div),
-        "benchmark.html": benchmark_page(benchmark.outdir, rows, done, VARIANTS, variants),
+        "benchmark.json": json.dumps(content, indent=1) + "\n",
+        "table.md": markdown(rows, div, against, VARIANTS[reference]),
+        "benchmark.html": benchmark_page(benchmark.outdir, rows, done, VARIANTS, content),
     }
     for name, text in texts.items():
         # Several processes may end at once.

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.config import load_config
+from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
 from ldm.evaluation.benchmark import BenchmarkSubject, read_dataset, wrong_noun
+from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT
 
 VARIANTS = {
@@ -47,6 +49,8 @@ class Benchmark:
     """Only these of the dataset; all where it is empty."""
     variants: Sequence[str] = STANDARD
     """Keys of VARIANTS."""
+    seeds: int = 1
+    """How often each variant of a subject is repeated, each time with other seeds of training and of images."""
     keep_weights: bool = False
     """Keep checkpoints and models of scored runs."""
     trust: Sequence[str] = ()
@@ -55,12 +59,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Task:
-    """One variant of one subject. `noun` stands in its prompts ('' for none)."""
+    """One variant of one subject. `noun` stands in its prompts ('' for none). seed: number of the repetition."""
 
     variant: str
     subject: BenchmarkSubject
     noun: str
     folder: Path
+    seed: int = 0
 
     @property
     def result(self) -> Path:
@@ -70,7 +75,8 @@ class Task:
     @property
     def name(self) -> str:
         """For the reader of the terminal."""
-        return f"{self.subject.name}, {VARIANTS[self.variant]}"
+        again = f", seed {self.seed}" if self.seed else ""
+        return f"{self.subject.name}, {VARIANTS[self.variant]}{again}"
 
     @property
     def log(self) -> Path:
@@ -79,7 +85,10 @@ class Task:
 
 
 def plan(benchmark: Benchmark) -> list[Task]:
-    """All tasks, a subject's variants together, so that an unfinished table compares the same subjects."""
+    """All tasks, a subject's variants together, so that an unfinished table compares the same subjects.
+
+    Seed after seed: with more of them, a finished benchmark goes on. The first lies where it does without seeds.
+    """
     if unknown := set(benchmark.variants) - VARIANTS.keys():
         raise UserError(f"--variants {unknown.pop()}: one of {', '.join(VARIANTS)}")
     every = read_dataset(benchmark.data)
@@ -87,14 +96,13 @@ def plan(benchmark: Benchmark) -> list[Task]:
     if unknown := set(benchmark.subjects) - set(names):
         raise UserError(f"--subjects {unknown.pop()}: not in {benchmark.data}; it has {', '.join(names)}")
     tasks = []
-    for subject in every:
-        if benchmark.subjects and subject.name not in benchmark.subjects:
-            continue
-        for variant in benchmark.variants:
-            noun = "" if variant == "no_noun" else subject.class_word
-            if variant == "wrong_noun":
-                noun = wrong_noun(subject, every)
-            tasks.append(Task(variant, subject, noun, benchmark.outdir / variant / subject.name))
+    chosen = [subject for subject in every if not benchmark.subjects or subject.name in benchmark.subjects]
+    for seed, subject, variant in product(range(benchmark.seeds), chosen, benchmark.variants):
+        noun = "" if variant == "no_noun" else subject.class_word
+        if variant == "wrong_noun":
+            noun = wrong_noun(subject, every)
+        folder = benchmark.outdir / variant / subject.name
+        tasks.append(Task(variant, subject, noun, folder / f"seed-{seed}" if seed else folder, seed))
     return tasks
 
 
@@ -121,13 +129,23 @@ def do(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
             return False
         what = ["--ckpt", run_folder, "--prompt_noun", task.noun]
     words = [*what, "--class_word", task.subject.class_word, "--outdir", task.folder / "evaluation"]
-    words += [*trust, "--config", *benchmark.config, *benchmark.evaluation]
+    words += [*trust, "--config", *benchmark.config, *benchmark.evaluation, *other_images(task, benchmark)]
     if not child("scripts/evaluate.py", words, task, claimed):
         return False
     if run_folder is not None and not benchmark.keep_weights:
         for heavy in ("checkpoints", "model", "prior"):
             shutil.rmtree(run_folder / heavy, ignore_errors=True)
     return True
+
+
+def other_images(task: Task, benchmark: Benchmark) -> list[str]:
+    """Words for evaluate.py that let a repetition draw its images from seeds of its own."""
+    if not task.seed:
+        return []
+    paths = [PROJECT / "configs" / "evaluation.yaml", *benchmark.config]
+    sampling = load_settings(paths, EvaluationSettings, benchmark.evaluation)["sampling"]
+    stride = max(sampling["images_per_prompt"], sampling["class_images"])
+    return [f"sampling.seed={sampling['seed'] + task.seed * stride}"]
 
 
 def base_words(task: Task, benchmark: Benchmark) -> list[Any]:
@@ -156,6 +174,9 @@ def trained_run(task: Task, benchmark: Benchmark, claimed: IO[str]) -> Path | No
         words += ["--data_root", task.subject.folder.resolve(), *variant_words(task)]
         words += [f"lightning.callbacks.{name}=null" for name in NOT_WHILE_MEASURING]
         words += benchmark.overrides
+        if task.seed:
+            seed = load_config(benchmark.base, benchmark.overrides, benchmark.trust)["seed"]
+            words += ["--seed", seed + task.seed]
     words += [word for package in benchmark.trust for word in ("--trust", package)]
     if not child("main.py", words, task, claimed):
         return None

@@ -116,8 +116,6 @@ class Metric:
     explanation: str = ""
     """What it is, in a sentence for the report's reader; {dino}, {clip} and {div} are networks."""
     lower_is_better: bool = False
-    in_paper: bool = True
-    """Whether tables show it, beside the paper's figures."""
     of_real: Callable[[Seen], Tensor] | None = None
     """The same of each real image and the others, [R]: an upper bound, where there is one."""
     compares_images: bool = False
@@ -170,10 +168,8 @@ METRICS: Mapping[str, Metric] = {
             "CLIP-T, class",
             "class",
             lambda seen: prompt_fidelity(seen.clip, seen.texts),
-            in_paper=False,
+            "CLIP-T and DIV, class: the same of images of the bare class; a class that survived has the base's.",
         ),
-        Metric("class_div", "DIV, class", "class", Seen.spread, in_paper=False, compares_images=True),
+        Metric("class_div", "DIV, class", "class", Seen.spread, compares_images=True),
     )
 }
-
-PAPER_METRICS = {key: metric for key, metric in METRICS.items() if metric.in_paper}

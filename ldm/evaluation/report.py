@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.charts import Bar, bar_chart
-from ldm.evaluation.metrics import METRICS, PAPER_METRICS, Metric
+from ldm.evaluation.metrics import METRICS, Metric
 from ldm.evaluation.page import page, picture
 from ldm.evaluation.scores import Row
 
@@ -54,8 +54,7 @@ def report(
 def score_table(lines: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
     """A table of metrics with their intervals. A line is (name, metrics, kind); kind "ours" stands out."""
     head = "".join(
-        f"<th>{metric.title} {'↓' if metric.lower_is_better else '↑'}</th>"
-        for metric in PAPER_METRICS.values()
+        f"<th>{metric.title} {'↓' if metric.lower_is_better else '↑'}</th>" for metric in METRICS.values()
     )
     body = "".join(_line(*line) for line in lines)
     return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
@@ -66,7 +65,7 @@ def published_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, d
     return [
         (
             f"Paper, table {row['table']}: {row['name']}",
-            {key: {"value": row.get(key)} for key in PAPER_METRICS},
+            {key: {"value": row.get(key)} for key in METRICS},
             "paper",
         )
         for row in published
@@ -80,7 +79,7 @@ def number(value: float | None) -> str:
 
 def _line(name: str, values: Mapping[str, Mapping[str, Any]], kind: str) -> str:
     cells = []
-    for key in PAPER_METRICS:
+    for key in METRICS:
         of = values.get(key, {})
         interval = (
             f"<small>{number(of['low'])} to {number(of['high'])}</small>" if of.get("low") is not None else ""
@@ -133,7 +132,7 @@ def _real_images(about: Mapping[str, Any], result: Mapping[str, Any], real: Sequ
 
 def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
     cards = []
-    for key, metric in PAPER_METRICS.items():
+    for key, metric in METRICS.items():
         bars = []
         for label, values, kind in (
             ("this evaluation", result["metrics"], "ours"),

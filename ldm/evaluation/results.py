@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.evaluation.metrics import METRICS, PAPER_METRICS
+from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import report
 from ldm.evaluation.scores import FACTS, Row
 from ldm.files import replacing
@@ -41,12 +41,13 @@ def write(
 def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
     """The metrics beside the paper's, as text."""
     rows: list[tuple[str, Mapping[str, Any]]] = [
-        ("this evaluation", {key: result["metrics"][key]["value"] for key in PAPER_METRICS}),
+        ("this evaluation", {key: result["metrics"][key]["value"] for key in METRICS}),
         ("real images", {key: result["real"][key]["value"] for key in result["real"]}),
         *((f"paper, table {row['table']}: {row['name']}", row) for row in published),
     ]
-    lines = [f"{'':52}" + "".join(f"{metric.title:>8}" for metric in PAPER_METRICS.values())]
+    widths = {key: max(8, len(metric.title) + 2) for key, metric in METRICS.items()}
+    lines = [f"{'':52}" + "".join(f"{metric.title:>{widths[key]}}" for key, metric in METRICS.items())]
     for name, values in rows:
-        cells = ["" if values.get(key) is None else f"{values[key]:.3f}" for key in PAPER_METRICS]
-        lines.append(f"{name:52}" + "".join(f"{cell:>8}" for cell in cells))
+        cells = {key: "" if values.get(key) is None else f"{values[key]:.3f}" for key in METRICS}
+        lines.append(f"{name:52}" + "".join(f"{cells[key]:>{width}}" for key, width in widths.items()))
     return "\n".join([*lines, f"DIV: {result['networks']['div']}; the paper's is LPIPS"])

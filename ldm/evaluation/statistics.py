@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (Efron, 1979); equal calls give equal answers.
+    """Bootstrap interval of the mean of `values` (Efron, 1979); equal calls give equal answers.
 
+    The percentiles of the resampled means, moved away from the mean by `widening`: bare percentiles of six
+    subjects hold the truth in 86 of 100 cases rather than in 95.
     clusters: which values belong together, such as the prompt of each image. Images of one prompt are nearly
     copies of each other, so whole clusters are drawn, with all that is in them (Davison and Hinkley, 1997,
     section 3.8: drawing again within them would count the spread inside clusters twice). A single cluster says
@@ -33,8 +36,38 @@ def bootstrap_interval(
     counts = torch.bincount(index).double()
     picks = torch.randint(len(names), (resamples, len(names)), generator=generator(seed, "bootstrap"))
     means = totals[picks].sum(dim=1) / counts[picks].sum(dim=1)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    ends = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    mean = values.mean()
+    low, high = (mean + (ends - mean) * widening(len(names), level)).tolist()
     return low, high
+
+
+def widening(count: int, level: float) -> float:
+    """How much wider than a bootstrap's percentiles an interval from `count` draws has to be; 1 for a single one.
+
+    The bootstrap takes the spread of the draws for that of what they were drawn from, and their mean for normal
+    (Hesterberg, arXiv 1411.5279, section 3.2): hence sqrt(n / (n - 1)) and Student's quantile over the normal's,
+    by its expansion (Abramowitz and Stegun, 26.7.5).
+    """
+    if count < 2:
+        return 1.0
+    z, free = NormalDist().inv_cdf((1 + level) / 2), float(count - 1)
+    terms = (
+        (z**2 + 1) / 4,
+        (5 * z**4 + 16 * z**2 + 3) / 96,
+        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384,
+        (79 * z**8 + 776 * z**6 + 1482 * z**4 - 1920 * z**2 - 945) / 92160,
+    )
+    student = 1 + sum(term / free**power for power, term in enumerate(terms, start=1))
+    return math.sqrt(count / free) * student
+
+
+def outermost(*levels: Sequence[Hashable]) -> Sequence[Hashable] | None:
+    """The first of `levels` with at least two different names, to be the clusters of a bootstrap; None for none.
+
+    levels: names for each value, from the outermost level, such as subjects, then seeds, then prompts.
+    """
+    return next((names for names in levels if len(set(names)) > 1), None)
 
 
 def summary(
