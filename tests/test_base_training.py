@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from ldm.diffusion.loss import denoising_error
 from ldm.world.autoencoder import Autoencoder, psnr, start_deterministic
@@ -41,6 +41,10 @@ def shrunk(tmp_path, monkeypatch):
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
 
 
 def only_run(tmp_path: Path) -> Path:
@@ -100,6 +104,12 @@ def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
     assert main(["--base", "configs/toy/base.yaml", *words, "--logdir", str(tmp_path / "whole")]) == 0
     (whole,) = (tmp_path / "whole").iterdir()
     assert losses(whole) == resumed
+    further = [f"model.params.start={run / 'model'}", "--logdir", str(tmp_path / "further")]
+    assert main(["--base", "configs/toy/base.yaml", *words, *further, "model.params.learning_rate=1e-9"]) == 0
+    (goes_on,) = (tmp_path / "further").iterdir()
+    assert losses(goes_on)[0] != first[0]
+    before, after = (weights_of(folder / "model" / "unet") for folder in (run, goes_on))
+    assert all(torch.allclose(before[key], after[key], atol=1e-3) for key in before)
     pipeline = StableDiffusionPipeline.from_pretrained(run / "model", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a photo of a dog", num_inference_steps=2, output_type="np").images
