@@ -1,6 +1,8 @@
 """The recipes for Stable Diffusion: full-size models on the meta device, one real step on scaled-down ones."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from ldm.formats.families import SD1
 from ldm.formats.modules import empty_module
 from ldm.formats.network_configs import read_scheduler_config
 from ldm.targets import instantiate_from_config
+from ldm.training.estimate import estimate
 from tests.conftest import PROJECT, RECIPE
 from tests.small_sd import CONFIGS, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
@@ -22,6 +25,7 @@ RECIPES = {
     "v2": ("v2", []),
     "multi-gpu-fp16": ("v1", ["multi-gpu-fp16"]),
     "bf16": ("v1", ["bf16"]),
+    "paper": ("v1", ["paper"]),
     "gpu-speed": ("v1", ["gpu-speed"]),
     "low-memory": ("v1", ["low-memory"]),
     "v2, low-memory, bf16": ("v2", ["low-memory", "bf16"]),
@@ -30,6 +34,8 @@ RECIPES = {
     "ancestor": ("v1", ["ancestor"]),
 }
 """Each recipe's Stable Diffusion version and its overlays."""
+
+PAPER = PROJECT / "configs" / "paper.yaml"
 
 UNET = {"v1": 859_520_964, "v2": 865_910_724}
 TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840}
@@ -98,6 +104,21 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
         assert (found[key] == value) == (name == "ancestor"), key
     optimizer = module.optimizer([torch.zeros(1, requires_grad=True)])
     assert type(optimizer).__name__ == ("AdamW8bit" if "low-memory" in overlays else "AdamW")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("v1", CONFIGS / "v1.yaml"), ("v2", CONFIGS / "v2.yaml"), ("paper", PAPER)]
+)
+def test_a_recipe_says_what_arithmetic_it_asks_for(name, file, full_size):
+    """The PFLOP in the comment are those of the networks, counted on tensors without data."""
+    full_size(RECIPES[name][0])
+    config = load_config(files(name), ["lightning.callbacks={}"])
+    data = instantiate_from_config(config["data"])
+    trainer = SimpleNamespace(max_steps=1000, accumulate_grad_batches=1, world_size=1)
+    line = estimate(data, instantiate_from_config(config["model"]), trainer, PROJECT).splitlines()[-1]
+    drawn, trained = (float(number) for number in re.findall(r"([\d.]+) PFLOP", line))
+    told = re.search(r"([\d.]+) PFLOP for prior samples, ([\d.]+) for training", file.read_text())
+    assert [float(number) for number in told.groups()] == pytest.approx([drawn, trained], rel=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,11 @@ Predictor = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """`(noisy latents [B, C, h, w], timesteps [B], conditioning of B rows) -> prediction [B, C, h, w]`."""
 
 
+def is_guided(timestep: float, scale: float, interval: Sequence[int] | None) -> bool:
+    """Whether the unconditional prediction is asked for at `timestep`; `guided` has the parameters."""
+    return scale != 1 and (interval is None or interval[0] <= timestep < interval[1])
+
+
 def guided(
     predict: Predictor,
     wanted: Conditioning,
@@ -30,7 +35,7 @@ def guided(
     both_conditionings = unwanted.joined_with(wanted)
 
     def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
-        if interval is not None and not interval[0] <= timesteps[0] < interval[1]:
+        if not is_guided(float(timesteps[0]), scale, interval):
             return predict(x, timesteps, wanted)
         both = predict(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both_conditionings)
         without, with_text = both.chunk(2)

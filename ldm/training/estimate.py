@@ -6,9 +6,13 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm.methods.base_latents import prior_sampling
+from ldm.methods.dreambooth import DreamBooth
+from ldm.training.arithmetic import arithmetic_of
+
 
 def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) -> str:
-    """A few lines: steps, samples, trained parameters, memory of the training state, disk of its checkpoints.
+    """A few lines: steps, samples, trained parameters, memory of the training state, disk, arithmetic.
 
     logdir: where run folders are made, whether it exists yet or not.
     """
@@ -26,7 +30,22 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
         f"{_size(images.nbytes if images else 0)} for images; activations aside",
         f"disk: {_size(state)} a full checkpoint, {_size(4 * trained)} one of weights alone; {_size(free)} free",
     ]
+    if isinstance(model, DreamBooth):
+        lines.append(_arithmetic(data, model, trainer.max_steps * per_step))
     return "\n".join(lines)
+
+
+def _arithmetic(data: Any, model: DreamBooth, examples: int) -> str:
+    """Of a run on `examples` subject samples."""
+    has_prior = model.prior_loss_weight > 0
+    drawn = min(data.prior_count, examples) if has_prior and not data.prior_files else 0
+    sampling = prior_sampling(data.prior)
+    work = arithmetic_of(model.model, sampling, data.size, drawn, examples, rows=2 if has_prior else 1)
+    return f"arithmetic: {_flops(work.prior_samples)} for {drawn:,} prior samples, {_flops(work.training)} for training"
+
+
+def _flops(count: float) -> str:
+    return f"{count / 1e15:.3g} PFLOP" if count >= 1e14 else f"{count / 1e12:.3g} TFLOP"
 
 
 def _size(count: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.training.arithmetic import flops_of
 from ldm.training.speed.jobs import Job
 from ldm.training.step_callback import StepCallback
 
@@ -32,13 +33,6 @@ def timed(job: Job, act: Callable[[], object], images: int = 0, count_flops: boo
     if count_flops:
         row["flops"] = flops_of(act)
     return row
-
-
-def flops_of(act: Callable[[], object]) -> int:
-    """FLOPs in one call of `act`."""
-    with FlopCounterMode(display=False) as flops:
-        act()
-    return flops.get_total_flops()
 
 
 def now() -> float:

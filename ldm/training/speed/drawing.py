@@ -11,7 +11,8 @@ from ldm.devices import DTYPES
 from ldm.diffusion.sampling import Sampling
 from ldm.files import find
 from ldm.methods.load import load_for_sampling
-from ldm.training.speed.clock import CUDA, DEVICE, Row, flops_of, now, peak_bytes
+from ldm.training.arithmetic import flops_of
+from ldm.training.speed.clock import CUDA, DEVICE, Row, now, peak_bytes
 from ldm.training.speed.jobs import Job
 
 PROMPT = "a photo of a dog"
