@@ -80,6 +80,18 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """LoRAs beside the model of `--ckpt`."""
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="LoRAs to add to the weights: files of diffusers or kohya, or folders of diffusers (default scale: 1)",
+    )
+
+
 def base_options(options: argparse.Namespace) -> dict[str, object]:
     """What was given of `add_base_options`, as keywords of `ldm.formats.base.load_base`."""
     names = ("use_ema", "prediction_type", "vae", "variant", "revision")

@@ -4,6 +4,9 @@
 layout, as AUTOMATIC1111's web UI and ComfyUI read it, with the base's VAE inside. A model of another size than
 Stable Diffusion's, such as the embedded one, has no such file: name a folder. Each comes with a model card:
 README.md in a folder, `<name>.safetensors.md` beside a file.
+
+`--form lora` and `--form kohya` write a LoRA in place of a whole model: what a run with configs/lora.yaml has trained,
+or else one extracted from what the run has changed, by singular value decomposition.
 """
 
 import argparse
@@ -13,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options
-from ldm.errors import exit_code_of
+from ldm.command_line import Help, Parser, add_base_options, add_lora_option, add_trust, base_options
+from ldm.errors import UserError, exit_code_of
+from ldm.values import Count, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +33,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", required=True, type=Path, help="new folder, or file in .safetensors or .ckpt"
     )
+    parser.add_argument(
+        "--form",
+        choices=("model", "lora", "kohya"),
+        default="model",
+        help="a whole model (an adapter is merged into it), a LoRA as diffusers reads it (file or folder), or one in"
+        " kohya's layout, which AUTOMATIC1111's web UI and ComfyUI read (file)",
+    )
+    parser.add_argument(
+        "--rank",
+        type=option(Count),
+        help="of a LoRA extracted from a run that has trained none (default: 16)",
+    )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the weights")
+    add_lora_option(parser)
     add_base_options(parser)
     add_trust(parser)
     return parser.parse_args(argv)
@@ -41,15 +58,25 @@ def run(options: argparse.Namespace) -> None:
     import transformers
 
     from ldm.devices import DTYPES
-    from ldm.methods.export import export, refuse_taken
+    from ldm.formats.lora_diffusers import DIFFUSERS
+    from ldm.formats.lora_kohya import KOHYA
+    from ldm.methods.export import export, export_lora, refuse_taken
     from ldm.methods.load import load_for_sampling
+    from ldm.methods.lora import add_loras
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
+    if options.rank and options.form == "model":
+        raise UserError("--rank is of an extracted LoRA: add --form lora or --form kohya")
     refuse_taken(options.out)
     loaded = load_for_sampling(options.ckpt, base_options=base_options(options), trust=options.trust)
-    export(loaded, options.out, DTYPES[options.dtype])
-    print(options.out)
+    add_loras(loaded, options.lora)
+    if options.form == "model":
+        export(loaded, options.out, DTYPES[options.dtype])
+        print(options.out)
+    else:
+        layout = {"lora": DIFFUSERS, "kohya": KOHYA}[options.form]
+        print(export_lora(loaded, options.out, DTYPES[options.dtype], layout, options.rank))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options
+from ldm.command_line import Help, Parser, add_base_options, add_lora_option, add_trust, base_options
 from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.errors import exit_code_of
 from ldm.values import Count, NonNegativeInt, Probability, Seed, option
@@ -108,8 +108,10 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
         help="full: fp32; autocast: fp16 on a GPU (default: autocast on a GPU, else full)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add_lora_option(parser)
     add_base_options(parser)
-    parser.set_defaults(**{"prompts": ["a photo of a dog"], "drawn_with": (None, None), **defaults})
+    unasked = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_loras": []}
+    parser.set_defaults(**{**unasked, **defaults})
     parser.refuse(argv, HINTS)
     return parser.parse_args(argv)
 

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from peft import PeftConfig
 
+from ldm.formats.lora import save_lora_folder
+from ldm.formats.subject import notes_of
 from ldm.methods.adapter_layers import add_adapter, merge_adapters, remove_adapters, switched_off
 from ldm.methods.all_weights import AllWeights
+from ldm.methods.lora import lora_of
 from ldm.methods.tuning import Untrained, lent
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import NonNegativeFloat, Seed
@@ -78,6 +81,11 @@ class Adapter(AllWeights):
         subject: Mapping[str, Any],
         card: str | None,
     ) -> None:
+        """Write a LoRA or DoRA as diffusers reads it; what else peft has is merged into a whole model."""
+        lora = lora_of(model)
+        if lora is not None:
+            save_lora_folder(lora, folder, dtype, notes_of(subject, card))
+            return
         merged = model.frozen_copy(torch.float32)
         merge_adapters(merged)
         merged.save(folder, dtype, subject, card)

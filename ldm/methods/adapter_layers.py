@@ -66,18 +66,18 @@ def switched_off(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(parameter in trains)
 
 
-def remove_adapters(network: nn.Module) -> None:
-    """Put the layers of `network` back that stood there before the adapters, as they were."""
-    for name, layer in adapter_layers(network):
+def remove_adapters(module: nn.Module) -> None:
+    """Put the layers of `module` back that stood there before the adapters, as they were."""
+    for name, layer in adapter_layers(module):
         owner, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, layer.get_base_layer())
+        setattr(module.get_submodule(owner), attribute, layer.get_base_layer())
 
 
-def merge_adapters(network: nn.Module) -> None:
+def merge_adapters(module: nn.Module) -> None:
     """Add what the adapters do to the weights of the layers that they are around, and take the adapters away."""
-    for _, layer in adapter_layers(network):
+    for _, layer in adapter_layers(module):
         layer.merge()
-    remove_adapters(network)
+    remove_adapters(module)
 
 
 def _first_sentence(error: Exception) -> str:

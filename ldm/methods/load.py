@@ -1,7 +1,8 @@
 """Loads any model that can be sampled: a run, a checkpoint, an exported folder, a base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ldm.formats.base import load_vae, vae_files
 from ldm.formats.checkpoint_files import newest_checkpoint, run_of
 from ldm.formats.described import described
 from ldm.formats.fingerprint import file_hash, files_fingerprint
+from ldm.formats.lora import has_lora
 from ldm.formats.modules import weights_on
 from ldm.formats.network_configs import refuse_other_latents
 from ldm.formats.run_checkpoint import LearnedSubject
@@ -36,6 +38,8 @@ class LoadedModel:
     """The run's config, where the model is a run's."""
     weights: str = ""
     """A hash of the files that the weights were read from."""
+    read_base: Callable[[], LatentDiffusion] | None = None
+    """Reads the base again, where the model is a run's."""
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
@@ -68,6 +72,8 @@ def load_for_sampling(
             content = load_checkpoint(path)
             if "base_fingerprint" in content:
                 return _load_run(path, content, base_options, trust)
+        if has_lora(path):
+            raise UserError(f"{path} holds a LoRA, not a whole model: name its base, and add --lora {path}")
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
     return LoadedModel(model, about.identifier, about.class_word, about.step, weights=model.fingerprint)
@@ -82,7 +88,8 @@ def _load_run(
         raise UserError(f"checkpoint {path} records how its base is read: leave out --{min(base_options)}")
     run = described(LearnedSubject, content, f"checkpoint {path}")
     params = run.config.model.params
-    model = LatentDiffusion.from_base(find_near(run.base, path), **params.base_options())
+    read_base = partial(LatentDiffusion.from_base, find_near(run.base, path), **params.base_options())
+    model = read_base()
     if model.fingerprint != run.base_fingerprint:
         raise UserError(
             f"checkpoint {path}: {run.base} is not the base it was trained on; put that base there"
@@ -97,4 +104,6 @@ def _load_run(
         refuse_other_latents(model.vae.config, model.unet.config, f"--vae {vae}")
         weights = files_fingerprint([("run", path), *vae_files(vae)])
     class_word = run.config.data.params.class_word
-    return LoadedModel(model.eval(), run.identifier, class_word, run.global_step, content["config"], weights)
+    return LoadedModel(
+        model.eval(), run.identifier, class_word, run.global_step, content["config"], weights, read_base
+    )

@@ -16,6 +16,7 @@ from ldm.errors import UserError, say
 from ldm.files import check_writable, find_near
 from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
 from ldm.methods.load import load_for_sampling
+from ldm.methods.lora import add_loras
 
 OPTIONS = {
     "negative_prompt": "negative_prompt",
@@ -98,6 +99,8 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
     """The model of --ckpt, ready to draw as the command line says."""
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)
+    loras = options.lora or options.drawn_loras
+    add_loras(loaded, loras)
     loaded.model.for_sampling(device, choose_dtype(options.precision, device))
     height, width = options.H or loaded.model.native_size, options.W or loaded.model.native_size
     loaded.model.latent_shape(height, width)
@@ -112,7 +115,10 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
         eta=options.ddim_eta,
         spacing=options.spacing,
     )
-    return Drawing(loaded, sampling, height, width, {"model": options.ckpt, **base_options})
+    about = {"model": options.ckpt, **base_options}
+    if loras:
+        about["loras"] = json.dumps(loras)
+    return Drawing(loaded, sampling, height, width, about)
 
 
 def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
@@ -145,7 +151,8 @@ def settings_of(image: Path) -> dict[str, Any]:
     is_grid = "prompts" in facts
     settings: dict[str, Any] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
     settings |= {option: facts[key] for key, option in OPTIONS.items() if key in facts}
-    settings["prompts"] = _prompts(facts["prompts"], image) if is_grid else [facts["prompt"]]
+    settings["prompts"] = _texts("prompts", facts, image) if is_grid else [facts["prompt"]]
+    settings["drawn_loras"] = _texts("loras", facts, image) if "loras" in facts else []
     settings["ckpt"] = str(find_near(facts["model"], image))
     settings["drawn_with"] = (settings["ckpt"], facts.get("weights"))
     if "use_ema" in facts:
@@ -153,9 +160,9 @@ def settings_of(image: Path) -> dict[str, Any]:
     return settings
 
 
-def _prompts(text: str, image: Path) -> list[str]:
+def _texts(key: str, facts: Mapping[str, str], image: Path) -> list[str]:
     try:
-        prompts = json.loads(text)
+        texts = json.loads(facts[key])
     except ValueError as error:
-        raise UserError(f"--from-image {image}: its prompts cannot be read ({error})") from error
-    return [str(prompt) for prompt in prompts] if isinstance(prompts, list) else [str(prompts)]
+        raise UserError(f"--from-image {image}: its {key} cannot be read ({error})") from error
+    return [str(text) for text in texts] if isinstance(texts, list) else [str(texts)]

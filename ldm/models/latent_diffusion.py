@@ -4,7 +4,6 @@ The networks are those of diffusers and transformers. Pixels are in [-1, 1] ever
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, samp
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
-from ldm.formats.subject import SUBJECT_FILE
+from ldm.formats.subject import notes_of
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
 from ldm.models.text_conditioning import text_conditioning, warn_of_cut
@@ -226,10 +225,7 @@ class LatentDiffusion(nn.Module):
 
         dtype: of the weights. card: the text of its README.md.
         """
-        notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"} if subject else {}
-        if card:
-            notes["README.md"] = card
-        save_diffusers_folder(self.components(), folder, dtype, notes)
+        save_diffusers_folder(self.components(), folder, dtype, notes_of(subject, card))
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the VAE is shared, not copied."""
