@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
     from ldm.devices import DTYPES
     from ldm.formats.lora_diffusers import DIFFUSERS
     from ldm.formats.lora_kohya import KOHYA
-    from ldm.methods.export import export, export_lora, refuse_taken
+    from ldm.methods.export import export, refuse_taken
+    from ldm.methods.export_lora import export_lora
     from ldm.methods.load import load_for_sampling
     from ldm.methods.lora import add_loras
 

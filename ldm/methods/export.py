@@ -7,19 +7,12 @@ import torch
 from ldm.errors import UserError
 from ldm.files import check_writable, replacing
 from ldm.formats.components import Components
-from ldm.formats.lora import save_lora, save_lora_folder
-from ldm.formats.lora_diffusers import DIFFUSERS
-from ldm.formats.lora_layout import Layout
 from ldm.formats.single_file import published_family, save_single_file
-from ldm.formats.subject import notes_of
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
-from ldm.methods.lora import extract_lora, lora_of
 from ldm.methods.model_card import card_of
 
 SINGLE_FILES = (".safetensors", ".ckpt")
-EXTRACTED_RANK = 16
-"""Of a LoRA that is extracted, where `--rank` does not say."""
 
 
 def card_path(out: Path) -> Path:
@@ -33,43 +26,6 @@ def refuse_taken(out: Path) -> None:
         if path.exists() or path.is_symlink():
             raise UserError(f"--out: {path} exists already; choose another name, or move it away")
     check_writable(out.absolute().parent)
-
-
-def export_lora(
-    loaded: LoadedModel, out: Path, dtype: torch.dtype, layout: Layout, rank: int | None = None
-) -> str:
-    """Write what `loaded` has learned as a LoRA and its card; returns what to tell the user.
-
-    out: a new file in .safetensors, or for diffusers' layout a new folder. rank: of a LoRA that is extracted, where
-    the run has trained something else. Raises UserError where nothing was trained, or `rank` has no meaning.
-    """
-    if out.suffix != ".safetensors" and (out.suffix in SINGLE_FILES or layout is not DIFFUSERS):
-        raise UserError(f"--out {out}: a LoRA in the layout of {layout.name} is a file in .safetensors")
-    lora, told = lora_of(loaded.model), f"{out}"
-    if lora and rank is not None:
-        raise UserError("--rank: this run has trained a LoRA, whose rank it keeps; leave --rank out")
-    if lora is None:
-        if loaded.read_base is None:
-            raise UserError("--form: only of a run is it known what was trained; name one with --ckpt")
-        merge_adapters(loaded.model)
-        extraction = extract_lora(loaded.model, loaded.read_base(), rank or EXTRACTED_RANK)
-        lora = extraction.lora
-        if not lora:
-            raise UserError(
-                "--form: no linear or convolutional layer has changed, so there is no LoRA to extract"
-            )
-        told += (
-            f": rank {rank or EXTRACTED_RANK} leaves out {extraction.error:.1%} of the change of its layers (by norm);"
-            f" {extraction.outside:.1%} of the whole change (of its squared norm) is in other weights, which a LoRA"
-            " does not hold"
-        )
-    if out.suffix == ".safetensors":
-        save_lora(lora, out, layout, dtype, facts(loaded))
-        with replacing(card_path(out)) as path:
-            path.write_text(card_of(loaded), encoding="utf-8")
-    else:
-        save_lora_folder(lora, out, dtype, notes_of(subject_of(loaded), card_of(loaded)))
-    return told
 
 
 def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
