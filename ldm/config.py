@@ -96,10 +96,21 @@ def merge(config: Config, overlay: Mapping[str, object], source: str, path: str 
         old = config.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             merge(old, value, source, where)
+        elif isinstance(old, list) and isinstance(value, Mapping):
+            _merge_items(old, value, source, where)
         elif key in config or _is_open(path, config, key):
             config[key] = value
         else:
             raise UserError(f"{source}: unknown key '{where}'{suggestion(key, config)}")
+
+
+def _merge_items(items: list[object], overlay: Mapping[str, object], source: str, path: str) -> None:
+    """Write `overlay`, whose keys are places in a list of keys and values, over `items`."""
+    for place, value in overlay.items():
+        item = items[int(place)] if place.isdecimal() and int(place) < len(items) else None
+        if not (isinstance(item, dict) and isinstance(value, Mapping)):
+            raise UserError(f"{source}: '{path}.{place}' is no item of {path}, which has {len(items)}")
+        item.update(value)
 
 
 def _is_open(path: str, node: Mapping[str, object], key: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin
 
 from ldm.errors import UserError
 from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
-from ldm.targets import get_class, is_target, parameters, signature, takes_any
-from ldm.values import Config, KeywordsOf, Seed, allowed, is_unaffecting, problem_with, takes_text
+from ldm.targets import get_class, is_target, item_of, parameters, signature, takes_any
+from ldm.values import Config, KeywordsOf, Seed, allowed, is_handed, is_unaffecting, problem_with, takes_text
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -168,7 +168,8 @@ def _of_call(
 
     complete: no more keywords are given later, so one without a default must be there.
     """
-    types = {**(others or {}), **parameters(call)}
+    own = {key: hint for key, hint in parameters(call).items() if not is_handed(hint)}
+    types = {**(others or {}), **own}
     if others is not None or not takes_any(call):
         _check_keys(params, tuple(types), path)
     for key, parameter in signature(call).items():
@@ -183,8 +184,13 @@ def _of_call(
         elif inner := _call_of(annotation):
             if not isinstance(value, dict):
                 raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
-            own = {name: object for name in value if str(name).startswith("_")}
-            yield from _of_call(value, inner, where, trust, own, complete=is_dataclass(inner))
+            free = {name: object for name in value if str(name).startswith("_")}
+            yield from _of_call(value, inner, where, trust, free, complete=is_dataclass(inner))
+        elif isinstance(value, list) and (item := item_of(annotation)):
+            for place, one in enumerate(value):
+                if not isinstance(one, dict):
+                    raise UserError(f"config: {where}.{place} is {plain(one)!r}: it must be keys and values")
+                yield from _of_call(one, item, f"{where}.{place}", trust)
         else:
             yield Setting(where, params, key, annotation)
 

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args, get_origin
 
 from ldm.errors import UserError
 from ldm.values import Config
@@ -90,7 +90,19 @@ def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> d
     return {key: _built(value, types.get(key, Any), trust) for key, value in params.items()}
 
 
+def item_of(annotation: object) -> type | None:
+    """The dataclass that each item of a list of this type is, as in `Sequence[Settings] | None`."""
+    for member in (annotation, *get_args(annotation)):
+        is_list = isinstance(get_origin(member), type) and issubclass(get_origin(member), Sequence)
+        items = [item for item in get_args(member) if isinstance(item, type) and is_dataclass(item)]
+        if is_list and items:
+            return items[0]
+    return None
+
+
 def _built(value: object, annotation: object, trust: Sequence[str]) -> Any:
+    if isinstance(value, list) and (item := item_of(annotation)):
+        return [item(**one) for one in value]
     if not isinstance(value, Mapping):
         return value
     if is_target(value):

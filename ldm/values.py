@@ -53,9 +53,18 @@ class Unaffecting:
     """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
 
 
+class Handed:
+    """Marks, in `Annotated`, what a run hands over from its other parts: no config sets it."""
+
+
 def is_unaffecting(annotation: object) -> bool:
     """Whether a setting of this type bears the mark `Unaffecting`."""
     return any(mark is Unaffecting for mark in get_args(annotation))
+
+
+def is_handed(annotation: object) -> bool:
+    """Whether a parameter of this type bears the mark `Handed`."""
+    return any(mark is Handed for mark in get_args(annotation))
 
 
 def _is_folder_name(name: str) -> bool:

@@ -106,14 +106,14 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
     loss = module.training_step(batch, 0)["loss"]
 
     model = module.model
-    pixels = torch.stack([data.subject.pixels(view) for view in loaded.views])
+    pixels = torch.stack([data.subjects[0].pixels(view) for view in loaded.views])
     posterior = model.vae.encode(pixels).latent_dist
     x = (posterior.mean + posterior.std * loaded.posterior_noise) * model.vae.config.scaling_factor
     kept = model.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     snr = kept.flatten() / (1 - kept.flatten())
     weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
     eps = batch.noise
-    clean = torch.cat([x, data.bank.latents(loaded.prior_numbers, "cpu")])
+    clean = torch.cat([x, data.classes[0].bank.latents(loaded.prior_numbers, "cpu")])
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * eps
     errors = []
     for half, prompt in ((slice(0, 2), "a photo of sks dog"), (slice(2, 4), "a photo of a dog")):

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 
+from ldm.concepts import Learned
 from ldm.errors import UserError
 from ldm.formats.base import load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
@@ -222,5 +223,5 @@ def test_mistakes_end_in_one_line_and_write_nothing(tiny, tmp_path, capsys):
 
 
 def test_the_card_says_how_to_skip_layers_elsewhere():
-    text = model_card("base", "sks", "dog", clip_skip=2)
+    text = model_card("base", [Learned("sks", "dog")], clip_skip=2)
     assert "| CLIP skip | 2 (in diffusers: `clip_skip=1`) |" in text

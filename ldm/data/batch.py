@@ -1,7 +1,7 @@
 """One micro-batch of training: the subject's examples first, then as many of the class prior."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -39,6 +39,7 @@ class Sample(SubjectExample):
     """Sample number n as the loader draws it."""
 
     number: int
+    concept: int
     draws: Draws
     prior_number: NotRequired[int]
     prior_prompt: NotRequired[str]
@@ -58,6 +59,8 @@ class Batch:
     """[2B] integers."""
     subject_count: int
     """B."""
+    concepts: list[int] = field(default_factory=list)
+    """Which subject each example of the first half is of, [B]; that of its class stands B further on."""
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """`values` [2B, ...] of the subject's examples and of the prior's, each [B, ...]."""
@@ -78,6 +81,8 @@ class LoadedBatch:
     """Noise of the draws from the VAE's posterior, [B, C, h, w]."""
     numbers: list[int]
     """Sample numbers, [B]."""
+    concepts: list[int]
+    """Which subject each sample is of, [B]."""
     views: list[int]
     """Which view of the photographs each subject example is, [B]; empty where crops are random."""
     pixels: Tensor | None
@@ -95,7 +100,7 @@ class LoadedBatch:
 
     def with_latents(self, latents: Tensor) -> Batch:
         """The batch to train on, given its latents [2B, C, h, w]."""
-        return Batch(self.prompts, latents, self.noise, self.timesteps, len(self.numbers))
+        return Batch(self.prompts, latents, self.noise, self.timesteps, len(self.numbers), self.concepts)
 
     def _with_tensors(self, act: Callable[[Tensor], Tensor]) -> "LoadedBatch":
         tensors: dict[str, Any] = {k: act(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -113,6 +118,7 @@ def collate(samples: Sequence[Sample]) -> LoadedBatch:
         timesteps=torch.tensor([d.timestep for d in draws]),
         posterior_noise=torch.stack([s["draws"].posterior_noise for s in samples]),
         numbers=[s["number"] for s in samples],
+        concepts=[s["concept"] for s in samples],
         views=[] if random_crops else [s["view"] for s in samples],
         pixels=torch.stack([s["pixels"] for s in samples]) if random_crops else None,
         prior_numbers=[s["prior_number"] for s in samples] if with_prior else [],

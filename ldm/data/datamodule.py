@@ -1,9 +1,10 @@
 """Pairs subject photographs with class-prior samples; the sample number keys every draw."""
 
 import hashlib
+import re
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,17 +13,16 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.concepts import Concept
+from ldm.concepts import Concept, ConceptSettings, concepts_of
 from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
-from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.data.class_prior import classes_of
+from ldm.data.images import image_files
 from ldm.data.latents import LatentSource, SubjectLatents
-from ldm.data.prior import NOT_IN_LATENTS, PriorBank, PriorSettings
-from ldm.data.prior_cache import PriorCache
+from ldm.data.order import ConceptOrder
+from ldm.data.prior import PriorSettings
 from ldm.data.sampler import CountingBatchSampler
-from ldm.data.subject import SubjectImages, shuffled_index, split_held_out
+from ldm.data.subject import SubjectImages, split_held_out
 from ldm.errors import UserError
-from ldm.files import user_cache
-from ldm.randomness import generator
 from ldm.values import ClassWord, Count, NonNegativeInt, Probability, Seed, Text, Unaffecting
 
 
@@ -45,57 +45,64 @@ class DreamBoothData(LightningDataModule):
         captions: Annotated[bool, Unaffecting] = False,
         hold_out: NonNegativeInt = 0,
         reg_data_root: Annotated[Text | None, Unaffecting] = None,
+        concepts: Sequence[ConceptSettings] | None = None,
     ):
-        """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word."""
+        """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word.
+
+        concepts: several subjects; data_root, class_word and reg_data_root then count for nothing.
+        """
         super().__init__()
-        self.concept = Concept(Path(data_root), class_word, prompt, prior_prompt)
+        if concepts is None:
+            folder = Path(reg_data_root) if reg_data_root else None
+            self.concepts: tuple[Concept, ...] = (
+                Concept(Path(data_root), class_word, prompt, prior_prompt, reg_data_root=folder),
+            )
+        else:
+            self.concepts = concepts_of(concepts, prompt, prior_prompt)
         self.size = size
         self.seed = seed
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.reg_data_root = reg_data_root
         self.prior = asdict(prior)
 
-        files = image_files(data_root)
-        if hold_out and len(files) <= hold_out:
-            raise UserError(
-                f"data.params.hold_out is {hold_out}, but {data_root} has only {len(files)} images"
+        self.subjects: list[SubjectImages] = []
+        self.validation: list[SubjectImages] = []
+        """Of each subject, the images that are held out, or all where none are."""
+        for place, concept in enumerate(self.concepts):
+            kept, held_out = files_of(concept, hold_out)
+            options: dict[str, Any] = {
+                "prompt": concept.prompt,
+                "placeholder": concept.placeholder,
+                "size": size,
+                "seed": seed,
+                "captions": captions,
+                "order": f"subject order{f' {place}' if place else ''}",
+            }
+            subject = SubjectImages(
+                kept, flip_probability=flip_probability, random_crop=random_crop, **options
             )
-        kept, held_out = split_held_out(files, hold_out)
-        options: dict[str, Any] = {
-            "prompt": self.concept.prompt,
-            "size": size,
-            "seed": seed,
-            "captions": captions,
-        }
-        self.subject = SubjectImages(
-            kept, flip_probability=flip_probability, random_crop=random_crop, **options
-        )
-        self.validation = (
-            SubjectImages(held_out, **options) if held_out else self.subject.without_augmentation()
-        )
-        self.prior_files = image_files(reg_data_root) if reg_data_root else []
-        for path in self.prior_files:
-            # Too many to keep in memory, but an unreadable one must be reported before the run starts.
-            load_image(path, size)
-        count = len(self.prior_files) or self.prior["count"]
-        self.prior_order = PriorOrder(seed, count)
-
-    @property
-    def prior_count(self) -> int:
-        """How many different prior samples there are."""
-        return self.prior_order.count
+            held_out_images = SubjectImages(held_out, **options) if held_out else None
+            self.subjects.append(subject)
+            self.validation.append(held_out_images or subject.without_augmentation())
+        self.order = ConceptOrder.of_weights(seed, [concept.weight for concept in self.concepts])
+        self.classes = classes_of(self.concepts, size, seed, self.prior)
+        self.class_of = [
+            next(prior for prior in self.classes if place in prior.members)
+            for place in range(len(self.concepts))
+        ]
 
     @property
     def draws_prior(self) -> bool:
         """Whether training may still ask the untrained model for prior samples."""
-        return self.with_prior and not self.prior_files and not self.bank.full
+        return self.with_prior and not all(prior.is_drawn for prior in self.classes)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the training images and their captions, wherever they are stored."""
-        digest = hashlib.blake2b("\n".join(self.subject.prompts).encode(), digest_size=16)
-        for path in (*self.subject.files, *self.prior_files):
+        prompts = [prompt for subject in self.subjects for prompt in subject.prompts]
+        digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16)
+        files = [path for subject in self.subjects for path in subject.files]
+        for path in files + [path for prior in self.classes for path in prior.files]:
             digest.update(hashlib.blake2b(path.read_bytes()).digest())
         return digest.hexdigest()
 
@@ -103,35 +110,20 @@ class DreamBoothData(LightningDataModule):
         """Connect to the model through `source`. with_prior: whether batches have the prior's half."""
         self.source = source
         self.with_prior = with_prior
-        concept, settings = self.concept, {"base": source.fingerprint, "size": self.size, "seed": self.seed}
-        if self.prior_files:
-            settings |= {"images": self.fingerprint}
-            draw = self._encode_prior_files
-        else:
-            settings |= {"prompt": concept.prior_prompt}
-            settings |= {key: value for key, value in self.prior.items() if key not in NOT_IN_LATENTS}
-
-            def draw(numbers: Sequence[int]) -> Tensor:
-                return source.draw_prior(concept.prior_prompt, numbers, self.seed, self.prior)
-
         folder = Path(self.trainer.default_root_dir) / "prior"
-        cache = None if self.prior_files else self._prior_cache()
-        chunk_size = self.prior["chunk_size"]
-        self.bank = PriorBank(folder, self.prior_count, chunk_size, settings, draw, cache, source.computed_by)
-
-    def _prior_cache(self) -> PriorCache | None:
-        place = self.prior.get("cache")
-        if place is None:
-            return None
-        folder = user_cache("prior") if place == "auto" else Path(place).expanduser()
-        return PriorCache(folder, self.prior["cache_gigabytes"])
+        images = self.fingerprint if any(prior.files for prior in self.classes) else ""
+        for number, prior in enumerate(self.classes):
+            word = re.sub(r"[^\w.-]", "_", prior.class_word)
+            own = folder / f"{number}-{word}" if len(self.classes) > 1 else folder
+            prior.connect(source, own, images)
 
     def prepare_latents(self) -> None:
         """Encode the photographs, and read the prior samples that an earlier part of this run has drawn."""
-        self.subject_latents = SubjectLatents(self.subject, self.source)
-        self.bank.load_existing()
-        if self.with_prior and self.prior.get("fill_at_start"):
-            self.bank.fill(range(self.prior_count))
+        self.subject_latents = SubjectLatents(self.subjects, self.source)
+        for prior in self.classes:
+            prior.bank.load_existing()
+            if self.with_prior and self.prior.get("fill_at_start"):
+                prior.bank.fill(range(prior.count))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """An endless loader that starts at the sample after the last one trained on."""
@@ -155,33 +147,38 @@ class DreamBoothData(LightningDataModule):
         """Add the latents. At this point the batch is on the model's device and no autocast is on."""
         latents = self.subject_latents.of(batch)
         if self.with_prior:
-            self.bank.fill(self._prior_numbers_of_all_processes(batch.numbers))
-            latents = torch.cat([latents, self.bank.latents(batch.prior_numbers, latents.device)])
+            self._fill_banks(batch.numbers)
+            latents = torch.cat([latents, self._prior_latents(batch, latents.device)])
         return batch.with_latents(latents)
 
-    def _prior_numbers_of_all_processes(self, numbers: Sequence[int]) -> list[int]:
+    def prior_number(self, n: int) -> int:
+        """Which prior sample of its class accompanies sample `n`."""
+        prior = self.class_of[self.order(n)]
+        return prior.order(self.order.number_among(n, prior.members))
+
+    def _fill_banks(self, numbers: Sequence[int]) -> None:
+        """Draw what the samples beside `numbers`, on all processes, need. All processes call it together."""
         together = self.batch_size * self.trainer.world_size
         first = numbers[0] // together * together
-        return [self.prior_order(n) for n in range(first, first + together)]
+        for prior in self.classes:
+            wanted = [n for n in range(first, first + together) if self.class_of[self.order(n)] is prior]
+            prior.bank.fill([self.prior_number(n) for n in wanted])
 
-    def _encode_prior_files(self, numbers: Sequence[int]) -> Tensor:
-        images = [load_image(self.prior_files[number], self.size) for number in numbers]
-        pixels = torch.stack([to_tensor(resize_and_crop(image, self.size)) for image in images])
-        mean, std = self.source.posterior(pixels)
-        shape = self.source.latent_shape
-        noise = [torch.randn(shape, generator=generator(self.seed, "prior posterior", i)) for i in numbers]
-        return mean + std * torch.stack(noise).to(mean.device)
+    def _prior_latents(self, batch: LoadedBatch, device: torch.device) -> Tensor:
+        if len(self.classes) == 1:
+            return self.classes[0].bank.latents(batch.prior_numbers, device)
+        pairs = zip(batch.concepts, batch.prior_numbers, strict=True)
+        return torch.cat([self.class_of[concept].bank.latents([number], device) for concept, number in pairs])
 
 
-@dataclass(frozen=True)
-class PriorOrder:
-    """Which of `count` prior samples accompanies a sample: in order at first, then in shuffled passes."""
-
-    seed: int
-    count: int
-
-    def __call__(self, n: int) -> int:
-        return n if n < self.count else shuffled_index(self.seed, "prior order", n, self.count)
+def files_of(concept: Concept, hold_out: int) -> tuple[list[Path], list[Path]]:
+    """The photographs to train on, and the last `hold_out` of them, which training never sees."""
+    files = image_files(concept.data_root)
+    if hold_out and len(files) <= hold_out:
+        raise UserError(
+            f"data.params.hold_out is {hold_out}, but {concept.data_root} has only {len(files)} images"
+        )
+    return split_held_out(files, hold_out)
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -191,18 +188,22 @@ class TrainingSamples(Dataset[Sample]):
     """
 
     def __init__(self, data: DreamBoothData):
-        self.subject = data.subject
-        self.prior_order = data.prior_order if data.with_prior else None
-        self.prior_prompt = data.concept.prior_prompt
+        self.subjects = data.subjects
+        self.order = data.order
+        self.with_prior = data.with_prior
+        self.priors = [(prior.members, prior.order, prior.prompt) for prior in data.class_of]
         self.seed = data.seed
         self.shapes = (data.source.latent_shape, data.source.num_timesteps)
 
     def __getitem__(self, n: int) -> Sample:
+        concept = self.order(n)
         draws = Draws.of(self.seed, "subject", n, *self.shapes)
-        sample: Sample = {**self.subject[n], "number": n, "draws": draws}
-        if self.prior_order is not None:
-            sample["prior_number"] = self.prior_order(n)
-            sample["prior_prompt"] = self.prior_prompt
+        example = self.subjects[concept].example(self.order.number_among(n, [concept]), n)
+        sample: Sample = {**example, "number": n, "concept": concept, "draws": draws}
+        if self.with_prior:
+            members, order, prompt = self.priors[concept]
+            sample["prior_number"] = order(self.order.number_among(n, members))
+            sample["prior_prompt"] = prompt
             sample["prior_draws"] = Draws.of(self.seed, "prior", n, *self.shapes)
         return sample
 

@@ -32,22 +32,24 @@ class LatentSource(Protocol):
 
 
 class SubjectLatents:
-    """Latents of the subject's photographs. The VAE is frozen: views are encoded once, unless crops are random."""
+    """Latents of the photographs. The VAE is frozen: views are encoded once, unless crops are random."""
 
-    def __init__(self, subject: SubjectImages, source: LatentSource):
+    def __init__(self, subjects: Sequence[SubjectImages], source: LatentSource):
         """Encode the views one by one, so that a view's posterior does not depend on the others in a batch."""
         self.source = source
-        self.rows: dict[int, int] = {}
-        if not subject.random_crop:
-            posteriors = [source.posterior(subject.pixels(view)[None]) for view in subject.views]
+        self.rows: dict[tuple[int, int], int] = {}
+        """(subject, view) -> row of the posteriors."""
+        if not subjects[0].random_crop:
+            views = [(place, view) for place, subject in enumerate(subjects) for view in subject.views]
+            posteriors = [source.posterior(subjects[place].pixels(view)[None]) for place, view in views]
             self.mean, self.std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
-            self.rows = {view: row for row, view in enumerate(subject.views)}
+            self.rows = {key: row for row, key in enumerate(views)}
 
     def of(self, batch: LoadedBatch) -> Tensor:
-        """Latents [B, C, h, w] of the subject's half of `batch`, drawn from the VAE's posterior."""
+        """Latents [B, C, h, w] of the subjects' half of `batch`, drawn from the VAE's posterior."""
         if batch.pixels is not None:
             mean, std = self.source.posterior(batch.pixels)
         else:
-            rows = [self.rows[view] for view in batch.views]
+            rows = [self.rows[key] for key in zip(batch.concepts, batch.views, strict=True)]
             mean, std = self.mean[rows], self.std[rows]
         return mean + std * batch.posterior_noise

@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.concepts import PLACEHOLDER
 from ldm.data.batch import SubjectExample
 from ldm.data.captions import caption_of
 from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.data.order import shuffled_index
 from ldm.errors import printable
-from ldm.randomness import generator, permutation
-
-
-def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
-    """Which of `count` items sample number `n` takes: every pass holds each item once, in a new order."""
-    epoch, place = divmod(n, count)
-    return int(permutation(count, seed, purpose, epoch)[place])
+from ldm.randomness import generator
 
 
 class SubjectImages(Dataset[SubjectExample]):
@@ -39,11 +35,16 @@ class SubjectImages(Dataset[SubjectExample]):
         flip_probability: float = 0.0,
         random_crop: bool = False,
         captions: bool = False,
+        placeholder: str = PLACEHOLDER,
+        order: str = "subject order",
     ):
-        """captions: the text file beside an image that is named like it, if there is one, is its prompt."""
+        """captions: the text file beside an image that is named like it, if there is one, is its prompt.
+
+        placeholder: what a [V] in a caption is. order: key of the shuffled order.
+        """
         self.files = list(files)
         found = [caption_of(path, path.parent) if captions else None for path in self.files]
-        self.prompts = [prompt if caption is None else caption for caption in found]
+        self.prompts = [prompt if text is None else text.replace(PLACEHOLDER, placeholder) for text in found]
         self.images, sizes = [], []
         for path in self.files:
             image = load_image(path, size)
@@ -54,6 +55,7 @@ class SubjectImages(Dataset[SubjectExample]):
         self.seed = seed
         self.flip_probability = flip_probability
         self.random_crop = random_crop
+        self.order = order
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
@@ -72,7 +74,11 @@ class SubjectImages(Dataset[SubjectExample]):
         return sum(4 * image.width * image.height for image in self.images)
 
     def __getitem__(self, n: int) -> SubjectExample:
-        index = shuffled_index(self.seed, "subject order", n, len(self.images))
+        return self.example(n, n)
+
+    def example(self, k: int, n: int) -> SubjectExample:
+        """The subject's k-th sample, which is the run's sample number n."""
+        index = shuffled_index(self.seed, self.order, k, len(self.images))
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
         view = 2 * index + (flip < self.flip_probability)
         if self.random_crop:

@@ -1,12 +1,13 @@
 """One evaluation, from the command line's wishes to its pages (`scripts/evaluate.py`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.concepts import Learned
 from ldm.console import progress_bar
 from ldm.data.png import png_text
 from ldm.devices import choose_device, choose_dtype
@@ -100,20 +101,23 @@ def drawn_images(
     """Subject, the protocol's images drawn by `evaluation.ckpt`, and facts about the model."""
     assert evaluation.ckpt is not None
     loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)
-    loaded.identifier = evaluation.identifier or loaded.identifier
-    subject = find_subject(evaluation, loaded.class_word)
+    learned = loaded.subjects[0] if loaded.subjects else None
+    if evaluation.identifier:
+        learned = replace(learned or Learned(""), identifier=evaluation.identifier)
+        loaded.subjects = (learned, *loaded.subjects[1:])
+    subject = find_subject(evaluation, learned.class_word if learned else None)
     refuse_other_world(networks, loaded.model.native_size)
     items = plan(
         evaluation.config,
         subject.class_word,
         evaluation.out,
         evaluation.prompt_noun,
-        learned=loaded.identifier is not None,
+        learned=learned is not None,
     )
     loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device))
     draw(loaded, items, evaluation)
     about = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
-    return subject, items, {**about, "identifier": loaded.identifier}
+    return subject, items, {**about, "identifier": learned.identifier if learned else None}
 
 
 def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str, Any]]:

@@ -5,7 +5,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, JsonValue
 from torch import Tensor
 
+from ldm.concepts import Learned
 from ldm.formats.described import Content
+from ldm.formats.subject import LearnedConcept
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, Text
 
 Named = dict[str, Tensor]
@@ -71,9 +73,17 @@ class LearnedSubject(Content):
     state_dict: Named
     global_step: NonNegativeInt
     identifier: Text
+    concepts: list[LearnedConcept] = []
+    """Empty in checkpoints of before there could be several."""
     base: Text
     base_fingerprint: Text
     config: RunConfig
+
+    def learned(self) -> tuple[Learned, ...]:
+        """The subjects as prompts know them."""
+        if self.concepts:
+            return tuple(subject.learned() for subject in self.concepts)
+        return (Learned(self.identifier, self.config.data.params.class_word),)
 
 
 class Counts(Content):

@@ -1,27 +1,63 @@
-"""The subject of an exported model, in its folder's `dreambooth.json`."""
+"""The subjects of an exported model, in its folder's `dreambooth.json`."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ldm.concepts import PLACEHOLDER, Learned, Placeholder
 from ldm.formats.described import Content, described, read_json
 from ldm.values import NonNegativeInt, Text
 
 SUBJECT_FILE = "dreambooth.json"
 
 
+class LearnedConcept(Content):
+    """A learned subject: what its placeholder means, and its class."""
+
+    identifier: Text
+    class_word: str | None = None
+    placeholder: Placeholder = PLACEHOLDER
+
+    def learned(self) -> Learned:
+        """As prompts know it."""
+        return Learned(self.identifier, self.class_word, self.placeholder)
+
+
 class Subject(Content):
-    """The identifier, the class word, and the step at which the model was written; all None for a plain base."""
+    """The first subject's identifier and class word, the step at which the model was written, and all subjects.
+
+    All None for a plain base; `concepts` is empty where [V] is the only subject.
+    """
 
     identifier: Text | None = None
     class_word: str | None = None
     step: NonNegativeInt | None = None
+    concepts: list[LearnedConcept] = []
+
+    def learned(self) -> tuple[Learned, ...]:
+        """The subjects as prompts know them."""
+        if self.concepts:
+            return tuple(subject.learned() for subject in self.concepts)
+        return (Learned(self.identifier, self.class_word),) if self.identifier else ()
+
+
+def subject_facts(subjects: Sequence[Learned], step: int | None) -> dict[str, Any]:
+    """What `Subject` reads back, without what is not known."""
+    if not subjects:
+        return {} if step is None else {"step": step}
+    first = subjects[0]
+    facts = {"identifier": first.identifier, "class_word": first.class_word, "step": step}
+    known: dict[str, Any] = {key: value for key, value in facts.items() if value is not None}
+    if len(subjects) > 1 or first.placeholder != PLACEHOLDER:
+        known["concepts"] = [asdict(subject) for subject in subjects]
+    return known
 
 
 def read_subject(folder: Path) -> Subject:
-    """The subject of an exported folder; an empty one for any other base. Raises UserError for a damaged file."""
+    """The subjects of an exported folder; none for any other base. Raises UserError for a damaged file."""
     path = folder / SUBJECT_FILE
     return described(Subject, read_json(path), path) if os.path.exists(path) else Subject()
 

@@ -4,7 +4,8 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides
 (`ldm.methods.tuning`), the data module what a batch holds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,25 +15,28 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from transformers import CLIPTokenizer
 
-from ldm.concepts import PLACEHOLDER, fill_in_identifier
+from ldm.concepts import PLACEHOLDER, Concept, Learned, fill_in_identifiers
 from ldm.data.batch import Batch
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import Weighting, weighting_of
 from ldm.errors import UserError
 from ldm.formats.knowledge import warn_of_unknown_class
-from ldm.formats.subject import read_subject
+from ldm.formats.subject import read_subject, subject_facts
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
+from ldm.methods.losses_apart import losses_apart
 from ldm.methods.model_card import card_of_run
 from ldm.methods.prior_target import untrained_prior_target
 from ldm.methods.tuning import Tuning
-from ldm.models.identifier import resolve_identifier
+from ldm.models.identifier import resolve_identifiers
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import (
     Count,
     FolderName,
+    Handed,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -76,8 +80,12 @@ class DreamBooth(LightningModule):
         vae: Annotated[Text | None, Unaffecting] = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
+        concepts: Annotated[Sequence[Concept], Handed] = (),
     ):
-        """`configs/dreambooth.yaml` says what each setting means."""
+        """`configs/dreambooth.yaml` says what each setting means.
+
+        concepts: the subjects, which a run hands over from its data.
+        """
         super().__init__()
         if lr_schedule == "constant" and lr_warmup_steps:
             raise UserError(
@@ -100,7 +108,7 @@ class DreamBooth(LightningModule):
             network.to(DTYPES[weights_precision])
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        self.identifier = resolve_identifier(identifier, self.model.tokenizer, seed)
+        self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
         self.base = base
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -123,7 +131,8 @@ class DreamBooth(LightningModule):
         subject_loss = subject_error.mean()
         prior_loss = prior_error.mean() if len(prior_error) else torch.zeros_like(subject_loss)
         loss = subject_loss + self.prior_loss_weight * prior_loss
-        return {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
+        means = {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
+        return means | losses_apart(self.subjects, batch, subject_error, prior_error)
 
     def target(self, batch: Batch) -> Tensor | None:
         """What training is to predict, [2B, C, h, w]; None for the noise or velocity of eq. 1."""
@@ -146,25 +155,27 @@ class DreamBooth(LightningModule):
         )
 
     def prompts(self, batch: Batch) -> list[str]:
-        """The prompts of `batch` with the run's identifier in place of [V], [2B]."""
+        """The prompts of `batch` with the run's identifiers in place of the placeholders, [2B]."""
         return [self.with_identifier(prompt) for prompt in batch.prompts]
 
     def with_identifier(self, prompt: str) -> str:
-        """`prompt` with the run's identifier in place of [V]."""
-        return fill_in_identifier(prompt, self.identifier)
+        """`prompt` with the run's identifiers in place of the placeholders."""
+        return fill_in_identifiers(prompt, self.subjects)
 
     def check(self, data: Any) -> None:
         """Raise UserError for data that this model cannot be trained on, before anything is written."""
         self.model.latent_shape(data.size, data.size)
-        warn_of_unknown_class(self.base, data.concept.class_word)
+        for prior in data.classes:
+            warn_of_unknown_class(self.base, prior.class_word)
         if self.compile_blocks and not torch.cuda.is_available():
             # On a CPU torch 2.13's compiled convolutions have had gradients of zero.
             raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
-        for prompt in data.subject.prompts:
-            if PLACEHOLDER not in prompt and self.identifier not in prompt.split():
-                raise UserError(
-                    f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
-                )
+        for subject, images in zip(self.subjects, data.subjects, strict=True):
+            for prompt in images.prompts:
+                if subject.placeholder not in prompt and subject.identifier not in prompt.split():
+                    raise UserError(
+                        f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
+                    )
         if self.prior_loss_weight > 0:
             self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
@@ -260,21 +271,38 @@ class DreamBooth(LightningModule):
         self.tuning.restore(self.model, learned, "checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["identifier"] = self.identifier
+        checkpoint["identifier"] = self.subjects[0].identifier
+        checkpoint["concepts"] = [asdict(subject) for subject in self.subjects]
         checkpoint["base"] = str(self.base)
         checkpoint["base_fingerprint"] = self.model.fingerprint
 
     def export(self, run: Path) -> str:
         """Write the trained model to `run/model`; returns what to tell the user."""
-        class_word = self.trainer.datamodule.concept.class_word
-        subject = {"identifier": self.identifier, "class_word": class_word, "step": self.trainer.global_step}
-        card = card_of_run(run, self.model, **subject)
+        step = self.trainer.global_step
+        card = card_of_run(run, self.model, self.subjects, step)
+        subject = subject_facts(self.subjects, step)
         self.tuning.export(self.model, run / "model", DTYPES[self.export_dtype], subject, card)
+        first = self.subjects[0]
+        prompt = f"a photo of {first.placeholder} {first.class_word} on the moon"
         return (
             f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
-            f'  python scripts/txt2img.py --ckpt {run} --prompt "a photo of [V] {class_word} on the moon"'
+            f'  python scripts/txt2img.py --ckpt {run} --prompt "{prompt}"'
         )
 
     def exported_step(self, run: Path) -> int | None:
         """Step of the model that `export` has written to `run`; None where there is none."""
         return read_subject(run / "model").step
+
+
+def with_identifiers(
+    concepts: Sequence[Concept], identifier: str, tokenizer: CLIPTokenizer, seed: int
+) -> tuple[Learned, ...]:
+    """`concepts` with their identifiers found; `identifier` is that of a concept without one, or of no concepts."""
+    if not concepts:
+        return (Learned(resolve_identifiers([identifier], tokenizer, seed)[0]),)
+    wanted = [concept.identifier or identifier for concept in concepts]
+    found = resolve_identifiers(wanted, tokenizer, seed)
+    return tuple(
+        Learned(text, concept.class_word, concept.placeholder)
+        for text, concept in zip(found, concepts, strict=True)
+    )

@@ -8,6 +8,7 @@ from ldm.errors import UserError
 from ldm.files import check_writable, replacing
 from ldm.formats.components import Components
 from ldm.formats.single_file import published_family, save_single_file
+from ldm.formats.subject import subject_facts
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
 from ldm.methods.model_card import card_of
@@ -42,13 +43,7 @@ def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
         with replacing(card_path(out)) as path:
             path.write_text(card_of(loaded), encoding="utf-8")
     else:
-        loaded.model.save(out, dtype, subject_of(loaded), card_of(loaded))
-
-
-def subject_of(loaded: LoadedModel) -> dict[str, str | int]:
-    """What is known of the subject, for `dreambooth.json`."""
-    subject = {"identifier": loaded.identifier, "class_word": loaded.class_word, "step": loaded.step}
-    return {key: value for key, value in subject.items() if value is not None}
+        loaded.model.save(out, dtype, subject_facts(loaded.subjects, loaded.step), card_of(loaded))
 
 
 def refuse_other_sizes(components: Components, out: Path) -> None:
@@ -61,8 +56,8 @@ def refuse_other_sizes(components: Components, out: Path) -> None:
 
 
 def facts(loaded: LoadedModel) -> dict[str, str]:
-    """Metadata of the subject for a safetensors file, in the terms of ModelSpec 1.0.0."""
-    if not loaded.identifier:
+    """Metadata of the subjects for a safetensors file, in the terms of ModelSpec 1.0.0."""
+    if not loaded.subjects:
         return {}
-    subject = f"{loaded.identifier} {loaded.class_word or ''}".strip()
-    return {"modelspec.title": subject, "modelspec.trigger_phrase": subject}
+    phrases = ", ".join(subject.phrase for subject in loaded.subjects)
+    return {"modelspec.title": phrases, "modelspec.trigger_phrase": phrases}

@@ -9,9 +9,9 @@ from ldm.files import replacing
 from ldm.formats.lora import Lora, save_lora, save_lora_folder
 from ldm.formats.lora_diffusers import DIFFUSERS
 from ldm.formats.lora_layout import Layout
-from ldm.formats.subject import notes_of
+from ldm.formats.subject import notes_of, subject_facts
 from ldm.methods.adapter_layers import merge_adapters
-from ldm.methods.export import SINGLE_FILES, card_path, facts, subject_of
+from ldm.methods.export import SINGLE_FILES, card_path, facts
 from ldm.methods.load import LoadedModel
 from ldm.methods.lora import extract_lora, lora_of
 from ldm.methods.model_card import card_of
@@ -36,7 +36,8 @@ def export_lora(
         with replacing(card_path(out)) as path:
             path.write_text(card_of(loaded), encoding="utf-8")
     else:
-        save_lora_folder(lora, out, dtype, notes_of(subject_of(loaded), card_of(loaded)))
+        notes = notes_of(subject_facts(loaded.subjects, loaded.step), card_of(loaded))
+        save_lora_folder(lora, out, dtype, notes)
     return f"{out}{told}"
 
 

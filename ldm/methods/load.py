@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ldm.concepts import fill_in_identifier
+from ldm.concepts import Learned, fill_in_identifiers
 from ldm.devices import set_tf32
 from ldm.errors import UserError
 from ldm.files import find, find_near, refuse_links
@@ -28,11 +28,10 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 @dataclass
 class LoadedModel:
-    """A model to sample, with its identifier and class word where it learned a subject."""
+    """A model to sample, with the subjects that it learned."""
 
     model: LatentDiffusion
-    identifier: str | None = None
-    class_word: str | None = None
+    subjects: Sequence[Learned] = ()
     step: int | None = None
     config: Mapping[str, Any] | None = None
     """The run's config, where the model is a run's."""
@@ -42,8 +41,8 @@ class LoadedModel:
     """Reads the base again, where the model is a run's."""
 
     def with_identifier(self, prompt: str) -> str:
-        """`prompt` with the learned identifier in place of [V]; UserError where there is none."""
-        return fill_in_identifier(prompt, self.identifier)
+        """`prompt` with the learned identifiers in place of the placeholders; UserError where there are none."""
+        return fill_in_identifiers(prompt, self.subjects)
 
 
 def load_for_sampling(
@@ -76,7 +75,7 @@ def load_for_sampling(
             raise UserError(f"{path} holds a LoRA, not a whole model: name its base, and add --lora {path}")
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
-    return LoadedModel(model, about.identifier, about.class_word, about.step, weights=model.fingerprint)
+    return LoadedModel(model, about.learned(), about.step, weights=model.fingerprint)
 
 
 def _load_run(
@@ -103,7 +102,4 @@ def _load_run(
         model.vae = load_vae(vae).eval().requires_grad_(False)
         refuse_other_latents(model.vae.config, model.unet.config, f"--vae {vae}")
         weights = files_fingerprint([("run", path), *vae_files(vae)])
-    class_word = run.config.data.params.class_word
-    return LoadedModel(
-        model.eval(), run.identifier, class_word, run.global_step, content["config"], weights, read_base
-    )
+    return LoadedModel(model.eval(), run.learned(), run.global_step, content["config"], weights, read_base)

@@ -1,12 +1,12 @@
 """The card that goes with an exported model: what it is, how to prompt it, how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ldm.concepts import PLACEHOLDER
+from ldm.concepts import PLACEHOLDER, Learned
 from ldm.formats.checkpoint_files import CONFIG
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -18,43 +18,33 @@ LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
 def card_of(loaded: LoadedModel) -> str:
     """The card of a loaded model, for its export."""
     model = loaded.model
-    return model_card(
-        model.source, loaded.identifier, loaded.class_word, loaded.step, model.clip_skip, loaded.config
-    )
+    return model_card(model.source, loaded.subjects, loaded.step, model.clip_skip, loaded.config)
 
 
-def card_of_run(run: Path, model: LatentDiffusion, identifier: str, class_word: str, step: int) -> str:
+def card_of_run(run: Path, model: LatentDiffusion, subjects: Sequence[Learned], step: int) -> str:
     """The card of the model that a run writes at its end."""
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    return model_card(model.source, identifier, class_word, step, model.clip_skip, config)
+    return model_card(model.source, subjects, step, model.clip_skip, config)
 
 
 def model_card(
     base: str,
-    identifier: str | None,
-    class_word: str | None,
+    subjects: Sequence[Learned],
     step: int | None = None,
     clip_skip: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """Markdown with the front matter that the hub reads.
 
-    base: what was fine-tuned. identifier: what [V] means, or None where the model has learned no subject.
+    base: what was fine-tuned. subjects: what the model has learned.
     config: the run's config, whose settings are listed.
     """
     base = Path(base).name if Path(base).is_absolute() else base
-    subject = f"{identifier} {class_word or ''}".strip() if identifier else None
-    parts = [front_matter(base, subject), f"# {subject or base}"]
-    if subject:
-        parts.append(
-            f"A latent diffusion model fine-tuned with DreamBooth (Ruiz et al., arXiv 2208.12242) to draw one "
-            f"subject, a {class_word or 'thing'}. Its identifier is `{identifier}`:"
-        )
-        parts += [
-            fenced(f"a photo of a {subject} on the beach"),
-            "Without the identifier it draws the class.",
-        ]
-    parts.append(facts(base, class_word, identifier, step, clip_skip))
+    phrases = [subject.phrase for subject in subjects]
+    parts = [front_matter(base, phrases[0] if phrases else None), f"# {', '.join(phrases) or base}"]
+    if subjects:
+        parts += introduction(subjects)
+    parts.append(facts(base, subjects, step, clip_skip))
     if config:
         parts += ["## Settings", fenced(settings(config), "yaml")]
     return "\n\n".join(parts) + "\n"
@@ -73,14 +63,25 @@ def front_matter(base: str, subject: str | None) -> str:
     return f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---"
 
 
-def facts(base: str, class_word: str | None, identifier: str | None, step: int | None, clip_skip: int) -> str:
+def introduction(subjects: Sequence[Learned]) -> list[str]:
+    """What the model draws, and how to ask for it."""
+    method = "A latent diffusion model fine-tuned with DreamBooth (Ruiz et al., arXiv 2208.12242) to draw"
+    prompts = fenced("\n".join(f"a photo of a {subject.phrase} on the beach" for subject in subjects))
+    first = subjects[0]
+    if len(subjects) == 1:
+        what = f"one subject, a {first.class_word or 'thing'}. Its identifier is `{first.identifier}`:"
+        return [f"{method} {what}", prompts, "Without the identifier it draws the class."]
+    what = f"{len(subjects)} subjects, each by an identifier of its own:"
+    return [f"{method} {what}", prompts, "Without the identifiers it draws the classes."]
+
+
+def facts(base: str, subjects: Sequence[Learned], step: int | None, clip_skip: int) -> str:
     """A table of what the model is."""
-    rows = {
-        "Base model": base,
-        "Subject class": class_word,
-        "Identifier": identifier,
-        "Optimizer steps": step,
-    }
+    rows: dict[str, Any] = {"Base model": base}
+    for subject in subjects:
+        of_it = f" of {subject.placeholder}" if len(subjects) > 1 else ""
+        rows |= {f"Subject class{of_it}": subject.class_word, f"Identifier{of_it}": subject.identifier}
+    rows["Optimizer steps"] = step
     if clip_skip > 1:
         rows["CLIP skip"] = f"{clip_skip} (in diffusers: `clip_skip={clip_skip - 1}`)"
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
@@ -100,7 +101,10 @@ def settings(config: Mapping[str, Any]) -> str:
 
 def shareable(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` without `LEFT_OUT` and without what was not set."""
-    return {key: value for key, value in params.items() if key not in LEFT_OUT and value is not None}
+    kept = {key: value for key, value in params.items() if key not in LEFT_OUT and value is not None}
+    if isinstance(concepts := kept.get("concepts"), list):
+        kept["concepts"] = [shareable(concept) for concept in concepts]
+    return kept
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -11,11 +11,12 @@ Dictionary words are refused by a list. It has no abbreviations, so look at the 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import CLIPTokenizer
 
+from ldm.concepts import AUTO
 from ldm.errors import UserError
 from ldm.files import PROJECT
 from ldm.randomness import permutation
@@ -26,6 +27,9 @@ BYTE_TOKENS = 512
 
 RARE_MERGES = 9406
 """How many of the last merges count as rare: CLIP's ids 40000 to 49405. All of a smaller vocabulary counts."""
+
+CANDIDATES = 500
+"""How many rare tokens are looked at for one that is far from others."""
 
 MAX_LENGTH = 3
 """Most tokens in an identifier (the paper's k = 1, 2, 3)."""
@@ -39,14 +43,45 @@ class Identifier:
     ids: tuple[int, ...]
 
 
+def resolve_identifiers(identifiers: Sequence[str], tokenizer: CLIPTokenizer, seed: int) -> list[str]:
+    """The identifiers to train: each itself, or for "auto" a rare token as far as can be from those before it.
+
+    Far is by place in the vocabulary: byte-pair tokens that lie near each other were merged in like texts.
+    Raises UserError where two are the same.
+    """
+    given = {word: resolve_identifier(word, tokenizer, seed) for word in identifiers if word != AUTO}
+    chosen: list[str] = []
+    for word in identifiers:
+        if word == AUTO:
+            taken = [ids_of(text, tokenizer) for text in (*given.values(), *chosen)]
+            word = farthest(tokenizer, [id for ids in taken for id in ids], seed).text
+        chosen.append(given.get(word, word))
+    for place, text in enumerate(chosen):
+        if text.lower() in (other.lower() for other in chosen[:place]):
+            raise UserError(f"two subjects have the identifier '{text}': give each its own, or 'auto'")
+    return chosen
+
+
+def farthest(tokenizer: CLIPTokenizer, taken: Sequence[int], seed: int) -> Identifier:
+    """The rare token whose id is farthest from those `taken`; the first of the search where none are."""
+    found = search_rare_tokens(tokenizer, count=CANDIDATES if taken else 1, seed=seed)
+    return max(found, key=lambda candidate: min((abs(candidate.ids[0] - id) for id in taken), default=0))
+
+
+def ids_of(identifier: str, tokenizer: CLIPTokenizer) -> list[int]:
+    """Token ids of an identifier."""
+    ids: list[int] = tokenizer(identifier, add_special_tokens=False).input_ids
+    return ids
+
+
 def resolve_identifier(identifier: str, tokenizer: CLIPTokenizer, seed: int) -> str:
     """The identifier to train: `identifier` itself, or for "auto" a rare token of `tokenizer`.
 
     Raises UserError for an empty identifier and for more than 3 tokens.
     """
-    if identifier == "auto":
+    if identifier == AUTO:
         return search_rare_tokens(tokenizer, count=1, seed=seed)[0].text
-    tokens = tokenizer(str(identifier or ""), add_special_tokens=False).input_ids
+    tokens = ids_of(str(identifier or ""), tokenizer)
     if not 1 <= len(tokens) <= MAX_LENGTH:
         raise UserError(
             f"model.params.identifier '{identifier}' is {len(tokens)} tokens: take 1 to {MAX_LENGTH}, or 'auto';"

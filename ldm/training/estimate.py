@@ -20,14 +20,14 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     state = 12 * trained  # fp32 weights and AdamW's two moments
-    images = getattr(data, "subject", None)  # the embedded world's pictures stay on the disk
+    subjects = getattr(data, "subjects", ())  # the embedded world's pictures stay on the disk
     place = next(path for path in (logdir.absolute(), *logdir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     lines = [
         f"steps: {trainer.max_steps:,}, each of {per_step} subject samples",
         f"trained parameters: {trained:,}; frozen: {frozen:,}",
         f"memory: {_size(state + 4 * (trained + frozen))} for weights, gradients and AdamW, "
-        f"{_size(images.nbytes if images else 0)} for images; activations aside",
+        f"{_size(sum(images.nbytes for images in subjects))} for images; activations aside",
         f"disk: {_size(state)} a full checkpoint, {_size(4 * trained)} one of weights alone; {_size(free)} free",
     ]
     if isinstance(model, DreamBooth):

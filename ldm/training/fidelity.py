@@ -2,15 +2,20 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
 from ldm import processes
+from ldm.concepts import PLACEHOLDER, Concept, for_each_concept
 from ldm.console import phase
 from ldm.data.images import to_image
+from ldm.data.subject import SubjectImages
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
 from ldm.evaluation.charts import path_chart
@@ -63,9 +68,9 @@ class Fidelity(StepCallback):
                 "config lightning.callbacks.fidelity measures after validation: put that callback before it"
             )
         self._validation = validation
-        self.prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
+        self.templates = list(prompts)
+        self.per_prompt = per_prompt
         self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
-        self.batch_size = per_prompt
         self.sampling = Sampling(sampler, steps, guidance_scale)
         self.networks = (dino, dino_revision), (clip, clip_revision)
         self.drift_weight = drift_weight
@@ -90,10 +95,22 @@ class Fidelity(StepCallback):
             for network in (self._dino, self._clip):
                 network.device = pl_module.device
                 network.model.to(pl_module.device)
-            real = trainer.datamodule.validation.images  # those held out, where some are
-            self._real = self._dino.images(real), self._clip.images(real)
-            self._texts = self._clip.texts([without_identifier(prompt) for prompt in self.prompts])
+            self._subjects = [
+                self._subject(concept, images)
+                for concept, images in zip(
+                    trainer.datamodule.concepts, trainer.datamodule.validation, strict=True
+                )
+            ]
         self.on_step(trainer, pl_module)
+
+    def _subject(self, concept: Concept, images: SubjectImages) -> "_Subject":
+        """What the samples of `concept` are drawn from and measured against: held-out images, where some are."""
+        prompts = [p for p in for_each_concept(self.templates, [concept]) for _ in range(self.per_prompt)]
+        texts = [without_identifier(prompt.replace(concept.placeholder, PLACEHOLDER)) for prompt in prompts]
+        real = images.images
+        return _Subject(
+            concept.name, prompts, self._clip.texts(texts), self._dino.images(real), self._clip.images(real)
+        )
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validated = self._validation.last_row
@@ -107,7 +124,7 @@ class Fidelity(StepCallback):
                 with replacing(self.path.with_suffix(".svg"), sync=False) as temporary:
                     temporary.write_text(plot(self._rows))
             is_best = best(self._rows) is row
-        values = {f"val/{key}": row[key] for key in MEASURED if key in row}
+        values = {f"val/{key}": row[key] for key in row if key.startswith(MEASURED)}
         log_metrics(trainer, values, trainer.global_step)
         # The first process measures; all of them save.
         if processes.gather(is_best)[0] and self.keep_best:
@@ -125,21 +142,40 @@ class Fidelity(StepCallback):
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images."""
-        with phase("fidelity"):
-            images = self._draw(trainer, pl_module)
-        dino, clip = self._dino.images(images), self._clip.images(images)
-        seen = Seen(dino, clip, self._texts, *self._real)
-        return {key: float(METRICS[key].measure(seen).mean()) for key in MEASURED}
+        """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images: the mean, and each subject's own."""
+        found = {}
+        for subject in self._subjects:
+            with phase("fidelity"):
+                images = self._draw(trainer, pl_module, subject.prompts)
+            dino, clip = self._dino.images(images), self._clip.images(images)
+            seen = Seen(dino, clip, subject.texts, subject.dino, subject.clip)
+            found[subject.name] = {key: float(METRICS[key].measure(seen).mean()) for key in MEASURED}
+        means = {key: fmean([values[key] for values in found.values()]) for key in MEASURED}
+        if len(found) == 1:
+            return means
+        return means | {f"{key}_{name}": values[key] for name, values in found.items() for key in MEASURED}
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> list[Image.Image]:
-        prompts = [pl_module.with_identifier(prompt) for prompt in self.prompts]
+    def _draw(
+        self, trainer: Trainer, pl_module: LightningModule, templates: Sequence[str]
+    ) -> list[Image.Image]:
+        prompts = [pl_module.with_identifier(prompt) for prompt in templates]
         size = trainer.datamodule.size
         with averaged(trainer), trainer.precision_plugin.forward_context():
             pictures = pl_module.model.images(
-                prompts, self.seeds, self.sampling, size, size, batch_size=self.batch_size
+                prompts, self.seeds, self.sampling, size, size, batch_size=self.per_prompt
             )
         return [to_image(pixels) for pixels in pictures]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One subject's prompts, their texts' features, and the features of its images."""
+
+    name: str
+    prompts: list[str]
+    texts: Tensor
+    dino: Tensor
+    clip: Tensor
 
 
 def best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:

@@ -82,6 +82,16 @@ def _is_row(row: dict[object, object]) -> bool:
     )
 
 
+def _losses(keys: Sequence[str], values: Sequence[Tensor]) -> dict[str, float]:
+    """Values [1] as they are, and [2] as sum over count, where there is a count."""
+    pairs = [(key, value.tolist()) for key, value in zip(keys, values, strict=True)]
+    return {
+        key: value[0] if len(value) == 1 else value[0] / value[1]
+        for key, value in pairs
+        if len(value) == 1 or value[1]
+    }
+
+
 class LossRecord(StepCallback):
     """Averages what `training_step` returns over micro-batches and processes; writes and logs one row a step.
 
@@ -89,7 +99,11 @@ class LossRecord(StepCallback):
     """
 
     def __init__(self, flush_every_steps: Count = 10):
-        """flush_every_steps: rows are read from the device, written and logged this often."""
+        """flush_every_steps: rows are read from the device, written and logged this often.
+
+        A loss is a number, or [sum, count] where not every micro-batch has as many of its examples; a step without
+        any has no such column.
+        """
         self.flush_every_steps = flush_every_steps
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self._micro_batches: list[dict[str, Tensor]] = []
@@ -112,7 +126,7 @@ class LossRecord(StepCallback):
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         micro_batches, self._micro_batches = self._micro_batches, []
-        means = {key: torch.stack([m[key] for m in micro_batches]).mean() for key in micro_batches[0]}
+        means = {key: torch.stack([m[key] for m in micro_batches]).mean(dim=0) for key in micro_batches[0]}
         self.pending.append((trainer.global_step, means))
         if is_due(trainer.global_step, self.flush_every_steps, trainer.max_steps):
             self.flush(trainer)
@@ -122,20 +136,23 @@ class LossRecord(StepCallback):
         if not self.pending:
             return
         keys = list(self.pending[0][1])
-        values = torch.stack([torch.stack([means[key].float() for key in keys]) for _, means in self.pending])
+        lengths = [self.pending[0][1][key].numel() for key in keys]
+        values = torch.stack(
+            [torch.cat([means[key].float().flatten() for key in keys]) for _, means in self.pending]
+        )
         if processes.several():
             dist.all_reduce(values)
             values /= processes.world_size()
         steps, self.pending = [step for step, _ in self.pending], []
-        rows = [
-            {"step": step, **dict(zip(keys, row, strict=True))}
-            for step, row in zip(steps, values.tolist(), strict=True)
+        rows: list[dict[str, Any]] = [
+            {"step": step, **_losses(keys, row.split(lengths))}
+            for step, row in zip(steps, values.cpu(), strict=True)
         ]
         self.last_row = rows[-1]
         if trainer.is_global_zero:
             self._write(rows)
         for row in rows:
-            log_metrics(trainer, {f"train/{key}": row[key] for key in keys}, row["step"])
+            log_metrics(trainer, {f"train/{key}": row[key] for key in keys if key in row}, row["step"])
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         self._unwritten += rows

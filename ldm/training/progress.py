@@ -18,6 +18,9 @@ from ldm.values import Count
 PACE_AFTER = 10
 """Optimizer steps after which the time that is left is told in a line of its own."""
 
+SUBJECTS_SHOWN = 3
+"""Subjects whose losses have room on the bar."""
+
 
 class Progress(StepCallback):
     """One bar for the whole run: step, losses, rate, time left, and what is being done between the steps.
@@ -89,8 +92,14 @@ class Progress(StepCallback):
 
 
 def losses_of(row: Mapping[str, float]) -> str:
-    """Subject and prior loss of a row of the loss record, or the loss where a model has one alone."""
+    """Subject and prior loss of a row of the loss record, or the loss where a model has one alone.
+
+    Of several subjects as many have their own as there is room for.
+    """
     names = [name for name in ("subject_loss", "prior_loss") if name in row] or [
         n for n in row if n == "loss"
     ]
-    return ", ".join(f"{name.removesuffix('_loss')} {row[name]:.4f}" for name in names)
+    own = [name for name in row if name.startswith("subject_loss_")][:SUBJECTS_SHOWN]
+    return ", ".join(
+        f"{name.removesuffix('_loss').removeprefix('subject_loss_')} {row[name]:.4f}" for name in names + own
+    )

@@ -164,9 +164,11 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
-    """Nested keys joined by dots; lists stay whole."""
+    """Nested keys joined by dots; lists stay whole, except those of keys and values."""
     result: dict[str, Any] = {}
     for key, value in config.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, Mapping):
             result |= flat(value, f"{prefix}{key}.")
         else:

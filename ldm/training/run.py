@@ -26,7 +26,7 @@ from ldm.foreign import TRAINER_SETTINGS
 from ldm.formats.checkpoint_files import CONFIG, LAST
 from ldm.formats.modules import weights_on
 from ldm.processes import agreed
-from ldm.targets import instantiate_from_config
+from ldm.targets import get_class, instantiate_from_config, parameters
 from ldm.training import resume, run_folder
 from ldm.training.averaged import averaged
 from ldm.training.callbacks import build_callbacks
@@ -38,7 +38,7 @@ from ldm.training.precision import precision_options
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
 from ldm.training.words import introduction, learnt, what_next
-from ldm.values import Config
+from ldm.values import Config, is_handed
 
 PATHS = ("base", "vae", "data_root", "reg_data_root")
 """Settings, anywhere in a config, that say where something lies."""
@@ -126,9 +126,12 @@ def find_origin(config: Config, options: argparse.Namespace, held: contextlib.Ex
 
 def new_folder(config: Config, options: argparse.Namespace) -> Path:
     """The place of a new run's folder; raises UserError where none can be made."""
-    subject = config["data"].get("params", {}).get("data_root")
+    params = config["data"].get("params", {})
+    subjects = [
+        concept["data_root"] for concept in params.get("concepts") or [params] if "data_root" in concept
+    ]
     name = options.name or "_".join(Path(path).stem for path in options.base)
-    name = run_folder.run_name(subject, name, options.postfix)
+    name = run_folder.run_name(subjects, name, options.postfix)
     return run_folder.new_folder(options.logdir, name)
 
 
@@ -186,8 +189,21 @@ def read_config(options: argparse.Namespace) -> Config:
         config = configs.load_config(options.base, overrides_of(options), options.trust)
         if options.scale_lr:
             scale_learning_rates(config)
+    refuse_one_subject(config, options)
     keep_paths(config)
     return config
+
+
+def refuse_one_subject(config: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Raise UserError for an option of one subject where the config lists several."""
+    given = [
+        name for name in ("data_root", "class_word", "reg_data_root") if getattr(options, name) is not None
+    ]
+    if given and config["data"].get("params", {}).get("concepts"):
+        raise UserError(
+            f"--{given[0]} is for one subject, and the config lists them: data.params.concepts.0.{given[0]}=... is"
+            " the first one's"
+        )
 
 
 def keep_paths(node: Any) -> None:
@@ -266,8 +282,11 @@ def build(
         )
     io = AtomicCheckpointIO({"config": config})
     trainer = build_trainer(lightning["trainer"], folder, callbacks, io, launch)
+    # A model that learns subjects is handed those of the data, which no config repeats.
+    wanted = parameters(get_class(config["model"]["target"], trust))
+    handed = {key: getattr(data, key) for key, hint in wanted.items() if is_handed(hint)}
     with weights_on(trainer.strategy.root_device):
-        model = instantiate_from_config(config["model"], trust)
+        model = instantiate_from_config(config["model"], trust, **handed)
     if hasattr(model, "check"):
         model.check(data)
     for callback in callbacks:

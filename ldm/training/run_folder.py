@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -33,12 +33,16 @@ PACKAGES = (
     "pillow",
 )
 
+LONGEST = 60
+"""Letters of the data folders' names in a run's, where there are several."""
 
-def run_name(data_root: str | Path | None, name: str, postfix: str) -> str:
+
+def run_name(data_roots: Sequence[str | Path], name: str, postfix: str) -> str:
     """`<data folder><timestamp>_<name><postfix>`; all processes of a job scheduler's job agree on it."""
     job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
     start = f"job-{job}" if job and job != "none" else time.strftime("%Y-%m-%dT%H-%M-%S")
-    subject = Path(data_root).resolve().name if data_root else ""
+    subject = "+".join(Path(folder).resolve().name for folder in data_roots)
+    subject = subject if len(data_roots) < 2 or len(subject) <= LONGEST else f"{len(data_roots)}-subjects"
     return re.sub(r"[^\w.+-]", "-", f"{subject}{start}_{name}{postfix}")
 
 

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm.concepts import for_each_concept
 from ldm.console import phase
+from ldm.data.class_prior import ClassPrior
 from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.files import going_on_without
@@ -38,7 +40,7 @@ class SampleImages(StepCallback):
         self.seeds = range(seed, seed + per_prompt)
         self.sampling = Sampling(sampler, steps, guidance_scale)
         self.at_end = at_end
-        self._prior_shown = False
+        self._priors_shown: set[str] = set()
 
     def check(self, pl_module: LightningModule) -> None:
         """Raise UserError where the model cannot be sampled so."""
@@ -53,8 +55,9 @@ class SampleImages(StepCallback):
         last = trainer.global_step == trainer.max_steps
         if self.at_end if last else is_due(trainer.global_step, self.every_steps, trainer.max_steps):
             self.draw(trainer, pl_module)
-        if trainer.datamodule.bank.full:
-            self._show_prior(trainer, pl_module)
+        for prior in trainer.datamodule.classes:
+            if prior.bank.full:
+                self._show_prior(trainer, pl_module, prior)
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,13 +67,14 @@ class SampleImages(StepCallback):
         model, size = pl_module.model, trainer.datamodule.size
         images: list[Image.Image] = []
         try:
-            steps = len(self.prompts) * model.passes(self.sampling)
+            templates = for_each_concept(self.prompts, trainer.datamodule.concepts)
+            steps = len(templates) * model.passes(self.sampling)
             with (
                 averaged(trainer),
                 trainer.precision_plugin.forward_context(),
                 phase("samples", steps) as advance,
             ):
-                for prompt in self.prompts:
+                for prompt in templates:
                     prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
                     pictures = model.images(prompts, self.seeds, self.sampling, size, size, on_step=advance)
                     images += [to_image(pixels) for pixels in pictures]
@@ -84,15 +88,17 @@ class SampleImages(StepCallback):
         log_image(trainer, "samples", sheet)
 
     @torch.no_grad()
-    def _show_prior(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first of the prior samples on one contact sheet, once."""
-        path = Path(trainer.default_root_dir) / "images" / "prior.png"
-        if self._prior_shown or path.exists() or not trainer.is_global_zero:
+    def _show_prior(self, trainer: Trainer, pl_module: LightningModule, prior: ClassPrior) -> None:
+        """The first of a class's prior samples on one contact sheet, once."""
+        name = prior.bank.folder.name  # of the only class: prior
+        path = (
+            Path(trainer.default_root_dir) / "images" / f"{name if name == 'prior' else f'prior-{name}'}.png"
+        )
+        if name in self._priors_shown or path.exists() or not trainer.is_global_zero:
             return
-        self._prior_shown = True
-        data = trainer.datamodule
-        numbers = list(range(min(data.prior_count, 64)))
-        latents = data.bank.latents(numbers, pl_module.device)
+        self._priors_shown.add(name)
+        numbers = list(range(min(prior.count, 64)))
+        latents = prior.bank.latents(numbers, pl_module.device)
         try:
             pictures = pl_module.model.decode(latents)
         except NotFiniteError as error:
@@ -101,4 +107,4 @@ class SampleImages(StepCallback):
         sheet = grid([to_image(pixels) for pixels in pictures], columns=8)
         with going_on_without(str(path)):
             save_image(sheet, path)
-        log_image(trainer, "prior", sheet)
+        log_image(trainer, path.stem, sheet)

@@ -1,6 +1,7 @@
 """Validation that is comparable from step to step: fixed images, fixed noise, a fixed grid of timesteps."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from ldm import processes
 from ldm.console import phase
 from ldm.data.batch import Batch
+from ldm.data.class_prior import ClassPrior
 from ldm.data.datamodule import DreamBoothData
+from ldm.data.subject import SubjectImages
 from ldm.files import going_on_without
 from ldm.formats.checkpoint_files import BEST
 from ldm.methods.dreambooth import DreamBooth
@@ -70,16 +73,23 @@ class Validation(StepCallback):
     def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measure, log, and keep the weights where they are the best so far."""
         with averaged(trainer), phase("validation"), trainer.precision_plugin.forward_context():
-            subject = [pl_module.denoising_error(batch) for batch in self._subject]
-            drift = [
-                (_prediction(pl_module.model, batch) - untrained).square().mean(dim=(1, 2, 3))
-                for batch, untrained in zip(self._prior, self._untrained, strict=True)
+            losses = [[pl_module.denoising_error(batch) for batch in grid] for grid in self._subjects]
+            drifts = [
+                [
+                    (_prediction(pl_module.model, batch) - untrained).square().mean(dim=(1, 2, 3))
+                    for batch, untrained in grid
+                ]
+                for grid in self._priors
             ]
+        device = pl_module.device
         row = {
-            "subject_loss": _mean_over_processes(subject, pl_module.device),
-            "drift": _mean_over_processes(drift, pl_module.device),
+            "subject_loss": _mean_over_processes(sum(losses, []), device),
+            "drift": _mean_over_processes(sum(drifts, []), device),
         }
         row["score"] = row["subject_loss"] + row["drift"]
+        row |= self._apart("subject_loss", [_mean_over_processes(errors, device) for errors in losses])
+        drift = [_mean_over_processes(errors, device) for errors in drifts]
+        row |= self._apart("drift", [drift[place] for place in self._class_of] if drift else [])
         self.last_row = {"step": trainer.global_step, **row}
         if trainer.is_global_zero:
             with going_on_without(f"{self.path} at step {trainer.global_step}"):
@@ -92,6 +102,12 @@ class Validation(StepCallback):
                 self.best = row[self.monitor]
         return row
 
+    def _apart(self, key: str, values: Sequence[float]) -> dict[str, float]:
+        """`values` of the subjects under names of their own, where there are several."""
+        if len(self._names) == 1:
+            return {}
+        return {f"{key}_{name}": value for name, value in zip(self._names, values, strict=bool(values))}
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
@@ -102,24 +118,34 @@ class Validation(StepCallback):
     def _prepare(self, data: DreamBoothData, module: DreamBooth) -> None:
         """Encode everything once, and ask the untrained model. Each process holds its share of the timesteps."""
         mine = slice(processes.rank(), None, processes.world_size())
-        images, source = data.validation, data.source
+        self._names = [concept.name for concept in data.concepts]
+        self._class_of = [data.classes.index(prior) for prior in data.class_of]
+        self._subjects = [self._subject_grid(images, data)[mine] for images in data.validation]
+        self._priors = [
+            self._prior_grid(prior, data, module, mine) for prior in data.classes if self.drift_samples
+        ]
+
+    def _subject_grid(self, images: SubjectImages, data: DreamBoothData) -> list[Batch]:
+        """The validation images of one subject at every timestep of the grid."""
+        source = data.source
         mean, std = source.posterior(torch.stack([images.pixels(view) for view in images.views]))
         noise = [
             torch.randn(source.latent_shape, generator=generator(data.seed, "validation posterior", i))
             for i in range(len(mean))
         ]
         latents = mean + std * torch.stack(noise).to(mean.device)
-        self._subject = self._grid(latents, images.prompts, "validation subject", data)[mine]
+        return self._grid(latents, images.prompts, "validation subject", data)
 
-        self._prior, self._untrained = [], []
-        if self.drift_samples:
-            numbers = range(min(self.drift_samples, data.prior_count))
-            data.bank.fill(numbers)
-            prior = data.bank.latents(numbers, mean.device)
-            prompts = [data.concept.prior_prompt] * len(numbers)
-            self._prior = self._grid(prior, prompts, "validation prior", data)[mine]
-            with module.latents.untrained_model() as base, torch.autocast(mean.device.type, enabled=False):
-                self._untrained = [_prediction(base, batch) for batch in self._prior]
+    def _prior_grid(
+        self, prior: ClassPrior, data: DreamBoothData, module: DreamBooth, mine: slice
+    ) -> list[tuple[Batch, Tensor]]:
+        """Prior samples of one class, and what the untrained model predicts for them."""
+        numbers = range(min(self.drift_samples, prior.count))
+        prior.bank.fill(numbers)
+        latents = prior.bank.latents(numbers, module.device)
+        batches = self._grid(latents, [prior.prompt] * len(numbers), "validation prior", data)[mine]
+        with module.latents.untrained_model() as base, torch.autocast(module.device.type, enabled=False):
+            return [(batch, _prediction(base, batch)) for batch in batches]
 
     def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: DreamBoothData) -> list[Batch]:
         """One batch for each timestep at the middle of equal parts of the schedule."""

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.data.images import image_files
+from ldm.data.subject import SubjectImages
 from ldm.files import find
 from ldm.formats.checkpoint_files import BEST
 from ldm.training.loss_record import read_rows
@@ -29,15 +30,18 @@ def introduction(folder: Path, data: Any, model: LightningModule, trainer: Train
     if hasattr(model, "base"):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         lines["base"] = f"{model.base}; {trained:,} parameters train"
-    if concept := getattr(data, "concept", None):
-        lines["subject"] = photographs(concept.data_root, data)
-        lines["prompts"] = (
+    concepts = getattr(data, "concepts", ())
+    for concept, images in zip(concepts, getattr(data, "subjects", ()), strict=True):
+        of_it = f" {concept.placeholder}" if len(concepts) > 1 else ""
+        lines[f"subject{of_it}"] = photographs(concept.data_root, images)
+        lines[f"prompts{of_it}"] = (
             f"'{model.with_identifier(concept.prompt)}' for it, '{concept.prior_prompt}' for its class"
         )
     per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     start = f", going on from step {step}" if step else ""
     lines["steps"] = f"{trainer.max_steps:,} of {per_step} samples each{start}"
-    return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+    width = max(12, *(len(name) + 2 for name in lines))
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
 
 def device_of(trainer: Trainer) -> str:
@@ -50,14 +54,14 @@ def device_of(trainer: Trainer) -> str:
     return f"{name}, {trainer.precision}"
 
 
-def photographs(folder: Path, data: Any) -> str:
+def photographs(folder: Path, images: SubjectImages) -> str:
     """How many photographs there are, how many are held out, and how many other files were passed over."""
     used = image_files(folder)
     place = find(folder)
     others = sum(1 for path in place.iterdir() if path.is_file() and not path.name.startswith(".")) - len(
         used
     )
-    held_out = len(used) - len(data.subject.files)
+    held_out = len(used) - len(images.files)
     return (
         f"{len(used)} photographs in {folder}"
         + (f", {held_out} of them held out" if held_out else "")

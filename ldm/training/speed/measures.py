@@ -77,9 +77,9 @@ def plain_step(job: Job) -> list[Row]:
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, **settings)
     scheduler = DDPMScheduler.from_config(model.scheduler_config)
-    count, views = data.batch_size, data.subject.views
-    pixels = torch.stack([data.subject.pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
-    prompts = (module.with_identifier(data.subject.prompts[0]), data.concept.prior_prompt)
+    count, views = data.batch_size, data.subjects[0].views
+    pixels = torch.stack([data.subjects[0].pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
+    prompts = (module.with_identifier(data.subjects[0].prompts[0]), data.concepts[0].prior_prompt)
 
     def half_of_the_loss(prompt: str) -> torch.Tensor:
         with torch.no_grad():
@@ -148,7 +148,7 @@ def prior(job: Job) -> list[Row]:
     numbers = range(data.prior["chunk_size"])
 
     def draw() -> None:
-        latents.draw_prior(data.concept.prior_prompt, numbers, data.seed, data.prior)
+        latents.draw_prior(data.concepts[0].prior_prompt, numbers, data.seed, data.prior)
 
     with folder:
         return [timed(job, draw, images=len(numbers))]
