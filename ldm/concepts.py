@@ -43,6 +43,12 @@ class ConceptSettings:
     reg_data_root: Annotated[Text | None, Unaffecting] = None
 
 
+Subjects = Annotated[
+    Sequence[ConceptSettings],
+    Must(lambda subjects: len(subjects) > 0, "a list of subjects, each with data_root and class_word"),
+]
+
+
 @dataclass(frozen=True)
 class Concept:
     """One subject: its photographs, its class, and the prompts it is taught with."""
@@ -96,13 +102,9 @@ def concepts_of(settings: Sequence[ConceptSettings], prompt: str, prior_prompt: 
     """The subjects that a config lists; `prompt` and `prior_prompt` are of those that have none of their own.
 
     In a list of several, placeholders are [V1], [V2], ... and identifiers "auto", unless they are given.
-    Raises UserError for an empty list, and for two of one placeholder.
+    Raises UserError for two of one placeholder.
     """
     where = "data.params.concepts"
-    if not settings:
-        raise UserError(
-            f"{where} is empty: list a data_root and a class_word for each subject, or set it to null"
-        )
     several = len(settings) > 1
     concepts = tuple(
         Concept(

@@ -186,7 +186,7 @@ def _of_call(
                 raise UserError(f"config: {where} is {plain(value)!r}: it must be keys and values")
             free = {name: object for name in value if str(name).startswith("_")}
             yield from _of_call(value, inner, where, trust, free, complete=is_dataclass(inner))
-        elif isinstance(value, list) and (item := item_of(annotation)):
+        elif isinstance(value, list) and value and (item := item_of(annotation)):
             for place, one in enumerate(value):
                 if not isinstance(one, dict):
                     raise UserError(f"config: {where}.{place} is {plain(one)!r}: it must be keys and values")

@@ -92,7 +92,8 @@ def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> d
 
 def item_of(annotation: object) -> type | None:
     """The dataclass that each item of a list of this type is, as in `Sequence[Settings] | None`."""
-    for member in (annotation, *get_args(annotation)):
+    parts = [annotation, *get_args(annotation)]
+    for member in [*parts, *(inner for part in parts for inner in get_args(part))]:
         is_list = isinstance(get_origin(member), type) and issubclass(get_origin(member), Sequence)
         items = [item for item in get_args(member) if isinstance(item, type) and is_dataclass(item)]
         if is_list and items:

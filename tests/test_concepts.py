@@ -167,7 +167,7 @@ def test_auto_identifiers_are_different_and_far_apart(tiny):
 @pytest.mark.parametrize(
     ("concepts", "words", "told"),
     [
-        ([], (), "data.params.concepts is empty"),
+        ([], (), "data.params.concepts is []: it must be a list of subjects"),
         ([{"class_word": "cat"}], (), "concepts.0.data_root is missing"),
         ([{**CAT, "clas_word": "cat"}], (), "concepts.0.clas_word'; did you mean 'class_word'?"),
         ([{**CAT, "weight": 0}], (), "concepts.0.weight is 0: it must be a finite number above 0"),

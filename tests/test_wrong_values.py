@@ -58,6 +58,7 @@ WRONG = {
     "clip_revision": TEXT_OR_NONE,
     "clip_skip": COUNT,
     "compile": TRUTH,
+    "concepts": ["abc", 5, True, [], {"x": 1}, ["cat"], [{"class_word": "cat"}], [{"data_root": 5}]],
     "count": COUNT,
     "data_root": TEXT,
     "decay_steps": COUNT_FROM_0,

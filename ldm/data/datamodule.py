@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.concepts import Concept, ConceptSettings, concepts_of
+from ldm.concepts import Concept, Subjects, concepts_of
 from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
 from ldm.data.class_prior import classes_of
 from ldm.data.images import image_files
@@ -45,7 +45,7 @@ class DreamBoothData(LightningDataModule):
         captions: Annotated[bool, Unaffecting] = False,
         hold_out: NonNegativeInt = 0,
         reg_data_root: Annotated[Text | None, Unaffecting] = None,
-        concepts: Sequence[ConceptSettings] | None = None,
+        concepts: Subjects | None = None,
     ):
         """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word.
 
