@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 
-from ldm.command_line import Parser, add_trust, take_back_overrides, truth
+from ldm.command_line import Parser, add_trust, collect_overrides, parse_bool
 from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_USER_ERROR, exit_code_of, say
 from ldm.values import Seed, option
 
@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-t",
         "--train",
-        type=truth,
+        type=parse_bool,
         nargs="?",
         const=True,
         default=True,
@@ -126,8 +126,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for so many")
     add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
-    options = parser.parse_with_free_words(argv, HINTS)
-    take_back_overrides(options, "base")
+    options = parser.parse_with_overrides(argv, HINTS)
+    collect_overrides(options, "base")
     for word in options.overrides:
         if word.lower() in ("true", "false"):
             parser.error(f"'{word}': switches such as --scale_lr take no value; leave them out for false")

@@ -1,4 +1,4 @@
-"""Command lines, read as all of the project's are: a mistake is one line on stderr and exit code 2."""
+"""Command-line parsing for all of the project's programs: a mistake is one line on stderr and exit code 2."""
 
 import argparse
 import difflib
@@ -10,45 +10,45 @@ from ldm.errors import EXIT_USER_ERROR, printable
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Adds an option's default to its help, where there is one and the help does not say it."""
+    """Adds an option's default to its help if the help does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        words = action.help or ""
-        is_said = "default" in words or action.nargs == 0
-        return words if is_said or action.default in (None, "", []) else f"{words} (default: %(default)s)"
+        text = action.help or ""
+        mentioned = "default" in text or action.nargs == 0
+        return text if mentioned or action.default in (None, "", []) else f"{text} (default: %(default)s)"
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The option `--trust`, of programs that build what a config names."""
+    """Add the option `--trust`, for programs that build the classes a config names."""
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="let configs build classes of this package, and so run its code; may be given several times",
+        help="let configs build classes of this package, and so run its code; may be repeated",
     )
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, which says what is wrong without repeating its usage."""
+    """argparse's parser, with error messages of one line, without the usage."""
 
     def refuse(self, argv: Sequence[str], hints: Mapping[str, str]) -> None:
-        """End where `argv` has an option of `hints`: those of other tools, and what does here what they do."""
+        """Exit with an error if `argv` has an option of `hints`: other tools' options -> ours that do the same."""
         for word, after in zip(argv, [*argv[1:], "-"], strict=True):
             option, has_value, value = word.partition("=")
             if hint := hints.get(option):
                 value = value if has_value else "VALUE" if after.startswith("-") else after
                 self.error(f"unknown option {option}: use {hint.replace('VALUE', value)}")
 
-    def parse_with_free_words(
+    def parse_with_overrides(
         self, argv: Sequence[str], hints: Mapping[str, str] | None = None
     ) -> argparse.Namespace:
-        """As `parse_args`, for a parser whose positional argument is `overrides`, words that may stand anywhere.
+        """`parse_args` for a parser whose positional argument is `overrides`, which may appear anywhere.
 
         hints: see `refuse`.
         """
         self.refuse(argv, hints or {})
-        # argparse wants all free words together, and people put them anywhere.
+        # argparse accepts positional arguments only in one group; people put them anywhere.
         options, rest = self.parse_known_args(argv)
         unknown = [word for word in rest if word.startswith("-")]
         if unknown:
@@ -62,8 +62,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
-    """How a base model is read, as `model.params` of a run's config says it."""
-    group = parser.add_argument_group("reading a base model (a run says itself how its base is read)")
+    """Add options for reading a base model, named as in `model.params` of a run's config."""
+    group = parser.add_argument_group("reading a base model (a run's own config has these for its base)")
     group.add_argument(
         "--use_ema", action="store_true", default=None, help="the EMA weights of a single file (default)"
     )
@@ -73,7 +73,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prediction_type",
         choices=("epsilon", "v_prediction"),
-        help="where a base does not say (single files of SD 2.x)",
+        help="if the base does not say it (single files of SD 2.x)",
     )
     group.add_argument("--vae", help="a VAE in place of the base's own: folder, hub id or single file")
     group.add_argument("--variant", help="infix of weight files' names in a diffusers folder, such as fp16")
@@ -93,13 +93,13 @@ def add_lora_option(parser: argparse.ArgumentParser) -> None:
 
 
 def base_options(options: argparse.Namespace) -> dict[str, object]:
-    """What was given of `add_base_options`, as keywords of `ldm.formats.base.load_base`."""
+    """The options of `add_base_options` that were given, as keywords of `ldm.formats.base.load_base`."""
     names = ("use_ema", "prediction_type", "vae", "variant", "revision")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def truth(word: str) -> bool:
-    """A `type=` for argparse: true or false, by the words people use."""
+def parse_bool(word: str) -> bool:
+    """A `type=` for argparse that reads the usual words for true and false."""
     if word.lower() in ("true", "yes", "1", "t", "y"):
         return True
     if word.lower() in ("false", "no", "0", "f", "n"):
@@ -107,8 +107,8 @@ def truth(word: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
 
 
-def take_back_overrides(options: argparse.Namespace, *names: str) -> None:
-    """Move words `key.sub=value` to `overrides` from options that take lists: argparse gives these all words after."""
+def collect_overrides(options: argparse.Namespace, *names: str) -> None:
+    """Move `key.sub=value` to `overrides` from list options, which in argparse take all words that follow."""
     for name in names:
         words = getattr(options, name) or []
         taken = [str(word) for word in words if "=" in str(word) and not Path(word).exists()]

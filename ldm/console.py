@@ -1,4 +1,4 @@
-"""How a program shows that it works: one bar on a terminal, a line now and then in a log file."""
+"""Progress on the console: one bar on a terminal, a line every 30 seconds in a log file."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_EVERY = 30.0
-"""Seconds between the lines of a bar that is written to a file."""
+"""Seconds between lines of a bar that is written to a file."""
 
 LINE = "{desc}{n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
 
@@ -25,23 +25,23 @@ class Lines(tqdm):
         super().__init__(*arguments, **{**options, **timing})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Write the line, where the last one is LINE_EVERY old; `msg`, which would wipe it, is ignored."""
+        """Write a line if the last is LINE_EVERY old; `msg`, which would erase a bar, is ignored."""
         if msg is None and time.perf_counter() - self._written_at >= LINE_EVERY:
             self._write()
 
     def close(self) -> None:
-        """Write the last line, where the bar is one that stays or has written others."""
+        """Write the last line if the bar is left in place or has written lines before."""
         if not self.disable and (self.leave or self._lines):
             self._write()
-        self.leave = False  # its line has an end already
+        self.leave = False  # the line is ended already
         super().close()
 
     def clear(self, *arguments: Any, **options: Any) -> None:
-        """Leave the lines alone: there is nothing to wipe before other text."""
+        """Do nothing: a log file has no bar to erase before other text."""
 
     def _write(self) -> None:
         self._written_at, self._lines = time.perf_counter(), self._lines + 1
-        # Not tqdm.write, which would ask this bar to show itself again.
+        # Not tqdm.write, which would redraw this bar.
         print(str(self).strip(), file=self.fp, flush=True)
 
 
@@ -50,7 +50,7 @@ def progress_bar(
 ) -> tqdm:
     """A bar of `total` units on stderr.
 
-    initial: units that were done before; leave: keep its last state; disable: show nothing.
+    initial: units done before; leave: keep the last state on screen; disable: show nothing.
     """
     return (tqdm if sys.stderr.isatty() else Lines)(
         total=total,
@@ -66,12 +66,12 @@ def progress_bar(
 
 class _Run:
     bar: tqdm | None = None
-    """The bar of this process's run, where it has one: a terminal has room for one."""
+    """The run's bar, if any: a terminal has room for one."""
 
 
 @contextlib.contextmanager
 def run_bar(total: int, title: str, unit: str, *, disable: bool = False) -> Iterator[tqdm]:
-    """A bar on which `phase` tells what is being done, as long as the block lasts."""
+    """A bar on which `phase` shows the current phase while the block lasts."""
     with progress_bar(total, title, unit, disable=disable) as bar:
         before, _Run.bar = _Run.bar, bar
         try:
@@ -82,9 +82,9 @@ def run_bar(total: int, title: str, unit: str, *, disable: bool = False) -> Iter
 
 @contextlib.contextmanager
 def phase(title: str, total: int = 0) -> Iterator[Callable[[], object]]:
-    """Say that `title` is being done, on the run's bar or on one that goes when the block ends.
+    """Show the phase `title` on the run's bar, or on a temporary one if there is none.
 
-    total: steps it takes, where they are known; what is yielded counts one of them.
+    total: its steps, 0 if unknown. Yields a function that counts one step.
     """
     bar = _Run.bar
     if bar is None:

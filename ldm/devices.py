@@ -1,4 +1,4 @@
-"""On what and in which precision a model runs."""
+"""Devices and precisions."""
 
 import platform
 
@@ -7,11 +7,11 @@ import torch
 from ldm.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions by the names configs use."""
+"""Precisions by their names in configs."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is. Raises UserError where it is not available."""
+    """The device `name`; None chooses the GPU if there is one. Raises UserError if it is not available."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
@@ -21,7 +21,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """Precision of the weights and activations, by the scripts' `--precision`."""
+    """Precision of weights and activations for the scripts' option `--precision`."""
     if precision in DTYPES:
         return DTYPES[precision]
     if precision in (None, "autocast") and device.type == "cuda":
@@ -30,16 +30,16 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether a GPU's fp32 products and convolutions may round their factors to TF32's 10 bits.
+    """Set whether a GPU's fp32 matrix products and convolutions may round their inputs to TF32's 10 bits.
 
-    torch's own default allows it for convolutions, which would make fp32 inexact in the VAE and the UNet.
+    torch allows it for convolutions by default, which would make fp32 inexact in the VAE and the UNet.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def computing_device(device: torch.device) -> str:
-    """What the last digits of a computation depend on: torch's version, the device, and a CPU's threads."""
+    """torch's version, the device, and a CPU's threads: the last digits of results depend on them."""
     if device.type == "cuda":
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
     return f"torch {torch.__version__}, CPU of {platform.node()}, {torch.get_num_threads()} threads"

@@ -1,6 +1,6 @@
-"""Mistakes in a run's command line that can be told at once: nothing heavy is imported for it.
+"""Early checks of a run's command line, without heavy imports.
 
-What passes here is checked in full later (`ldm/schema.py`), when the classes that configs name are at hand.
+The full check follows when the classes that configs name are imported (`ldm/schema.py`).
 """
 
 import argparse
@@ -11,14 +11,14 @@ from typing import Any
 
 from ldm.config import merged
 from ldm.errors import UserError
-from ldm.files import PROJECT, refuse_no_folder
+from ldm.files import PROJECT, find_image_folder
 from ldm.schema import plain, suggestion
 
 
 def refuse_early(options: argparse.Namespace) -> None:
-    """Raise UserError for files that are not there, and for keys that no class of the config takes."""
+    """Raise UserError for missing files, and for keys that the config's classes do not take."""
     if options.resume:
-        refuse_no_run(Path(options.resume))
+        require_run(Path(options.resume))
     if not options.base:
         return
     config = merged(options.base, options.overrides)
@@ -27,13 +27,13 @@ def refuse_early(options: argparse.Namespace) -> None:
     data = config.get("data")
     root = options.data_root or (data.get("params", {}).get("data_root") if isinstance(data, dict) else None)
     if isinstance(root, str):
-        refuse_no_folder(root)
+        find_image_folder(root)
     if options.reg_data_root:
-        refuse_no_folder(options.reg_data_root)
+        find_image_folder(options.reg_data_root)
 
 
-def refuse_no_run(resumed: Path) -> None:
-    """Raise UserError where `--resume` names nothing."""
+def require_run(resumed: Path) -> None:
+    """Raise UserError if the path given to `--resume` does not exist."""
     if not resumed.exists():
         raise UserError(f"--resume {resumed}: no such run folder or checkpoint")
 
@@ -59,7 +59,7 @@ def _refuse_unknown_keys(node: Mapping[str, Any], path: str) -> None:
 
 
 def keywords(target: str) -> Sequence[str] | None:
-    """The keywords of a class of this project, read from its source; None where that does not tell them."""
+    """The keywords of a class of this project, read from its source; None if they cannot be read there."""
     module, _, name = target.rpartition(".")
     source = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
     if not module.startswith("ldm.") or not source.is_file():
@@ -67,8 +67,8 @@ def keywords(target: str) -> Sequence[str] | None:
     classes = [
         n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef) and n.name == name
     ]
-    made = [n for c in classes for n in c.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-    if not made or made[0].args.kwarg:
+    inits = [n for c in classes for n in c.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if not inits or inits[0].args.kwarg:
         return None
-    arguments = made[0].args
+    arguments = inits[0].args
     return [argument.arg for argument in (*arguments.args[1:], *arguments.kwonlyargs)]

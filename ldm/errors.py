@@ -1,4 +1,4 @@
-"""The user's mistakes, the exit codes a shell sees, and how either is told."""
+"""User errors, exit codes, and how both are reported."""
 
 import errno
 import sys
@@ -7,40 +7,40 @@ from collections.abc import Callable
 from typing import Any
 
 EXIT_USER_ERROR = 2
-"""A mistake of the user's: one line on stderr says what, where and how to mend it."""
+"""A user's mistake: one line on stderr says what, where and how to fix it."""
 
 EXIT_RESUME_ME = 75
-"""Stopped early by a signal with everything saved: `--resume` goes on (EX_TEMPFAIL of sysexits.h)."""
+"""Stopped early by a signal with everything saved: `--resume` continues (EX_TEMPFAIL of sysexits.h)."""
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C ended it at once (128 + SIGINT)."""
+"""Ended at once by Ctrl-C (128 + SIGINT)."""
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """What a user can mend: `main` and the scripts print its message as one line and exit with code 2."""
+    """A mistake the user can fix: `main` and the scripts print its message as one line and exit with code 2."""
 
 
-class ToldError(UserError):
-    """A UserError that another process of the run tells the user."""
+class ReportedError(UserError):
+    """A UserError that another process of the run reports to the user."""
 
 
 class StoppedError(Exception):
-    """A signal ended the work early, with everything saved; the message says how to go on."""
+    """A signal ended the work early, with everything saved; the message says how to continue."""
 
 
 def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
-    """Exit code of `act(*arguments)`: what it returns, and 0 for None.
+    """Run `act(*arguments)` and return its result as exit code; None counts as 0.
 
-    What a user can mend, a full disk and a stop become one line on stderr and the exit code that stands for it; so
-    does each warning, without an exit code.
+    A user's mistake, a full disk and a stop become one line on stderr and their exit code. Warnings become one line
+    each.
     """
     before, warnings.showwarning = warnings.showwarning, lambda message, *_: say(f"warning: {message}")
     try:
         return act(*arguments) or 0
     except UserError as error:
-        if not isinstance(error, ToldError):
+        if not isinstance(error, ReportedError):
             say(f"error: {error}")
         return EXIT_USER_ERROR
     except StoppedError as stop:
@@ -49,14 +49,14 @@ def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise
-        say(f"error: {error}: free some space and start it again")
+        say(f"error: {error}: free some space and try again")
         return EXIT_USER_ERROR
     finally:
         warnings.showwarning = before
 
 
 def say(line: str) -> None:
-    """One line on stderr; where progress bars are drawn, above them and not in their middle."""
+    """Print one line on stderr, above any progress bars."""
     if tqdm := sys.modules.get("tqdm"):
         tqdm.tqdm.write(printable(line), file=sys.stderr)
     else:
@@ -64,13 +64,13 @@ def say(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` as one line that any terminal can be handed.
+    """`text` as one line that is safe to print.
 
-    Names of files and words of configs may come from a stranger, and a terminal obeys their control characters.
+    File names and config values may come from a stranger and hold control characters, which terminals obey.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """`text` with the ends of its lines, and each line `printable`."""
+    """`text` with line breaks kept and every line `printable`."""
     return "\n".join(map(printable, text.split("\n")))

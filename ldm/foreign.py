@@ -1,8 +1,8 @@
-"""Signatures in place of those of libraries, which do not say what is allowed here.
+"""Signatures that replace those of library classes, to restrict what a config may pass them.
 
 Lightning's Trainer takes a float for a count and any text for a precision, and its loggers write anywhere; a run's
-logger stays in the run's folder. peft's configs name modules to import, files to read and data to start from; what is
-allowed here is what adapts a linear or convolutional layer and starts as the base.
+logger stays in the run's folder. peft's configs name modules to import, files to read and data to start from; allowed
+here are settings that adapt a linear or convolutional layer and leave the model as the base at the start.
 """
 
 import re
@@ -43,11 +43,11 @@ def trainer(
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
     **others: Any,
 ) -> None:
-    """pytorch_lightning.Trainer: the keywords that are checked; others go to Lightning as they are."""
+    """pytorch_lightning.Trainer: the keywords checked here; others are passed to Lightning unchecked."""
 
 
 TRAINER_SETTINGS: dict[str, Any] = {
-    "logger": False,  # made once there is a folder to write to
+    "logger": False,  # built later, once the run folder exists
     "max_epochs": -1,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
@@ -55,7 +55,7 @@ TRAINER_SETTINGS: dict[str, Any] = {
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
 }
-"""Keywords of the Trainer that are the same in every run; a config cannot set them."""
+"""Keywords of the Trainer that are fixed; a config cannot set them."""
 
 
 LoggerFolder = FolderName | Literal[""]
@@ -96,24 +96,24 @@ def wandb_logger(
     mode: Literal["online", "offline", "disabled"] | None = None,
     log_model: bool | Literal["all"] = False,
 ) -> None:
-    """pytorch_lightning.loggers.WandbLogger, in the run's folder; some keywords of wandb.init start programs."""
+    """pytorch_lightning.loggers.WandbLogger, in the run's folder, without wandb.init's keywords that run programs."""
 
 
 def _are_layers(names: Collection[str]) -> bool:
-    """Whether these can be ends of layers' names; in peft's patterns they would be regular expressions."""
+    """Whether these are plain ends of layer names; peft reads its patterns as regular expressions."""
     return len(names) > 0 and all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names)
 
 
 Layers = Annotated[
-    Sequence[str], Must(_are_layers, "a list of ends of layers' names, such as to_q or ff.net.2")
+    Sequence[str], Must(_are_layers, "a list of ends of layer names, such as to_q or ff.net.2")
 ]
 Ranks = Annotated[
     Mapping[str, Count],
-    Must(_are_layers, "ends of layers' names, such as conv1, each with a rank of at least 1"),
+    Must(_are_layers, "ends of layer names, such as conv1, each with a rank of at least 1"),
 ]
 Alphas = Annotated[
     Mapping[str, PositiveFloat],
-    Must(_are_layers, "ends of layers' names, such as conv1, each with a number above 0"),
+    Must(_are_layers, "ends of layer names, such as conv1, each with a number above 0"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The processes of a distributed run, as plain values; a run of one process needs no special case."""
+"""The processes of a distributed run; a run of one process needs no special case."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from ldm.errors import ToldError, UserError
+from ldm.errors import ReportedError, UserError
 
 T = TypeVar("T")
 
@@ -22,12 +22,12 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if several() else 1
 
 
 def gather(value: T) -> list[T]:
-    """`value` of every process, in the order of their ranks."""
+    """The `value` of every process, in rank order."""
     if not several():
         return [value]
     values: list[T] = [value] * dist.get_world_size()
@@ -36,10 +36,10 @@ def gather(value: T) -> list[T]:
 
 
 def agreed(act: Callable[..., T], *arguments: object) -> T:
-    """`act(*arguments)`, which every process calls at the same place.
+    """`act(*arguments)`, called by every process at the same point.
 
-    Where one of them raises UserError, all of them do, so that none waits for it. The message is the lowest
-    rank's, and the first process tells it.
+    If one raises UserError, all do, so that none waits for it. The message is the lowest failing rank's, and the
+    first process reports it.
     """
     if not several():
         return act(*arguments)
@@ -50,7 +50,7 @@ def agreed(act: Callable[..., T], *arguments: object) -> T:
         problem = str(error)
     problems = [other for other in interruptible(gather, problem) if other is not None]
     if problems:
-        raise UserError(problems[0]) if rank() == 0 else ToldError(problems[0])
+        raise UserError(problems[0]) if rank() == 0 else ReportedError(problems[0])
     return result  # type: ignore[return-value]  # act has returned it
 
 
@@ -62,7 +62,7 @@ def interruptible(act: Callable[..., T], *arguments: object) -> T:
     def body() -> None:
         try:
             results.append(act(*arguments))
-        except BaseException as error:  # raised again where it is waited for
+        except BaseException as error:  # raised again in the caller's thread
             errors.append(error)
 
     thread = threading.Thread(target=body, daemon=True)
@@ -73,6 +73,6 @@ def interruptible(act: Callable[..., T], *arguments: object) -> T:
     return results[0]
 
 
-def lost_another(error: RuntimeError) -> bool:
-    """Whether `error` says that another process of the run can no longer be reached."""
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether `error` means that another process of the run cannot be reached."""
     return several() and (isinstance(error, dist.DistError) or "by peer" in str(error))

@@ -1,7 +1,7 @@
-"""Counter-keyed randomness: every random draw is keyed by its purpose and its number.
+"""Counter-keyed randomness: every random draw is keyed by its purpose and its counters.
 
-A draw never depends on how many draws came before it, so a run that was interrupted, or spread over other
-processes, draws the same numbers. All draws are made in fp32 on the CPU, whatever the training device.
+A draw never depends on how many draws came before it, so an interrupted run, or one with more processes, draws
+the same numbers. All draws are made in fp32 on the CPU, whatever the training device.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator for draw `counters` of `purpose`; equal arguments give equal draws on every machine.
+    """A CPU generator for draw `counters` of `purpose`; equal arguments give equal draws on all machines.
 
     The key is a BLAKE2b hash, since Python's own `hash` differs from process to process. It is cut to 32
     bits because torch's CPU engine (mt19937) ignores the upper half of a longer seed.

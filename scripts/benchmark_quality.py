@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_trust, take_back_overrides
+from ldm.command_line import Help, Parser, add_trust, collect_overrides
 from ldm.errors import exit_code_of
 from ldm.files import PROJECT
 from ldm.values import Count, option
@@ -93,8 +93,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_trust(parser)
     parser.add_argument("--table", action="store_true", help="only write the table of the results so far")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key.sub=value")
-    options = parser.parse_with_free_words(argv)
-    take_back_overrides(options, "base", "config", "subjects", "variants")
+    options = parser.parse_with_overrides(argv)
+    collect_overrides(options, "base", "config", "subjects", "variants")
     return options
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options, take_back_overrides
+from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options, collect_overrides
 from ldm.errors import exit_code_of
 from ldm.files import PROJECT
 from ldm.values import NonNegativeInt, option
@@ -84,8 +84,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key.sub=value", help="config keys to change"
     )
-    options = parser.parse_with_free_words(argv)
-    take_back_overrides(options, "config")
+    options = parser.parse_with_overrides(argv)
+    collect_overrides(options, "config")
     return options
 
 

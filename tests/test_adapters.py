@@ -176,8 +176,8 @@ def test_gradients_with_checkpointing_compiled_blocks_and_a_base_in_bf16(tiny, c
     ("params", "told"),
     [
         ({"target_modules": ["to_x"]}, "LoraConfig on UNet2DConditionModel: Target modules"),
-        ({"target_modules": ["(a+)+$"]}, "must be a list of ends of layers' names"),
-        ({"target_modules": "all-linear"}, "must be a list of ends of layers' names"),
+        ({"target_modules": ["(a+)+$"]}, "must be a list of ends of layer names"),
+        ({"target_modules": "all-linear"}, "must be a list of ends of layer names"),
         (
             {"target_modules": ["to_q"], "r": 0},
             "config.params.r is 0: it must be a whole number of at least 1",

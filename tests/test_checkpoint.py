@@ -103,7 +103,7 @@ def test_a_full_disk_in_scheduled_saves_is_a_warning(train, monkeypatch, capsys)
         "last.ckpt",
         "weights-000006.ckpt",
     ]
-    assert all("Training goes on; the last good checkpoint is kept" in line for line in told)
+    assert all("Training continues; the last good checkpoint is kept" in line for line in told)
     assert_same_run(run, whole)
 
 

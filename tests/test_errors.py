@@ -32,7 +32,7 @@ def test_text_that_a_terminal_can_be_handed(text, shown):
         (
             OSError(errno.ENOSPC, "No space left on device", "a.png"),
             2,
-            "error: [Errno 28] No space left on device: 'a.png': free some space and start it again",
+            "error: [Errno 28] No space left on device: 'a.png': free some space and try again",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_sigterm_ends_a_process_that_waits_for_another(run, words):
     starting = srun(*words, ranks=[0], program=("-c", AT_ONCE))
     resuming = srun("--resume", str(run), ranks=[1], program=("-c", AT_ONCE))
     for process in starting + resuming:
-        assert "waiting for the other processes of 2" in process.stderr.readline()
+        assert "for 2 processes in all" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
     ends = ends_of(starting + resuming)
     assert [code for code, *_ in ends] == [-signal.SIGTERM, 75], ends
@@ -147,7 +147,7 @@ def test_tasks_of_srun(launched, rank):
     launch = launched(srun_environment(rank))
     assert isinstance(launch.environment, SLURMEnvironment)
     assert not launch.environment.auto_requeue
-    assert launch.from_outside
+    assert launch.external
     assert launch.is_first == (rank == 0)
 
 
@@ -191,9 +191,9 @@ def test_a_launcher_whose_words_are_amiss(launched, monkeypatch, variables, told
 @pytest.mark.parametrize(
     ("variables", "words", "told"),
     [
-        (srun_environment(0), [], r"devices \(1\) x num_nodes \(1\) is 1, and the launcher started 2"),
-        ({"LOCAL_RANK": "1"}, ["devices=2"], "LOCAL_RANK is set by a launcher that is not known here"),
-        ({}, ["num_nodes=2"], "start the processes of several nodes with srun or torchrun"),
+        (srun_environment(0), [], r"devices \(1\) x num_nodes \(1\) is 1, but the launcher started 2"),
+        ({"LOCAL_RANK": "1"}, ["devices=2"], "LOCAL_RANK is set by an unknown launcher"),
+        ({}, ["num_nodes=2"], "start a run on several nodes with srun or torchrun"),
         (
             srun_environment(0) | {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2"},
             ["devices=2"],

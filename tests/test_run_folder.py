@@ -65,5 +65,5 @@ def test_what_was_accepted_once_is_accepted_again(run):
 def test_an_id_at_wandb_is_kept_and_is_a_name(run):
     assert wandb_id(run) == wandb_id(run)
     (run / WANDB_ID).write_text("../../elsewhere")
-    with pytest.raises(UserError, match=r"wandb-id.txt holds no id"):
+    with pytest.raises(UserError, match=r"wandb-id.txt is not the id"):
         wandb_id(run)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, features
 from torch import Tensor
 
 from ldm.errors import UserError, printable
-from ldm.files import refuse_no_folder, replacing
+from ldm.files import find_image_folder, replacing
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused unread: a small file can unpack to more memory than the machine has."""
@@ -67,7 +67,7 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
     below: those in its subfolders too.
     Raises UserError where there are none, and for a link to a file outside of `folder`.
     """
-    folder = refuse_no_folder(folder)
+    folder = find_image_folder(folder)
     found = [
         path
         for path in sorted(folder.rglob("*") if below else folder.iterdir())

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: how they are written, and when."""
+"""Checkpoints, written atomically: how and when."""
 
 import signal
 import time
@@ -30,14 +30,14 @@ TRAINED = "training_state_dict"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the final name, syncs, renames: a death at any moment leaves the old file or the new one.
+    """Writes under a temporary name, syncs, renames: a crash at any moment leaves the old or the new file.
 
-    What keeps a file from being written (a full disk, numbers that are not finite) is kept in `problem`
-    rather than raised: the other processes already wait at Lightning's barrier behind the save.
+    A failed write (a full disk, values that are not finite) is kept in `problem` and not raised: the other
+    processes already wait at Lightning's barrier after the save.
     """
 
     def __init__(self, facts: Mapping[str, Any]):
-        """facts: plain values put into every file, such as the run's config."""
+        """facts: plain values stored in every checkpoint, such as the run's config."""
         self.facts = dict(facts)
         self.trained: dict[str, Tensor] = {}
         """The weights that training goes on from, where they are not its `state_dict`'s."""
@@ -57,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 apart = {TRAINED: self.trained} if self.trained else {}
                 torch.save({**checkpoint, **self.facts, **apart}, file)
         except (OSError, RuntimeError) as error:
-            # torch raises a RuntimeError over the OSError that says what happened.
+            # torch wraps the OSError that holds the reason in a RuntimeError.
             reason = getattr(error.__context__ or error, "strerror", None) or str(error).splitlines()[0]
             self.problem = f"checkpoint {path} of step {step} cannot be written ({reason})."
 
@@ -75,28 +75,28 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def save(trainer: Trainer, path: Path, weights_only: bool = False, required: bool = False) -> bool:
-    """Save on all processes; whether it worked. Raises UserError, on all of them, where going on makes no sense.
+    """Save on all processes; returns whether it worked. Raises UserError, on all of them, for values not finite.
 
-    required: what cannot be written is such an error too, and not only a warning.
+    required: a failed write raises UserError too; otherwise it is a warning.
     """
     io = trainer.strategy.checkpoint_io
     io.trained = {} if weights_only else trained_apart(trainer, trainer.lightning_module)
     with phase("saving"), averaged(trainer):
         trainer.save_checkpoint(path, weights_only=weights_only)
-    problem, fatal = processes.gather((io.problem, io.fatal))[0]  # the first process is the one that writes
+    problem, fatal = processes.gather((io.problem, io.fatal))[0]  # only the first process writes
     if problem and fatal:
         raise UserError(f"{problem}, so it is not saved; start again with a lower learning rate")
     if problem and required:
         raise UserError(f"{problem} Free some space and --resume: {what_is_kept(path.parent)}")
     if problem and trainer.is_global_zero:
-        warnings.warn(f"{problem} Training goes on; {what_is_kept(path.parent)}", stacklevel=2)
+        warnings.warn(f"{problem} Training continues; {what_is_kept(path.parent)}", stacklevel=2)
     return problem is None
 
 
 class Checkpointing(StepCallback):
-    """Saves the full state as `last.ckpt` on a schedule, at the end, and when a signal asks for it.
+    """Saves the full state as `last.ckpt` on a schedule, at the end, and after a signal.
 
-    SIGTERM and the first Ctrl-C save and stop; SIGUSR1 saves and goes on. Always at an optimizer step's end.
+    SIGTERM and the first Ctrl-C save and stop; SIGUSR1 saves and continues. Saves only after an optimizer step.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Checkpointing(StepCallback):
         check_signals_every_steps: Count = 1,
         signals: Signals | None = None,
     ):
-        """keep: full states kept, the newest first; milestone_every_steps: weights alone, kept for good.
+        """keep: number of newest full states kept; milestone_every_steps: saves only weights, never deleted.
 
-        check_signals_every_steps: how often several processes ask each other whether one got a signal.
-        signals: where to look for them; without it a signal ends the run at once.
+        check_signals_every_steps: how often several processes check whether one of them got a signal.
+        signals: receives them; without it a signal ends the run at once.
         """
         self.every_steps = every_steps
         self.every_minutes = every_minutes
@@ -121,7 +121,7 @@ class Checkpointing(StepCallback):
         self._signals = signals
         self._saved_at = time.monotonic()
         self._step_of_last: int | None = None
-        """Step of last.ckpt, where it is known to be whole."""
+        """Step of last.ckpt; None if it is not known to be complete."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -135,7 +135,7 @@ class Checkpointing(StepCallback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning counts micro-batches, and an optimizer step ends at a multiple of their number in a step.
+        # Lightning counts micro-batches; an optimizer step must end at a multiple of accumulate_grad_batches.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         missing = done - progress["current"]["ready"]  # 0 unless accumulate_grad_batches was changed
@@ -144,9 +144,9 @@ class Checkpointing(StepCallback):
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        asked = self._signal_of_any_process(step)
-        last, stop = step == trainer.max_steps, asked == signal.SIGTERM
-        if last or asked or is_due(step, self.every_steps, trainer.max_steps) or self._minutes_passed():
+        received = self._signal_of_any_process(step)
+        last, stop = step == trainer.max_steps, received == signal.SIGTERM
+        if last or received or is_due(step, self.every_steps, trainer.max_steps) or self._minutes_passed():
             self._save(trainer, required=last or stop)
         if is_due(step, self.milestone_every_steps, trainer.max_steps):
             save(trainer, self.folder / f"weights-{step:06d}.ckpt", weights_only=True)
@@ -164,7 +164,7 @@ class Checkpointing(StepCallback):
             self._drop_old(trainer.global_step)
 
     def _drop_old(self, step: int) -> None:
-        """Keep `keep` full states, `last.ckpt` among them, and none of a course that was given up."""
+        """Keep `keep` full states including `last.ckpt`, and no states of an abandoned run."""
         states = older_states(self.folder)
         kept = [path for path in states if step_in_name(path) < step][: self.keep - 1]
         for path in set(states) - set(kept):
@@ -192,7 +192,7 @@ def is_finite(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
-    """Every tensor inside nested dictionaries, lists and tuples."""
+    """All tensors in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

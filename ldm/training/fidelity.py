@@ -22,7 +22,7 @@ from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import METRICS, Seen
 from ldm.evaluation.protocol import without_identifier
-from ldm.files import going_on_without, replacing
+from ldm.files import replacing, warn_if_unwritable
 from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
@@ -119,7 +119,7 @@ class Fidelity(StepCallback):
         row, is_best = {}, False
         if trainer.is_global_zero and (row := self._measured(trainer, pl_module, validated["drift"])):
             self._rows.append(row)
-            with going_on_without(f"{self.path} at step {trainer.global_step}"):
+            with warn_if_unwritable(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [row])
                 with replacing(self.path.with_suffix(".svg"), sync=False) as temporary:
                     temporary.write_text(plot(self._rows))

@@ -1,4 +1,4 @@
-"""Lightning's loggers: how they go on with a run's curves after a resume, and what they are handed."""
+"""Lightning's loggers: continuing their curves after a resume, and logging to all of them."""
 
 import re
 import uuid
@@ -20,38 +20,40 @@ WANDB_ID = Path("configs", "wandb-id.txt")
 
 
 def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: Sequence[str] = ()) -> Logger:
-    """The logger of a config's `lightning.logger` for the run folder `run`; step: the one resumed from, if any."""
+    """The logger of a config's `lightning.logger` for the run folder `run`; step: resumed from, or None."""
     kind = logger["target"].rpartition(".")[2]
     extra: dict[str, Any] = {"save_dir": str(run)}
     if kind == "WandbLogger":
         extra |= {"id": wandb_id(run), "resume": "allow"}
         import wandb
 
-        extra["settings"] = wandb.Settings(symlink=False)  # a run folder holds no links
+        extra["settings"] = wandb.Settings(symlink=False)  # a run folder may not contain links
     if kind == "TensorBoardLogger" and step is not None:
-        extra["purge_step"] = step + 1  # hides the steps that were logged and are now taken again
+        extra["purge_step"] = step + 1  # hides logged steps that are now repeated
     return instantiate_from_config(logger, trust, **extra)
 
 
 def wandb_id(run: Path) -> str:
-    """The run's name at W&B, drawn at its first start and kept with it."""
+    """The run's id at W&B, drawn at its first start and kept in the run folder."""
     path = run / WANDB_ID
     if not path.is_file():
         with replacing(path) as temporary:
             temporary.write_text(uuid.uuid4().hex[:12])
-    name = path.read_bytes()[:100].decode(errors="replace").strip()
-    if not re.fullmatch(r"[\w-]{1,64}", name):
-        raise UserError(f"{path} holds no id of a W&B run: restore it, or remove it to begin a new one there")
-    return name
+    run_id = path.read_bytes()[:100].decode(errors="replace").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", run_id):
+        raise UserError(
+            f"{path} is not the id of a W&B run: restore it, or remove it to start a new run there"
+        )
+    return run_id
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Hand numbers to every logger."""
+    """Log numbers to every logger."""
     each_logger(trainer, lambda logger: logger.log_metrics(dict(metrics), step=step))
 
 
 def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
-    """Hand `image` to every logger that takes images: TensorBoard and W&B."""
+    """Log `image` to every logger that takes images: TensorBoard and W&B."""
 
     def log(logger: Any) -> None:
         kind = type(logger).__name__
@@ -64,31 +66,31 @@ def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
 
 
 def log_config(trainer: Trainer, config: dict[str, Any]) -> None:
-    """The run's configuration, to every logger."""
+    """Log the run's config to every logger."""
     each_logger(trainer, lambda logger: logger.log_hyperparams(config))
 
 
 def flush_loggers(trainer: Trainer) -> None:
-    """Have what was logged written, before Lightning closes the loggers and lets their errors through."""
+    """Flush all loggers while errors are still caught: Lightning closes them without catching any."""
     each_logger(trainer, lambda logger: getattr(logger.experiment, "flush", int)())
 
 
 def close_loggers(trainer: Trainer) -> None:
-    """End the run at W&B: it is the process's own, and the next logger in this process would go on with it."""
+    """Finish the W&B run: it belongs to the process, and the process's next logger would continue it."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if type(logger).__name__ == "WandbLogger":
             logger.experiment.finish()
 
 
 def each_logger(trainer: Trainer, act: Callable[[Any], Any]) -> None:
-    """`act(logger)` on the first process; a logger that cannot write is left out from then on, with a warning."""
+    """`act(logger)` on the first process; a logger that cannot write is removed, with a warning."""
     for logger in list(trainer.loggers) if trainer.is_global_zero else ():
         try:
             act(logger)
-        except (OSError, ValueError) as error:  # Lightning makes a ValueError of TensorBoard's OSError
+        except (OSError, ValueError) as error:  # Lightning turns TensorBoard's OSError into a ValueError
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
             warnings.warn(
                 f"step {trainer.global_step}: {type(logger).__name__} cannot write ({error.__cause__ or error}), so its"
-                " curves end here; metrics.jsonl goes on",
+                " curves end here; metrics.jsonl continues",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: the update is skipped, in every precision."""
+"""Skips updates whose loss or gradient is not finite, in every precision."""
 
 import warnings
 from pathlib import Path
@@ -20,21 +20,21 @@ from ldm.values import Count
 
 
 class SkipNonFinite(StepCallback):
-    """Leaves weights and optimizer state as they are where a loss or a gradient is infinite or no number.
+    """Leaves weights and optimizer state unchanged if a loss or a gradient is infinite or NaN.
 
-    A skipped step counts as a step: sample numbers, intervals and the learning-rate schedule go on, so that
-    they stay functions of the step alone. With several processes one bad share skips the step on all.
+    A skipped step counts as a step, so sample numbers, intervals and the learning-rate schedule remain functions
+    of the step alone. With several processes, a bad value on one skips the step on all.
     """
 
     def __init__(self, stop_after: Count = 20, read_every_steps: Count = 10):
-        """stop_after: skipped steps in a row that end the run; fp16 skips some at its start, finding its scale.
+        """stop_after: consecutive skipped steps that end the run; fp16 skips some at first to find its loss scale.
 
-        read_every_steps: how often a count that stays on the device, as a fused optimizer's does, is read.
+        read_every_steps: how often the count is read from the device, where a fused optimizer keeps it.
         """
         self.stop_after = stop_after
         self.read_every_steps = read_every_steps
         self.counts = torch.zeros(2)
-        """Steps skipped, and those of them that were the last in a row, on the training device."""
+        """Steps skipped in all, and consecutively up to now; on the training device."""
         self.skipped = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,7 +42,7 @@ class SkipNonFinite(StepCallback):
         self.counts = self.counts.to(pl_module.device)
         self._bad = torch.zeros((), dtype=torch.bool, device=pl_module.device)
         self._on_device = all(group.get("fused") for o in trainer.optimizers for group in o.param_groups)
-        # Reading makes the host wait for the device, unless it has to for the update, or is the device itself.
+        # Reading makes the host wait for the device; unfused updates wait anyway, and on a CPU there is no wait.
         waits = self._on_device and pl_module.device.type != "cpu"
         self._every = self.read_every_steps if waits else 1
 
@@ -52,9 +52,9 @@ class SkipNonFinite(StepCallback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """After the last micro-batch's gradients were summed over processes and unscaled, before they are clipped."""
+        """Runs after gradients are summed over processes and unscaled, before they are clipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # DreamBooth computes the norm once for this and for clipping: a twentieth of a step on a CPU.
+        # DreamBooth computes the norm once for this and for clipping: it takes 5 % of a step on a CPU.
         norm_of = getattr(pl_module, "gradient_norm", lambda: get_total_norm([p.grad for p in parameters]))
         bad = (self._bad | ~torch.isfinite(norm_of())).float()
         if processes.several():
@@ -62,11 +62,11 @@ class SkipNonFinite(StepCallback):
         self._bad = torch.zeros_like(self._bad)
         self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + 1) * bad])
         if self._on_device:
-            # Fused kernels read it, and change nothing where it is 1.
+            # Fused kernels read it, and skip the update if it is 1.
             optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad:
             for parameter in parameters:
-                parameter.grad = None  # an optimizer passes over what has no gradient
+                parameter.grad = None  # optimizers skip parameters without a gradient
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_due(trainer.global_step, self._every, trainer.max_steps):
@@ -75,7 +75,7 @@ class SkipNonFinite(StepCallback):
     def check_result(self, trainer: Trainer) -> None:
         if self.skipped >= trainer.global_step > 0:
             raise UserError(
-                f"all {self.skipped} updates were skipped, loss or gradient not finite, so nothing was learnt: lower"
+                f"all {self.skipped} updates were skipped (loss or gradient not finite), so nothing was learned: lower"
                 " model.params.learning_rate, or train in bf16-mixed or 32-true"
             )
 
@@ -94,7 +94,7 @@ class SkipNonFinite(StepCallback):
         step = trainer.global_step
         if trainer.is_global_zero:
             warnings.warn(
-                f"step {step}: loss or gradient not finite; updates skipped: {new} now, {skipped} in all",
+                f"step {step}: loss or gradient not finite; updates skipped: {new} new, {skipped} in all",
                 stacklevel=2,
             )
         log_metrics(trainer, {"train/skipped_updates": skipped}, step)

@@ -1,4 +1,4 @@
-"""The precision that a run asks for is the one it trains in."""
+"""Makes a run train in the precision its config names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ FP16 = "16-mixed"
 def precision_options(settings: Mapping[str, object]) -> tuple[Any, list[Precision]]:
     """The Trainer's `precision` and plugins for a config's `lightning.trainer`.
 
-    For fp16 on a CPU Lightning takes bf16 without a scaler, and warns; the plugin trains in fp16.
+    For fp16 on a CPU, Lightning would use bf16 without a gradient scaler and warn; the plugin trains in fp16.
     """
     precision = settings.get("precision")
     if precision == FP16 and _is_cpu(settings.get("accelerator", "auto")):
@@ -21,9 +21,9 @@ def precision_options(settings: Mapping[str, object]) -> tuple[Any, list[Precisi
 
 
 def trained_in(named: Any, checkpoint: Mapping[str, object]) -> Any:
-    """The precision that `checkpoint`, whose config names `named`, was trained in.
+    """The precision in which `checkpoint`, whose config names `named`, was trained.
 
-    Older runs that asked for fp16 and found no GPU were trained in bf16: they have no gradient scaler.
+    Older runs in fp16 without a GPU were trained in bf16: they have no gradient scaler.
     """
     if named == FP16 and MixedPrecision.__qualname__ not in checkpoint:
         return "bf16-mixed"

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm import config as configs
 from ldm import processes
-from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ToldError, UserError, printable, printable_lines, say
+from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ReportedError, UserError, printable, printable_lines, say
 from ldm.files import PROJECT
 from ldm.foreign import TRAINER_SETTINGS
 from ldm.formats.checkpoint_files import CONFIG, LAST
@@ -78,14 +78,14 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     launch = Launch.of_this_process()
     try:
         return begin(options, argv, launch)
-    except ToldError:
+    except ReportedError:
         raise
     except UserError:
         if not launch.is_first:
             time.sleep(HEAD_START)
         raise
     except RuntimeError as error:
-        if not processes.lost_another(error):
+        if not processes.lost_peer(error):
             raise
         say("another process of this run has ended before it began, so this one ends too")
         return EXIT_RESUME_ME if options.resume else 1
@@ -102,14 +102,14 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
         config = agreed(read_config, options)
         if not options.train:
             return agreed(check, config, options, launch)
-        origin = launch.lead(find_origin, config, options, held)
+        origin = launch.on_first(find_origin, config, options, held)
         chosen = (origin.folder, origin.step) if origin else (None, None)
         folder, step = held.enter_context(launch.shared(*chosen))
         parts = agreed(build, config, folder, options.trust, signals, launch)
-        changes = launch.lead(refuse_changes, origin, parts, options)
+        changes = launch.on_first(refuse_changes, origin, parts, options)
         if is_finished(step, folder, parts):
             return 0
-        launch.lead(prepare_folder, origin, config, argv, changes, held)
+        launch.on_first(prepare_folder, origin, config, argv, changes, held)
         if not has_begun:
             held.enter_context(signals)
         return train(config, folder, step, parts, signals, options.trust)
@@ -358,7 +358,7 @@ def train(
             raise
         raise UserError(f"{error}: free some space and --resume {folder}, what is saved is kept") from error
     except RuntimeError as error:
-        if not processes.lost_another(error):
+        if not processes.lost_peer(error):
             raise
         say(f"another process has died: python main.py --resume {folder} goes on")
         return EXIT_RESUME_ME

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ldm.config import save_config
-from ldm.early import refuse_no_run
+from ldm.early import require_run
 from ldm.errors import UserError
 from ldm.files import PROJECT, no_link, refuse_links, replacing
 from ldm.formats.checkpoint_files import CONFIG
@@ -141,7 +141,7 @@ def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **
 
 def folder_of(resumed: Path) -> Path:
     """The run folder that `--resume` names: itself, or the one around a checkpoint; it has no links in it."""
-    refuse_no_run(resumed)
+    require_run(resumed)
     folder = resumed if resumed.is_dir() else resumed.absolute().parent.parent
     if not (folder / CONFIG).is_file():
         raise UserError(

@@ -12,7 +12,7 @@ from ldm.console import phase
 from ldm.data.class_prior import ClassPrior
 from ldm.data.images import grid, save_image, to_image
 from ldm.diffusion.sampling import Sampling
-from ldm.files import going_on_without
+from ldm.files import warn_if_unwritable
 from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.loggers import log_image
@@ -83,7 +83,7 @@ class SampleImages(StepCallback):
             return
         sheet = grid(images, columns=len(self.seeds))
         path = Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png"
-        with going_on_without(str(path)):
+        with warn_if_unwritable(str(path)):
             save_image(sheet, path)
         log_image(trainer, "samples", sheet)
 
@@ -105,6 +105,6 @@ class SampleImages(StepCallback):
             warnings.warn(f"no sheet of prior samples: {error}", stacklevel=2)
             return
         sheet = grid([to_image(pixels) for pixels in pictures], columns=8)
-        with going_on_without(str(path)):
+        with warn_if_unwritable(str(path)):
             save_image(sheet, path)
         log_image(trainer, path.stem, sheet)

@@ -1,4 +1,4 @@
-"""What a run does with SIGTERM, Ctrl-C and SIGUSR1, from its start to its end."""
+"""Handling of SIGTERM, Ctrl-C and SIGUSR1 during a run."""
 
 import ctypes
 import os
@@ -16,22 +16,21 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Signals(Callback):
-    """Holds the process's signal handlers inside a `with` block.
+    """Installs the process's signal handlers for a `with` block.
 
-    Where a callback has promised to look (`defer`), a signal that comes while training is only noted, and the
-    callback acts on it when the optimizer step is done; a second Ctrl-C quits at once. Before and after that
-    everything is on the disk already, so SIGTERM and Ctrl-C end the process at once, and SIGUSR1 has nothing to
-    save.
+    After `defer`, a signal during training is only recorded, and a callback acts on it after the optimizer step; a
+    second Ctrl-C quits at once. Before and after training everything is saved already, so SIGTERM and Ctrl-C end
+    the process at once and SIGUSR1 does nothing.
     """
 
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.stopped = False
-        """Whether a signal has ended training before its last step."""
+        """Whether a signal ended training before its last step."""
         self._deferred = False
         self._training = False
-        self._asked = 0
+        self._received = 0
         self._interrupted = False
         self._before: dict[int, Any] = {}
 
@@ -45,21 +44,21 @@ class Signals(Callback):
             signal.signal(number, handler)
 
     def defer(self) -> None:
-        """Only note signals while training. Whoever calls this promises to call `take` after every step."""
+        """Only record signals during training. The caller must call `take` after every step."""
         self._deferred = True
 
     def take(self) -> int:
         """The strongest signal since the last call: SIGTERM (which Ctrl-C counts as), SIGUSR1, or 0."""
-        asked, self._asked = self._asked, 0
-        return asked
+        received, self._received = self._received, 0
+        return received
 
     def stop(self, trainer: Trainer) -> None:
-        """End training after this step: a signal has asked for it, and everything is saved."""
+        """End training after this step, because of a signal; everything is saved."""
         self.stopped = True
         trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning has put its own in place, which talk to the other processes from inside the handler.
+        # Replace Lightning's handlers, which communicate with other processes inside the handler.
         self._install()
 
     def on_train_batch_start(
@@ -82,15 +81,15 @@ class Signals(Callback):
             sys.exit(EXIT_INTERRUPTED)
         if self._training:
             self._interrupted |= number == signal.SIGINT
-            wish = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
-            self._asked = max(self._asked, int(wish))  # SIGTERM's number is above SIGUSR1's
+            action = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+            self._received = max(self._received, int(action))  # SIGTERM's number is above SIGUSR1's
         elif number != signal.SIGUSR1:
             if local_rank() > 0:
-                os.kill(os.getppid(), signal.SIGTERM)  # the first process would wait for this one
+                os.kill(os.getppid(), signal.SIGTERM)  # otherwise the first process would wait for this one
             sys.exit(EXIT_RESUME_ME)
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: it would wait half an hour for it otherwise."""
+    """Have the kernel kill this process when its parent dies; it would wait half an hour otherwise."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -19,12 +19,12 @@ class StepCallback(Callback):
             self.on_step(trainer, pl_module)
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After optimizer step number `trainer.global_step`, counted from 1."""
+        """Called after optimizer step `trainer.global_step`, counted from 1."""
 
     def check_result(self, trainer: Trainer) -> None:
-        """After the run's last step, before its model is written. Raises UserError where that is worth nothing."""
+        """Called after the last step, before the model is exported. Raises UserError if that would be useless."""
 
 
 def is_due(step: int, every_steps: int | None, max_steps: int) -> bool:
-    """Whether something done every `every_steps` optimizer steps, and at the last one, is due after `step`."""
+    """Whether an action for every `every_steps` optimizer steps, and the last one, is due after `step`."""
     return every_steps is not None and every_steps > 0 and (step % every_steps == 0 or step == max_steps)

@@ -16,7 +16,7 @@ from ldm.data.batch import Batch
 from ldm.data.class_prior import ClassPrior
 from ldm.data.datamodule import DreamBoothData
 from ldm.data.subject import SubjectImages
-from ldm.files import going_on_without
+from ldm.files import warn_if_unwritable
 from ldm.formats.checkpoint_files import BEST
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -92,7 +92,7 @@ class Validation(StepCallback):
         row |= self._apart("drift", [drift[place] for place in self._class_of] if drift else [])
         self.last_row = {"step": trainer.global_step, **row}
         if trainer.is_global_zero:
-            with going_on_without(f"{self.path} at step {trainer.global_step}"):
+            with warn_if_unwritable(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [{"step": trainer.global_step, **row}])
         log_metrics(trainer, {f"val/{key}": value for key, value in row.items()}, trainer.global_step)
         # Before the first step there is nothing to keep: the base has not learnt the subject.
