@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def start(options: argparse.Namespace, argv: list[str]) -> int:
     from ldm.early import refuse_early
 
     refuse_early(options)
-    if "torch" not in sys.modules:
+    is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if is_first and "torch" not in sys.modules:
         print("reading the config; loading PyTorch, Lightning and diffusers takes some seconds", flush=True)
     from ldm.training.run import run
 
