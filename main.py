@@ -8,7 +8,15 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ldm.command_line import Parser, add_trust, collect_overrides, parse_bool
-from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_USER_ERROR, exit_code_of, say
+from ldm.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RESUME_ME,
+    EXIT_USER_ERROR,
+    ReportedError,
+    UserError,
+    exit_code_of,
+    say,
+)
 from ldm.values import Seed, option
 
 HINTS = {
@@ -65,8 +73,13 @@ def start(options: argparse.Namespace, argv: list[str]) -> int:
     """Run; the heavy imports come after the command line was read, and its mistakes told as far as they show."""
     from ldm.early import refuse_early
 
-    refuse_early(options)
     is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    try:
+        refuse_early(options)
+    except UserError as error:
+        if is_first:
+            raise
+        raise ReportedError(str(error)) from error
     if is_first and "torch" not in sys.modules:
         print("reading the config; loading PyTorch, Lightning and diffusers takes some seconds", flush=True)
     from ldm.training.run import run
