@@ -76,6 +76,8 @@ Count = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
+Rates = NonNegativeFloat | dict[str, NonNegativeFloat]
+"""One learning rate for all text encoders, or one for each by the name of its folder."""
 Probability = Annotated[float, Ge(0), Le(1)]
 Seed = Annotated[int, Must(lambda seed: 0 <= seed < 2**63, "a whole number from 0 to below 2**63")]
 """Within the range of torch's generators, with room for `seed + k`."""

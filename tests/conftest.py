@@ -33,6 +33,14 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def xl(tmp_path_factory) -> Path:
+    """A base of SDXL's parts, as small as `tiny`."""
+    from tests.tiny_xl import tiny_xl
+
+    return tiny_xl(tmp_path_factory.mktemp("base") / "xl")
+
+
+@pytest.fixture(scope="session")
 def tiny_config(tiny, tmp_path_factory) -> Path:
     """An overlay on the recipe: the tiny base, 8 prior samples, 10 steps on the CPU."""
     overlay = {

@@ -282,7 +282,7 @@ def test_a_vae_in_a_repository_of_its_own_is_found_at_its_top(tiny, base, monkey
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(tiny / "vae")
     )
-    loaded = load_vae("owner/vae").state_dict()
+    loaded = load_vae("owner/vae", SD1).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in weights(base, "vae").items())
     patterns = [pattern for call in calls for pattern in call["allow_patterns"]]
     assert {"config.json", "diffusion_pytorch_model.safetensors"} <= set(patterns)
@@ -290,11 +290,11 @@ def test_a_vae_in_a_repository_of_its_own_is_found_at_its_top(tiny, base, monkey
 
 def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_fetched(folder, monkeypatch):
     index = read_json(folder / "model_index.json")
-    index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
+    index |= {"_class_name": "StableDiffusion3Pipeline", "text_encoder_3": ["transformers", "T5EncoderModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     calls = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda _, **o: calls.append(o) or str(folder))
-    with pytest.raises(UserError, match="is an SDXL model"):
+    with pytest.raises(UserError, match="is a Stable Diffusion 3 model"):
         load_base("owner/name")
     assert not any("safetensors" in pattern for call in calls for pattern in call["allow_patterns"])
 

@@ -1,4 +1,4 @@
-"""Full-size Stable Diffusion 1.x and 2.x on the meta device: every key and every shape, without memory."""
+"""Full-size Stable Diffusion 1.x, 2.x and XL on the meta device: every key and every shape, without memory."""
 
 import re
 
@@ -14,15 +14,21 @@ from diffusers.loaders.single_file_utils import (
 from ldm.formats.compvis_layout import compvis_key_map, from_compvis, surplus, to_compvis
 from ldm.formats.compvis_names import openclip_name, unet_name, vae_name
 from ldm.formats.described import read_json
-from ldm.formats.families import SD1
-from ldm.formats.modules import empty_module, misfit
+from ldm.formats.families import SD1, SD2, SDXL
+from ldm.formats.modules import bare_key, bare_state, empty_module, misfit
 from tests.small_sd import CONFIGS
 
 PARAMETERS = {
     "v1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
     "v2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "xl": {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    },
 }
-"""As published for SD 1.5 and 2.1."""
+"""As published for SD 1.5, 2.1 and XL 1.0."""
 
 PUBLISHED = {
     "v1": {
@@ -64,6 +70,22 @@ PUBLISHED = {
         "cond_stage_model.model.transformer.resblocks.7.mlp.c_fc.weight": [4096, 1024],
         "cond_stage_model.model.transformer.resblocks.7.ln_2.weight": [1024],
     },
+    "xl": {
+        "model.diffusion_model.label_emb.0.0.weight": [1280, 2816],
+        "model.diffusion_model.label_emb.0.2.bias": [1280],
+        "model.diffusion_model.input_blocks.3.0.op.weight": [320, 320, 3, 3],
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": [640, 2048],
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn1.to_q.weight": [1280, 1280],
+        "model.diffusion_model.middle_block.1.transformer_blocks.9.attn2.to_v.weight": [1280, 2048],
+        "model.diffusion_model.output_blocks.2.2.conv.weight": [1280, 1280, 3, 3],
+        "model.diffusion_model.output_blocks.5.2.conv.weight": [640, 640, 3, 3],
+        "model.diffusion_model.output_blocks.8.0.skip_connection.weight": [320, 640, 1, 1],
+        "first_stage_model.decoder.up.3.upsample.conv.weight": [512, 512, 3, 3],
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight": [3072, 768],
+        "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight": [3840, 1280],
+        "conditioner.embedders.1.model.positional_embedding": [77, 1280],
+        "conditioner.embedders.1.model.text_projection": [1280, 1280],
+    },
 }
 """Some keys of the published files with their shapes, of every kind that the naming distinguishes."""
 
@@ -87,14 +109,15 @@ INERT = [
 """Keys of the published files that no network takes."""
 
 
-@pytest.fixture(params=["v1", "v2"], scope="module")
+@pytest.fixture(params=["v1", "v2", "xl"], scope="module")
 def version(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
 def configs(version):
-    return {name: read_json(CONFIGS / version / name / "config.json") for name in SD1.networks}
+    names = {"v1": SD1, "v2": SD2, "xl": SDXL}[version].networks
+    return {name: read_json(CONFIGS / version / name / "config.json") for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +143,9 @@ def test_sizes_are_those_published(version, networks):
 def test_names_and_shapes_are_those_published(version, tensors):
     written = shapes(tensors)
     assert {key: written.get(key) for key in PUBLISHED[version]} == PUBLISHED[version]
-    assert len(written) == 686 + 248 + (196 if version == "v1" else 372 - 23 * 4)
+    open_clip = {"v2": 23, "xl": 32}.get(version, 0)  # its layers, of 12 tensors each
+    count = (1680 if version == "xl" else 686) + 248 + (196 if version != "v2" else 0)
+    assert len(written) == count + (12 * open_clip + {"v2": 4, "xl": 5}.get(version, 0))
 
 
 def test_every_key_goes_out_and_comes_back(version, networks, tensors):
@@ -129,8 +154,8 @@ def test_every_key_goes_out_and_comes_back(version, networks, tensors):
         assert len(set(names.values())) == len(names), name
     weights = from_compvis(tensors, key_map, use_ema=True)
     for name, network in networks.items():
-        assert misfit(network.state_dict(), weights[name]) == "", name
-    assert surplus(tensors, key_map, networks["text_encoder"].config.num_hidden_layers) == {}
+        assert misfit(bare_state(network), weights[name]) == "", name
+    assert surplus(tensors, key_map) == {}
 
 
 def test_diffusers_converts_the_written_names_to_the_same_keys_and_shapes(
@@ -142,16 +167,19 @@ def test_diffusers_converts_the_written_names_to_the_same_keys_and_shapes(
     assert shapes(convert_ldm_vae_checkpoint(dict(tensors), configs["vae"])) == shapes(
         networks["vae"].state_dict()
     )
-    text_encoder = networks["text_encoder"]
-    if version == "v1":
-        converted = convert_ldm_clip_checkpoint(dict(tensors))
-    else:
-        converted = convert_open_clip_checkpoint(text_encoder, dict(tensors))
-    converted = {key.removeprefix("text_model."): value for key, value in converted.items()}
-    assert shapes(converted) == shapes(text_encoder.state_dict())
+    encoders = {name: network for name, network in networks.items() if name.startswith("text_encoder")}
+    for name, text_encoder in encoders.items():
+        if version != "v2" and name == "text_encoder":
+            converted = convert_ldm_clip_checkpoint(dict(tensors))
+        else:
+            prefix = {"v2": "cond_stage_model.model.", "xl": "conditioner.embedders.1.model."}[version]
+            converted = convert_open_clip_checkpoint(text_encoder, dict(tensors), prefix)
+        assert shapes({bare_key(key): value for key, value in converted.items()}) == shapes(
+            bare_state(text_encoder)
+        )
 
 
-def test_inert_keys_are_known_and_all_others_are_left_over(networks):
+def test_inert_keys_are_known_and_all_others_are_left_over(version, networks):
     key_map = compvis_key_map(networks)
     strange = {
         "unet": [
@@ -159,14 +187,14 @@ def test_inert_keys_are_known_and_all_others_are_left_over(networks):
             "model_ema.diffusion_modelin_blocks00weight",
         ],
         "vae": ["first_stage_model.encoder.extra.weight"],
-        "text_encoder": ["cond_stage_model.transformer.text_model.extra"],
+        "text_encoder": ["cond_stage_model.transformer.text_model.extra", "conditioner.embedders.0.extra"],
+        "text_encoder_2": ["conditioner.embedders.1.model.extra"],
         "other": ["embedding_manager.weight"],
     }
     keys = [*INERT, *(key for keys in strange.values() for key in keys)]
     tensors = {key: torch.empty(3, device="meta") for key in keys}
-    text_layers = networks["text_encoder"].config.num_hidden_layers
-    tensors = {k: v for k, v in tensors.items() if text_layers == 23 or ".resblocks." not in k}
-    assert surplus(tensors, key_map, text_layers) == strange
+    tensors = {k: v for k, v in tensors.items() if version == "v2" or ".resblocks." not in k}
+    assert surplus(tensors, key_map) == strange
 
 
 def test_no_two_kinds_of_key_share_a_name():
@@ -179,8 +207,12 @@ def test_no_two_kinds_of_key_share_a_name():
     assert openclip_name("encoder.layers.3.mlp.fc2.bias") == "transformer.resblocks.3.mlp.c_proj.bias"
 
 
-def test_both_tokenizers_are_clips(version):
-    folder = CONFIGS / version / "tokenizer"
+def test_the_tokenizers_are_clips(version):
+    for folder in (CONFIGS / version).glob("tokenizer*"):
+        assert_clips(folder)
+
+
+def assert_clips(folder):
     vocabulary = read_json(folder / "vocab.json")
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert len(vocabulary) == 49408

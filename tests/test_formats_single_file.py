@@ -276,7 +276,7 @@ def test_a_vae_of_the_users_choice_takes_the_place_of_the_bases(
     other = small_sd(configs["v1"], seed=2)
     folder = save_diffusers_folder(other, tmp_path / "folder", torch.float32)
     small = dataclasses.replace(SD1, configs=configs["v1"])  # of the small VAE
-    monkeypatch.setattr("ldm.formats.single_file.SD1", small)
+    monkeypatch.setattr("ldm.formats.base.family_of", lambda texts: small)
     prefixed = to_compvis({"vae": other.vae})
     bare = {key.removeprefix("first_stage_model."): value for key, value in prefixed.items()}
     save_file(bare | {"loss.logvar": torch.zeros(1)}, tmp_path / "vae.safetensors")
@@ -289,7 +289,7 @@ def test_a_vae_of_the_users_choice_takes_the_place_of_the_bases(
         tmp_path / "diffusers.safetensors",
         whole,
     ):
-        equal(SimpleNamespace(vae=load_vae(choice)), other, ["vae"])
+        equal(SimpleNamespace(vae=load_vae(choice, small)), other, ["vae"])
     for base, options in ((files["v1"], {"configs": configs["v1"]}), (folder, {})):
         loaded = load_base(base, vae=whole, **options)
         equal(loaded, other, ["vae"])
@@ -302,7 +302,7 @@ def test_a_vae_of_the_users_choice_takes_the_place_of_the_bases(
         load_base(tmp_path / "without.safetensors", configs=configs["v1"])
     save_file(bare | {"encoder.strange": torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match="encoder.strange"):
-        load_vae(tmp_path / "vae.safetensors")
+        load_vae(tmp_path / "vae.safetensors", small)
 
 
 def test_sd_2_at_512_px_differs_in_prediction_and_size_alone(tmp_path, monkeypatch):

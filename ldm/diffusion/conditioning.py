@@ -1,10 +1,15 @@
 """What a denoising network is told beside the noisy latents and the timesteps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+
+def whole_image(height: int, width: int) -> Tensor:
+    """Size ids of an image of this size in pixels that nothing was cut from, [6]."""
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -16,12 +21,17 @@ class Conditioning:
     pooled: Tensor | None = None
     """Pooled text embedding, [B, P] (SDXL)."""
     size_ids: Tensor | None = None
-    """Original size, crop corner and target size in pixels, [B, 6] (SDXL)."""
+    """Original size, crop corner and target size in pixels, each down before across, [B, 6] in fp32 (SDXL)."""
 
     def rows(self, indices: Sequence[int]) -> "Conditioning":
         """The rows `indices`, in that order; a row may be repeated."""
         chosen = list(indices)
         return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
+
+    def without_text(self) -> "Conditioning":
+        """The same rows with zeros in place of the text."""
+        texts = {name: self._tensors()[name] for name in ("states", "pooled") if name in self._tensors()}
+        return replace(self, **{name: torch.zeros_like(value) for name, value in texts.items()})
 
     def joined_with(self, other: "Conditioning") -> "Conditioning":
         """The rows of `self`, then those of `other`, which has the same fields."""

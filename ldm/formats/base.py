@@ -11,6 +11,7 @@ from ldm.errors import UserError
 from ldm.files import find
 from ldm.formats import diffusers_folder, hub, single_file
 from ldm.formats.components import Components
+from ldm.formats.families import Family, family_of
 from ldm.formats.fingerprint import files_fingerprint
 from ldm.formats.network_configs import refuse_other_latents, spelt_prediction_type
 from ldm.formats.safe_loading import refuse_unreadable_name
@@ -58,20 +59,21 @@ def load_base(
             dtype=dtype,
         )
     if vae is not None:
-        parts["vae"] = load_vae(vae, variant=variant, dtype=dtype)
+        texts = {name: encoder.config.hidden_act for name, encoder in parts["text_encoders"].items()}
+        parts["vae"] = load_vae(vae, family_of(texts), variant=variant, dtype=dtype)
         refuse_other_latents(parts["vae"].config, parts["unet"].config, f"vae {vae}")
     identity = fingerprint(base, revision=revision, variant=variant, use_ema=use_ema, vae=vae)
     return Components(**parts, source=str(base), fingerprint=identity)
 
 
 def load_vae(
-    vae: str | Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32
+    vae: str | Path, family: Family, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A VAE, alone or from a whole model: a folder, hub id or single file."""
+    """A VAE, alone or from a whole model: a folder, hub id or single file. family: of the model that it is for."""
     path = locate(vae, None, variant)
     if path.is_dir():
         return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
-    return single_file.read_vae_file(path, dtype=dtype)
+    return single_file.read_vae_file(path, family=family, dtype=dtype)
 
 
 def fingerprint(

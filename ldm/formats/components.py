@@ -26,6 +26,8 @@ class Components:
     """What the user asked for: a folder, a file or a hub id."""
     fingerprint: str
     """Hash of the contents of the files it was read from."""
+    zero_unconditional: bool = False
+    """Whether an empty negative prompt conditions on zeros, not on the text encoders' states of an empty text."""
 
     @property
     def networks(self) -> dict[str, Network]:

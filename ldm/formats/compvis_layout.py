@@ -1,7 +1,8 @@
 """Converts tensors between CompVis' single files and the networks' own state dicts; reads no file.
 
-Besides the names (`compvis_names`) two layouts differ: CompVis has four 1 x 1 convolutions for the VAE's
-attention and diffusers four linear layers, and OpenCLIP joins query, key and value into one matrix.
+Besides the names (`compvis_names`) three layouts differ: CompVis has four 1 x 1 convolutions for the VAE's
+attention and diffusers four linear layers; OpenCLIP joins query, key and value into one matrix, and multiplies by its
+text projection from the other side.
 """
 
 import re
@@ -12,33 +13,45 @@ from torch import Tensor
 
 from ldm.formats import compvis_names
 from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
-from ldm.formats.families import FAMILIES, SD1, TEXT_ENCODERS, family_of
+from ldm.formats.families import FAMILIES, SD2, TEXT_ENCODERS, family_of
 from ldm.formats.modules import Network, bare_key, bare_state
 
-PREFIXES = {"unet": (UNET_PREFIX, "model_ema."), "vae": (VAE_PREFIX,), "text_encoder": ("cond_stage_model.",)}
-"""What a component's keys begin with in a single file."""
+ENCODERS = tuple(item for family in FAMILIES for item in family.text_encoders.items())
+"""The text encoders of all families, with the names of their folders."""
+PREFIXES = {
+    "unet": (UNET_PREFIX, "model_ema."),
+    "vae": (VAE_PREFIX,),
+    **{name: tuple({e.place for own, e in ENCODERS if own == name}) for name in TEXT_ENCODERS},
+}
+"""What a component's keys begin with in a single file of any family."""
 
 INERT_KEYS = (
     # The noise schedule, which the scheduler config states.
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recipm?1?_alphas_cumprod",
     r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor",
     # Counters of the moving average; the VAE's training losses and its own moving average.
-    r"model_ema\.(decay|num_updates)|first_stage_model\.(loss|model_ema)\..*|v_pred",
-    # The numbers 0, 1, ..., 76, and CLIP's projections, which Stable Diffusion does not use.
-    r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids",
-    r"cond_stage_model\.(transformer\.text_projection\.weight|logit_scale|text_projection)",
-    r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",
+    r"model_ema\.(decay|num_updates)|first_stage_model\.(loss|model_ema)\..*|v_pred|ztsnr|denoiser\.sigmas",
+    # The numbers 0, 1, ..., 76, and CLIP's projections, which most text encoders here do not use.
+    *(
+        rf"{re.escape(encoder.keys)}(text_projection|logit_scale|attn_mask)"
+        if encoder.open_clip
+        else rf"{re.escape(encoder.keys)}embeddings\.position_ids|"
+        rf"{re.escape(encoder.place)}(transformer\.text_projection\.weight|logit_scale|text_projection)"
+        for _, encoder in ENCODERS
+    ),
 )
 """Keys (regular expressions) that carry nothing the model needs; `surplus` adds OpenCLIP's last layer."""
 
 VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
-OPEN_CLIP = tuple(
-    encoder.keys for family in FAMILIES for encoder in family.text_encoders.values() if encoder.open_clip
-)
+OPEN_CLIP = tuple(encoder.keys for _, encoder in ENCODERS if encoder.open_clip)
 """What the keys of OpenCLIP's text encoders begin with."""
 JOINED = re.compile(rf"((?:{'|'.join(map(re.escape, OPEN_CLIP))}).*attn\.)([qkv]_proj)\.(weight|bias)")
 """Parts of what OpenCLIP joins."""
+SD2_KEYS = SD2.text_encoders["text_encoder"].keys
+SD2_LAYER = rf"{re.escape(SD2_KEYS)}transformer\.resblocks\.(\d+)\."
+TRANSPOSED = tuple(f"{keys}text_projection" for keys in OPEN_CLIP)
+"""OpenCLIP computes `x @ text_projection`, transformers `x @ text_projection.weight.T`."""
 
 
 def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]:
@@ -71,23 +84,24 @@ def from_compvis(
     for component, names in key_map.items():
         source = ema_key if averaged and component == "unet" else str
         found = {ours: flat[source(theirs)] for ours, theirs in names.items() if source(theirs) in flat}
-        weights[component] = {ours: to_linear(names[ours], value) for ours, value in found.items()}
+        weights[component] = {ours: as_ours(names[ours], value) for ours, value in found.items()}
     return weights
 
 
-def surplus(
-    tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], text_layers: int
-) -> dict[str, list[str]]:
+def surplus(tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """The keys that no network takes and `INERT_KEYS` does not name, by component.
 
-    Components outside `key_map` are skipped. text_layers: layers of the text encoder; SD 2.x uses all of
-    OpenCLIP's but the last, so the layer of this number is inert.
+    A VAE outside of `key_map` is skipped, and all but the VAE where that alone is read. SD 2.x uses all of
+    OpenCLIP's layers but the last, which is inert.
     """
     known = {theirs for names in key_map.values() for theirs in names.values()}
     known |= {ema_key(theirs) for theirs in key_map.get("unet", {}).values()}
-    last = rf"cond_stage_model\.model\.transformer\.resblocks\.{text_layers}\..*"
-    inert = re.compile("|".join(f"(?:{pattern})" for pattern in (*INERT_KEYS, last)))
-    ignored = tuple(start for name in PREFIXES.keys() - key_map.keys() for start in PREFIXES[name])
+    layers = [int(found[1]) for key in known if (found := re.match(SD2_LAYER, key))]
+    last = [rf"{re.escape(SD2_KEYS)}transformer\.resblocks\.{max(layers) + 1}\..*"] if layers else []
+    inert = re.compile("|".join(f"(?:{pattern})" for pattern in (*INERT_KEYS, *last)))
+    # Besides a VAE that another replaces, or all but a VAE that is read alone, nothing may be left.
+    skipped = ({"vae"} if "unet" in key_map else PREFIXES.keys()) - key_map.keys()
+    ignored = tuple(start for name in skipped for start in PREFIXES[name])
     result: dict[str, list[str]] = {}
     for key in split_qkv(tensors):
         if key not in known and not inert.fullmatch(key) and not key.startswith(ignored):
@@ -106,7 +120,7 @@ def to_compvis(modules: Mapping[str, Network]) -> dict[str, Tensor]:
     for component, names in compvis_key_map(modules).items():
         for key, value in bare_state(modules[component]).items():
             theirs = names[key]
-            tensors[theirs] = to_convolution(theirs, value)
+            tensors[theirs] = as_theirs(theirs, value)
     return join_qkv(tensors)
 
 
@@ -121,21 +135,26 @@ def ema_key(key: str) -> str:
 
 
 def with_text_model(key: str) -> str:
-    """SD 1.x files written by transformers 5 lack the `text_model.` that all others have."""
-    prefix = SD1.text_encoders["text_encoder"].keys
-    start = prefix.removesuffix("text_model.")
-    rest = key.removeprefix(start)
-    inside = rest.startswith(("embeddings.", "encoder.", "final_layer_norm."))
-    return prefix + rest if key.startswith(start) and inside else key
+    """Files written by transformers 5 lack the `text_model.` that all others have."""
+    for prefix in (encoder.keys for _, encoder in ENCODERS if not encoder.open_clip):
+        start = prefix.removesuffix("text_model.")
+        rest = key.removeprefix(start)
+        if key.startswith(start) and rest.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
+            return prefix + rest
+    return key
 
 
-def to_linear(key: str, value: Tensor) -> Tensor:
-    """The VAE's 1 x 1 convolutions of attention as matrices."""
+def as_ours(key: str, value: Tensor) -> Tensor:
+    """Their tensor as ours: the VAE's 1 x 1 convolutions of attention as matrices, OpenCLIP's projection transposed."""
+    if key in TRANSPOSED and value.ndim == 2:
+        return value.T.contiguous()
     return value.flatten(1) if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.shape[2:].numel() == 1 else value
 
 
-def to_convolution(key: str, value: Tensor) -> Tensor:
-    """The inverse of `to_linear`."""
+def as_theirs(key: str, value: Tensor) -> Tensor:
+    """The inverse of `as_ours`."""
+    if key in TRANSPOSED:
+        return value.T
     return value[:, :, None, None] if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.ndim == 2 else value
 
 

@@ -3,8 +3,8 @@
 Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so
 one map serves reading and writing. Only the numbering of blocks depends on the network's size.
 
-Sources: module names of CompVis/stable-diffusion (`openaimodel.py`, `model.py`) and mlfoundations/open_clip
-(`transformer.py`); checked in the tests against diffusers' own conversion.
+Sources: module names of CompVis/stable-diffusion and Stability-AI/generative-models (`openaimodel.py`, `model.py`)
+and of mlfoundations/open_clip (`transformer.py`); checked in the tests against diffusers' own conversion.
 """
 
 import re
@@ -21,6 +21,8 @@ UNET_ENDS = {
     "conv_in.": "input_blocks.0.0.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
 }
 UNET_RESNET = {
     "norm1.": "in_layers.0.",
@@ -49,6 +51,7 @@ OPENCLIP_ENDS = {
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
 }
 
 

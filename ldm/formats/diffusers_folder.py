@@ -16,14 +16,16 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from ldm.errors import UserError
 from ldm.files import is_special, replacing_folder
 from ldm.formats.components import Components
-from ldm.formats.families import NETWORKS, TEXT_ENCODERS, TOKENIZERS, tokenizer_of
+from ldm.formats.families import FORCE_ZEROS, NETWORKS, TEXT_ENCODERS, TOKENIZERS, tokenizer_of
 from ldm.formats.modules import Network, assemble, bare_key, bare_state
 from ldm.formats.network_configs import (
+    family_of_configs,
     network_config,
     networks_of,
     read_network_configs,
     read_scheduler_config,
     refuse_other_pipelines,
+    zero_unconditional,
 )
 from ldm.formats.safe_loading import load_checkpoint
 
@@ -57,7 +59,12 @@ def read_diffusers_folder(
     tokenizers = read_tokenizers(folder, configs)
     weights = {name: read_weights(folder / name, name, variant) for name in wanted}
     modules = assemble(configs, weights, dtype, str(folder))
-    return {**by_field(modules), "tokenizers": tokenizers, "scheduler_config": scheduler_config}
+    return {
+        **by_field(modules),
+        "tokenizers": tokenizers,
+        "scheduler_config": scheduler_config,
+        "zero_unconditional": zero_unconditional(folder, family_of_configs(configs, folder)),
+    }
 
 
 def by_field(modules: Mapping[str, Network]) -> dict[str, Any]:
@@ -219,8 +226,8 @@ def model_index(components: Components) -> dict[str, Any]:
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+        **family.index,
+        **({FORCE_ZEROS: components.zero_unconditional} if FORCE_ZEROS in family.index else {}),
         "scheduler": ["diffusers", scheduler],
         **{name: list(parts[name]) for name in sorted((*family.networks, *family.tokenizers))},
     }

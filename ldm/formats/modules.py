@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ldm.errors import UserError
 from ldm.formats.families import NETWORKS
@@ -20,7 +20,8 @@ from ldm.formats.families import NETWORKS
 Network: TypeAlias = ModelMixin | PreTrainedModel
 """A network of diffusers or transformers: a module that knows its `config`."""
 CLASSES: Mapping[str, type[Network]] = {
-    network.__name__: network for network in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
+    network.__name__: network
+    for network in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
 }
 """The classes that NETWORKS names."""
 LISTED_KEYS = 6

@@ -13,15 +13,19 @@ from ldm.errors import UserError
 from ldm.formats.described import Content, described, read_json
 from ldm.formats.families import (
     FAMILIES,
+    FORCE_ZEROS,
     NETWORKS,
     NOT_NEEDED,
     OTHER_INPUT_CHANNELS,
     OTHER_PIPELINES,
     OTHER_SCHEDULERS,
+    OTHER_TEXT_ENCODERS,
     OTHER_UNET_INPUTS,
     READ_HERE,
     TEXT_ENCODERS,
     TOKENIZERS,
+    Family,
+    family_of,
 )
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
 
@@ -30,6 +34,8 @@ ADVICE = f"give a text-to-image model of {READ_HERE}"
 Layers = Annotated[int, Ge(1), Le(200)]
 """A count of layers; the bound keeps a hostile config from building networks without end."""
 Widths = Annotated[list[Count], MinLen(1), MaxLen(20)]
+SIZE_IDS = 6
+"""Numbers that SDXL's UNet is told of an image's size and crop; the refiner's are 5."""
 Beta = Annotated[float, Gt(0), Lt(1)]
 
 
@@ -55,6 +61,8 @@ class UNetConfig(Content):
     center_input_sample: Literal[False] = False
     upcast_attention: bool | None = False
     use_linear_projection: bool | None = False
+    addition_time_embed_dim: Count | None = None
+    projection_class_embeddings_input_dim: Count | None = None
     attention_type: Literal["default"] = "default"
 
 
@@ -68,6 +76,7 @@ class VaeConfig(Content):
     layers_per_block: Layers = 1
     norm_num_groups: Count = 32
     scaling_factor: PositiveFloat = 0.18215
+    force_upcast: bool = True
     shift_factor: Literal[0] | None = None
     latents_mean: None = None
     latents_std: None = None
@@ -80,6 +89,7 @@ class TextEncoderConfig(Content):
     hidden_size: Count
     intermediate_size: Count
     num_hidden_layers: Layers
+    projection_dim: Count = 512
     num_attention_heads: Count
     max_position_embeddings: Annotated[int, Ge(3)]
     layer_norm_eps: PositiveFloat = 1e-5
@@ -164,6 +174,7 @@ DESCRIPTIONS: dict[str, type[Content]] = {
     "UNet2DConditionModel": UNetConfig,
     "AutoencoderKL": VaeConfig,
     "CLIPTextModel": TextEncoderConfig,
+    "CLIPTextModelWithProjection": TextEncoderConfig,
 }
 """What the config of a network must be, by the class that NETWORKS names."""
 TEXT_ENCODER_KEYS = CLIPTextConfig().to_dict().keys() | {"torch_dtype"}
@@ -193,19 +204,59 @@ def network_config(folder: Path, component: str) -> dict[str, Any]:
 def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: Path) -> None:
     """Raise UserError where the UNet takes inputs other than latents, timesteps and its text encoder's states."""
     unet = described(UNetConfig, configs["unet"], source)
+    texts = text_configs(configs, source)
+    family = family_of_configs(configs, source)
     for key, kind in OTHER_UNET_INPUTS.items():
-        if configs["unet"].get(key) is not None:
+        if configs["unet"].get(key) not in (None, family.unet_inputs.get(key)):
             raise UserError(f"{source} has {kind} ({key}): {ADVICE}")
+    for key, value in family.unet_inputs.items():
+        if configs["unet"].get(key) != value:
+            raise UserError(
+                f"{source} has {family.name}'s text encoders, and a UNet without {key} {value}: {ADVICE}"
+            )
     refuse_other_channels(unet.in_channels, unet.out_channels, source)
     if "vae" in configs:
         refuse_other_latents(described(VaeConfig, configs["vae"], source), unet, source)
-    texts = [described(TextEncoderConfig, c, source) for name, c in configs.items() if name in TEXT_ENCODERS]
-    width = sum(text.hidden_size for text in texts)  # their states are joined
+    refuse_other_widths(unet, texts, source)
+
+
+def text_configs(
+    configs: Mapping[str, Mapping[str, Any]], source: str | Path
+) -> dict[str, TextEncoderConfig]:
+    """Those of `configs` that are text encoders'."""
+    texts = {name: config for name, config in configs.items() if name in TEXT_ENCODERS}
+    return {name: described(TextEncoderConfig, config, source) for name, config in texts.items()}
+
+
+def family_of_configs(configs: Mapping[str, Mapping[str, Any]], source: str | Path) -> Family:
+    """The family that has the text encoders in `configs`. Raises UserError where none has."""
+    activations = {name: text.hidden_act for name, text in text_configs(configs, source).items()}
+    try:
+        return family_of(activations)
+    except LookupError:
+        said = ", ".join(f"{name} {activation}" for name, activation in activations.items())
+        raise UserError(
+            f"{source}: no model that is read here has text encoders with these activations ({said}): {ADVICE}"
+        ) from None
+
+
+def refuse_other_widths(unet: UNetConfig, texts: Mapping[str, TextEncoderConfig], source: str | Path) -> None:
+    """Raise UserError where the UNet reads text states, or a pooled text, of another width than there is."""
+    width = sum(text.hidden_size for text in texts.values())  # their states are joined
     widths = unet.cross_attention_dim
     if any(w != width for w in (widths if isinstance(widths, list) else [widths])):
         raise UserError(
-            f"{source}: its UNet reads text states of width {widths}, and its text encoder gives {width}: {ADVICE}"
+            f"{source}: its UNet reads text states of width {widths}, and its text encoder"
+            f"{'s give' if len(texts) > 1 else ' gives'} {width}: {ADVICE}"
         )
+    if unet.projection_class_embeddings_input_dim is not None:
+        wanted = unet.projection_class_embeddings_input_dim - SIZE_IDS * (unet.addition_time_embed_dim or 0)
+        pooled = list(texts.values())[-1].projection_dim
+        if wanted != pooled:
+            raise UserError(
+                f"{source}: its UNet reads {SIZE_IDS} sizes and a pooled text of width {wanted}, and its text encoder"
+                f" gives {pooled}: {ADVICE}"
+            )
 
 
 def refuse_other_latents(vae: Any, unet: Any, source: str | Path) -> None:
@@ -228,13 +279,24 @@ def networks_of(folder: Path) -> tuple[str, ...]:
     """The networks that a pipeline's folder must hold, by the text encoders that it lists or has."""
     index = folder / "model_index.json"
     listed = read_json(index) if index.is_file() else {}
-    there = {
-        name
-        for name in TEXT_ENCODERS
-        if (any(listed.get(name) or ()) if listed else (folder / name).is_dir())
-    }
+    parts = {name for name, entry in listed.items() if isinstance(entry, list) and any(entry)}
+    there = frozenset(
+        name for name in TEXT_ENCODERS if (name in parts if listed else (folder / name).is_dir())
+    )
+    if there in OTHER_TEXT_ENCODERS:
+        raise UserError(f"{folder} is {OTHER_TEXT_ENCODERS[there]}: {ADVICE}")
     complete = (family.networks for family in FAMILIES if there == family.text_encoders.keys())
     return next(complete, FAMILIES[0].networks)
+
+
+def zero_unconditional(folder: Path, family: Family) -> bool:
+    """Whether a pipeline's folder says that an empty negative prompt is zeros; no family of one text encoder does."""
+    default = family.index.get(FORCE_ZEROS, False)
+    index = folder / "model_index.json"
+    said = read_json(index).get(FORCE_ZEROS, default) if index.is_file() else default
+    if not isinstance(said, bool):
+        raise UserError(f"{index}: {FORCE_ZEROS} is {said!r}: it must be true or false")
+    return said and FORCE_ZEROS in family.index
 
 
 def refuse_other_models(folder: Path) -> None:

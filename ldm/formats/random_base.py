@@ -7,7 +7,13 @@ import torch
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import by_field, read_tokenizers, save_diffusers_folder
 from ldm.formats.modules import new_module
-from ldm.formats.network_configs import networks_of, read_network_configs, read_scheduler_config
+from ldm.formats.network_configs import (
+    family_of_configs,
+    networks_of,
+    read_network_configs,
+    read_scheduler_config,
+    zero_unconditional,
+)
 
 
 def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -27,5 +33,6 @@ def write_random_base(configs: Path, folder: Path, dtype: torch.dtype = torch.fl
         scheduler_config=read_scheduler_config(configs),
         source="random",
         fingerprint="0" * 32,
+        zero_unconditional=zero_unconditional(configs, family_of_configs(settings, configs)),
     )
     return save_diffusers_folder(components, folder, dtype)

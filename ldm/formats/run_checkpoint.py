@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm.concepts import Learned
 from ldm.formats.described import Content
 from ldm.formats.subject import LearnedConcept
-from ldm.values import Count, NonNegativeFloat, NonNegativeInt, Text
+from ldm.values import Count, NonNegativeFloat, NonNegativeInt, Rates, Text
 
 Named = dict[str, Tensor]
 
@@ -30,7 +30,7 @@ class ModelParams(Content):
     prediction_type: str | None = None
     clip_skip: Count = 1
     learning_rate: NonNegativeFloat
-    text_encoder_learning_rate: NonNegativeFloat | None = None
+    text_encoder_learning_rate: Rates | None = None
     tuning: Node | None = None
 
     def base_options(self) -> dict[str, Any]:

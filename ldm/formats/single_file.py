@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x in one file, as CompVis wrote it and AUTOMATIC1111's web UI reads it.
+"""Stable Diffusion in one file, as CompVis and Stability AI wrote it and AUTOMATIC1111's web UI reads it.
 
 What a single file does not hold comes from `configs/stable-diffusion/`: the networks' sizes, the schedule and
 the tokenizer. The tensors of an SD 2.x network do not show whether it predicts noise or velocity. Sources, the
@@ -8,7 +8,7 @@ first that answers counts:
 2. the file itself: `modelspec.prediction_type` in a safetensors file's metadata,
    `prediction_type` at the top of a `.ckpt`, or a tensor named `v_pred`;
 3. `model.params.parameterization` in a `.yaml` of the same name beside the file;
-4. for SD 1.x, epsilon; for SD 2.x an error, since training on the wrong target fails late and silently.
+4. for SD 1.x and SDXL, epsilon; for SD 2.x an error, since training on the wrong target fails late and silently.
 """
 
 from collections.abc import Mapping
@@ -42,6 +42,7 @@ from ldm.formats.network_configs import (
     read_scheduler_config,
     refuse_other_channels,
     spelt_prediction_type,
+    zero_unconditional,
 )
 from ldm.formats.safe_loading import first_line, is_safetensors, load_checkpoint
 
@@ -75,25 +76,30 @@ def read_single_file(
     key_map = compvis_key_map(
         {name: empty_module(name, config, folder) for name, config in component_configs.items()}
     )
-    text_layers = component_configs["text_encoder"]["num_hidden_layers"]
     modules = assemble(
         component_configs,
         from_compvis(tensors, key_map, use_ema),
         dtype,
         str(path),
-        surplus(tensors, key_map, text_layers),
+        surplus(tensors, key_map),
     )
     scheduler_config = {**read_scheduler_config(folder), "prediction_type": prediction}
     tokenizers = read_tokenizers(folder, component_configs)
-    return {**by_field(modules), "tokenizers": tokenizers, "scheduler_config": scheduler_config}
+    return {
+        **by_field(modules),
+        "tokenizers": tokenizers,
+        "scheduler_config": scheduler_config,
+        "zero_unconditional": zero_unconditional(folder, family),
+    }
 
 
-def read_vae_file(
-    path: Path, *, configs: Path | None = None, dtype: torch.dtype = torch.float32
-) -> AutoencoderKL:
-    """A VAE from its own file or a whole model's, with the names of CompVis or diffusers."""
+def read_vae_file(path: Path, *, family: Family = SD1, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """A VAE from its own file or a whole model's, with the names of CompVis or diffusers.
+
+    family: of the model that it is for; the file does not say how its latents are scaled.
+    """
     tensors = tensors_of(load_checkpoint(path))
-    config = network_config((configs or SD1.configs) / "vae", "vae")
+    config = network_config(family.configs / "vae", "vae")
     if any(key.startswith("encoder.mid_block.") for key in tensors):
         weights, extra = {new_vae_name(key): value for key, value in tensors.items()}, {}
     else:
@@ -101,7 +107,7 @@ def read_vae_file(
             tensors = {VAE_PREFIX + key: value for key, value in tensors.items()}
         key_map = compvis_key_map({"vae": empty_module("vae", config)})
         weights = from_compvis(tensors, key_map, use_ema=False)["vae"]
-        extra = {"vae": surplus(tensors, key_map, text_layers=0).get("vae", [])}
+        extra = {"vae": surplus(tensors, key_map).get("vae", [])}
     return assemble({"vae": config}, {"vae": weights}, dtype, str(path), extra)["vae"]
 
 
@@ -116,13 +122,13 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
     """The family of a file, by its text encoder's keys; a `UserError` says what it is otherwise."""
     starts = [start for start in OTHER_KEYS if any(key.startswith(start) for key in tensors)]
     has_unet = any(key.startswith(UNET_PREFIX + "input_blocks.") for key in tensors)
+    for family in FAMILIES if has_unet else ():
+        encoders = [encoder.keys for encoder in family.text_encoders.values()]
+        if all(any(key.startswith(start) for key in tensors) for start in encoders):
+            return family
     if not has_unet or "conditioner.embedders." in starts:
         kind = OTHER_KEYS[starts[0]] if starts else "not a Stable Diffusion model known here"
         raise UserError(f"{path} is {kind}")
-    for family in FAMILIES:
-        starts = [encoder.keys for encoder in family.text_encoders.values()]
-        if all(any(key.startswith(start) for key in tensors) for start in starts):
-            return family
     raise UserError(f"{path} has a UNet but no text encoder of {READ_HERE}: give a whole model")
 
 

@@ -17,9 +17,9 @@ from ldm.formats.subject import notes_of
 from ldm.methods.adapter_layers import add_adapter, merge_adapters, remove_adapters, switched_off
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.lora import lora_of
-from ldm.methods.tuning import Untrained, lent
+from ldm.methods.tuning import Untrained, check_rates, lent
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.values import NonNegativeFloat, Seed
+from ldm.values import NonNegativeFloat, Rates, Seed
 
 
 class Adapter(AllWeights):
@@ -31,7 +31,7 @@ class Adapter(AllWeights):
         config: Callable[..., PeftConfig],
         seed: Seed,
         text_encoder_config: Callable[..., PeftConfig] | None = None,
-        text_encoder_learning_rate: NonNegativeFloat | None = None,
+        text_encoder_learning_rate: Rates | None = None,
     ):
         """config: of the denoiser's adapter; text_encoder_config: of the text encoders' (None: they have none).
 
@@ -43,6 +43,7 @@ class Adapter(AllWeights):
         self.seed = seed
 
     def attach(self, model: LatentDiffusion) -> None:
+        check_rates(model, self.text_encoder_learning_rate)
         for name, network in model.trainable.items():
             network.requires_grad_(False)
             config = self.text_encoder_config if name in model.text_encoders else self.config

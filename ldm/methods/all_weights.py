@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.methods.tuning import Untrained, check_learned, lent
+from ldm.methods.tuning import Untrained, check_learned, check_rates, lent
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.values import NonNegativeFloat
+from ldm.values import NonNegativeFloat, Rates
 
 
 class AllWeights:
     """Every weight trains (DreamBooth, arXiv 2208.12242, section 3.3); see `ldm.methods.tuning.Tuning`."""
 
-    def __init__(
-        self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: NonNegativeFloat | None = None
-    ):
+    def __init__(self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: Rates | None = None):
         """Rates of the denoiser and of the text encoders (None: the same). A rate of 0 freezes."""
         self.learning_rate = learning_rate
         self.text_encoder_learning_rate = (
@@ -25,6 +23,7 @@ class AllWeights:
         )
 
     def attach(self, model: LatentDiffusion) -> None:
+        check_rates(model, self.text_encoder_learning_rate)
         for name, network in model.trainable.items():
             network.requires_grad_(self._rate(model, name) > 0)
         # DDP would wait for the gradients of layers that condition nothing.
@@ -65,4 +64,5 @@ class AllWeights:
         model.save(folder, dtype, subject, card)
 
     def _rate(self, model: LatentDiffusion, name: str) -> float:
-        return self.text_encoder_learning_rate if name in model.text_encoders else self.learning_rate
+        rates = self.text_encoder_learning_rate if name in model.text_encoders else self.learning_rate
+        return rates[name] if isinstance(rates, Mapping) else rates

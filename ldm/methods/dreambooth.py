@@ -40,6 +40,7 @@ from ldm.values import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    Rates,
     Seed,
     Text,
     Unaffecting,
@@ -61,7 +62,7 @@ class DreamBooth(LightningModule):
         optimizer: Callable[..., Optimizer],
         learning_rate: NonNegativeFloat,
         seed: Seed,
-        text_encoder_learning_rate: NonNegativeFloat | None = None,
+        text_encoder_learning_rate: Rates | None = None,
         tuning: Callable[..., Tuning] = AllWeights,
         lr_schedule: Schedule = "constant",
         lr_warmup_steps: NonNegativeInt = 0,
@@ -91,7 +92,8 @@ class DreamBooth(LightningModule):
             raise UserError(
                 "model.params.lr_schedule constant has no warm-up: take constant_with_warmup, or lr_warmup_steps 0"
             )
-        if learning_rate == 0 and not text_encoder_learning_rate:
+        rates = text_encoder_learning_rate
+        if learning_rate == 0 and not any(rates.values() if isinstance(rates, dict) else [rates]):
             raise UserError(
                 "model.params.learning_rate and text_encoder_learning_rate are 0: nothing would train"
             )
@@ -198,6 +200,7 @@ class DreamBooth(LightningModule):
         for network in self.model.trainable.values():
             network.train(any(parameter.requires_grad for parameter in network.parameters()))
         self.model.vae.eval()
+        self.model.remember_prompts()
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free optimizers begin in evaluation mode
                 optimizer.train()

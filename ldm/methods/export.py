@@ -50,7 +50,7 @@ def refuse_other_sizes(components: Components, out: Path) -> None:
     """Other tools assume Stable Diffusion's sizes and vocabulary for a single file, which states neither."""
     if published_family(components) is None:
         raise UserError(
-            f"--out {out}: this model is not of Stable Diffusion 1.x's or 2.x's size, and a single file cannot say so;"
+            f"--out {out}: this model is not of Stable Diffusion's size, and a single file cannot say so;"
             f" a folder can: --out {out.with_suffix('')}"
         )
 

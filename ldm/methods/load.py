@@ -99,7 +99,7 @@ def _load_run(
     tuning.restore(model, learned, f"checkpoint {path}")
     weights = file_hash(path)
     if vae is not None:
-        model.vae = load_vae(vae).eval().requires_grad_(False)
+        model.vae = load_vae(vae, model.components().family).eval().requires_grad_(False)
         refuse_other_latents(model.vae.config, model.unet.config, f"--vae {vae}")
         weights = files_fingerprint([("run", path), *vae_files(vae)])
     return LoadedModel(model.eval(), run.learned(), run.global_step, content["config"], weights, read_base)

@@ -13,6 +13,7 @@ from ldm.formats.modules import misfit
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.schema import check_target
 from ldm.targets import get_class, instantiate_from_config
+from ldm.values import Rates
 
 Untrained = Callable[[], AbstractContextManager[LatentDiffusion]]
 """`with untrained() as base:` gives the model as it was before training. Dropping `untrained` frees its memory."""
@@ -72,6 +73,15 @@ def check_learned(wanted: Mapping[str, Tensor], learned: Mapping[str, Tensor], s
     broken = next((name for name, value in learned.items() if not torch.isfinite(value).all()), None)
     if broken:
         raise UserError(f"{source} holds numbers that are not finite ({broken}): take an earlier one")
+
+
+def check_rates(model: LatentDiffusion, rates: Rates) -> None:
+    """Raise UserError where learning rates by name are not those of the text encoders of `model`."""
+    if isinstance(rates, Mapping) and rates.keys() != model.text_encoders.keys():
+        raise UserError(
+            f"model.params.text_encoder_learning_rate is for {', '.join(rates)}: give one number, or one for each"
+            f" text encoder of this base: {', '.join(model.text_encoders)}"
+        )
 
 
 def tuning_of(params: Mapping[str, Any], trust: Sequence[str] = ()) -> Tuning:

@@ -5,6 +5,7 @@ The networks are those of diffusers and transformers. Pixels are in [-1, 1] ever
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.conditioning import Conditioning, whole_image
 from ldm.diffusion.guidance import guided
 from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample, scheduler_for
 from ldm.diffusion.schedule import VariancePreserving
@@ -21,7 +22,7 @@ from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.subject import notes_of
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
-from ldm.models.text_conditioning import text_conditioning, warn_of_cut
+from ldm.models.text_conditioning import Remembered, text_conditioning, warn_of_cut
 from ldm.randomness import image_generator
 
 COMPILED_GRAPHS = 64
@@ -29,10 +30,10 @@ COMPILED_GRAPHS = 64
 
 
 class LatentDiffusion(nn.Module):
-    """The model of Rombach et al. (arXiv 2112.10752), as Stable Diffusion 1.x and 2.x ship it."""
+    """The model of Rombach et al. (arXiv 2112.10752), as Stable Diffusion 1.x, 2.x and XL ship it."""
 
     def __init__(self, components: Components, clip_skip: int = 1):
-        """clip_skip: 1 conditions on the text encoder's last layer, 2 on the one before, and so on."""
+        """clip_skip: 1 conditions on the text encoders' layer that the model was trained on, 2 on the one before."""
         super().__init__()
         self.vae = components.vae.eval().requires_grad_(False)
         self.text_encoders = dict(components.text_encoders)
@@ -45,6 +46,7 @@ class LatentDiffusion(nn.Module):
         self.scheduler_config = dict(components.scheduler_config)
         self.source = components.source
         self.fingerprint = components.fingerprint
+        self.zero_unconditional = components.zero_unconditional
         self.text = text_conditioning(components, clip_skip)
         self.clip_skip = clip_skip
         # From diffusers itself, so that training noises exactly as its samplers denoise.
@@ -67,6 +69,7 @@ class LatentDiffusion(nn.Module):
             scheduler_config=self.scheduler_config,
             source=self.source,
             fingerprint=self.fingerprint,
+            zero_unconditional=self.zero_unconditional,
         )
 
     @property
@@ -123,16 +126,28 @@ class LatentDiffusion(nn.Module):
         self._refuse_not_finite(pictures)
         return pictures.clamp(-1, 1)
 
-    def embed(self, prompts: Sequence[str]) -> Conditioning:
+    def embed(self, prompts: Sequence[str], size_ids: Tensor | None = None) -> Conditioning:
         """Conditioning of `prompts`, states [B, L, D], with gradients where the text encoders train.
 
+        size_ids: original size, crop corner and target size of the images, [B, 6] in px, each down before across, for
+        a family whose network is told them; None for whole images of the model's own size.
         Equal prompts are encoded once: in a DreamBooth batch most are. A warning quotes what is cut from a prompt
         longer than the text window.
         """
         unique = sorted(set(prompts))
         for prompt in unique:
             warn_of_cut(self.tokenizer, prompt, self.text_window)
-        return self.text.encode(unique).rows([unique.index(prompt) for prompt in prompts])
+        conditioning = self.text.encode(unique).rows([unique.index(prompt) for prompt in prompts])
+        if not self.text.sized:
+            return conditioning
+        if size_ids is None:
+            size_ids = whole_image(self.native_size, self.native_size).expand(len(prompts), -1)
+        return replace(conditioning, size_ids=size_ids.to(conditioning.states.device))
+
+    def remember_prompts(self) -> None:
+        """Encode each prompt once from now on, where no text encoder trains."""
+        if not any(p.requires_grad for encoder in self.text_encoders.values() for p in encoder.parameters()):
+            self.text = Remembered(self.text, self.device)
 
     def unused_text_layers(self) -> Sequence[nn.Module]:
         """Layers of the text encoders past those that condition: they get no gradient."""
@@ -188,8 +203,12 @@ class LatentDiffusion(nn.Module):
         """
         if noise is None:
             noise = initial_noise(generators, latent_shape)
-        wanted = self.embed(prompts)
-        unwanted = self.embed([sampling.negative_prompt] * len(prompts))
+        height, width = (side * codec.factor(self.vae) for side in noise.shape[2:])
+        size_ids = whole_image(height, width).expand(len(prompts), -1)
+        wanted = self.embed(prompts, size_ids)
+        unwanted = self.embed([sampling.negative_prompt] * len(prompts), size_ids)
+        if self.zero_unconditional and not sampling.negative_prompt:
+            unwanted = unwanted.without_text()
         return sample(
             guided(self.predict, wanted, unwanted, sampling.guidance_scale, sampling.guidance_interval),
             sampling,
@@ -209,9 +228,11 @@ class LatentDiffusion(nn.Module):
     def for_sampling(self, device: torch.device | str, dtype: torch.dtype) -> "LatentDiffusion":
         """This model on `device`, its text encoders and UNet in `dtype`, and the VAE too where that is bf16.
 
-        In fp16 the VAE stays in fp32: the activations of Stable Diffusion's exceed fp16's 65504.
+        In fp16 the VAE stays in fp32, unless its config says that it need not (`force_upcast`): the activations of
+        Stable Diffusion's exceed fp16's 65504.
         """
-        vae = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        sound = dtype == torch.bfloat16 or self.vae.config.get("force_upcast") is False
+        vae = dtype if sound else torch.float32
         for network, wanted in [*((own, dtype) for own in self.trainable.values()), (self.vae, vae)]:
             nn.Module.to(
                 network, wanted

@@ -1,7 +1,8 @@
 """How prompts become what a denoising network is told: one class for each way of conditioning on text."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,8 @@ class TextConditioning(Protocol):
 
     window: int
     """Tokens that the text encoders read, start and end included."""
+    sized: bool
+    """Whether the network is also told the sizes and the crop of each image."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """One row for each of `prompts`, with gradients where a text encoder trains."""
@@ -56,22 +59,15 @@ def warn_of_cut(tokenizer: CLIPTokenizer, prompt: str, window: int) -> None:
 class ClipStates:
     """The states of one CLIP text encoder, normed: Stable Diffusion 1.x and 2.x."""
 
-    def __init__(
-        self,
-        text_encoders: Mapping[str, CLIPTextModel],
-        tokenizers: Mapping[str, CLIPTokenizer],
-        clip_skip: int,
-        source: str,
-    ):
-        """clip_skip: 1 conditions on the last layer, 2 on the one before, and so on. source: for messages."""
-        (self.text_encoder,) = text_encoders.values()
-        (self.tokenizer,) = tokenizers.values()
+    sized = False
+
+    def __init__(self, components: Components, clip_skip: int):
+        """clip_skip: 1 conditions on the last layer, 2 on the one before, and so on."""
+        (self.text_encoder,) = components.text_encoders.values()
+        (self.tokenizer,) = components.tokenizers.values()
         self.transformer = text_transformer(self.text_encoder)
-        layers = len(self.transformer.encoder.layers)
-        if not 1 <= clip_skip <= layers:
-            raise UserError(
-                f"clip_skip is {clip_skip}: the text encoder of {source} has layers 1 to {layers}"
-            )
+        self.used = len(self.transformer.encoder.layers) + 1 - clip_skip
+        refuse_other_layers(self.used, clip_skip, components)
         self.clip_skip = clip_skip
         self.window = int(self.text_encoder.config.max_position_embeddings)
 
@@ -80,17 +76,92 @@ class ClipStates:
         ids = tokenize(self.tokenizer, prompts, self.window).to(self.text_encoder.device)
         if self.clip_skip == 1:
             return Conditioning(self.text_encoder(ids).last_hidden_state)
-        states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-self.clip_skip]
+        states = self.text_encoder(ids, output_hidden_states=True).hidden_states[self.used]
         return Conditioning(self.transformer.final_layer_norm(states))
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
         return {"encoder_hidden_states": conditioning.states.to(dtype)}
 
     def unused_layers(self) -> list[nn.Module]:
-        layers = list(self.transformer.encoder.layers)
-        return layers[len(layers) + 1 - self.clip_skip :]
+        return list(self.transformer.encoder.layers)[self.used :]
+
+
+class ClipPair:
+    """The states of two CLIP text encoders, joined, and the second's pooled text: Stable Diffusion XL.
+
+    Podell et al., arXiv 2307.01952, section 2.1: the states are those before the last layer, not normed; section 2.2:
+    the network is also told the size and the crop of each image.
+    """
+
+    sized = True
+
+    def __init__(self, components: Components, clip_skip: int):
+        """clip_skip: 1 conditions on the layer before the last, as the model was trained, 2 on one before that."""
+        self.text_encoders = list(components.text_encoders.values())
+        self.tokenizers = list(components.tokenizers.values())
+        self.transformers = [text_transformer(encoder) for encoder in self.text_encoders]
+        layers = [len(transformer.encoder.layers) for transformer in self.transformers]
+        self.used = [count - clip_skip for count in layers]
+        refuse_other_layers(min(self.used), clip_skip, components)
+        self.window = min(int(encoder.config.max_position_embeddings) for encoder in self.text_encoders)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """States [B, L, D1 + D2] and pooled text [B, P]."""
+        states = []
+        for encoder, tokenizer, used in zip(self.text_encoders, self.tokenizers, self.used, strict=True):
+            ids = tokenize(tokenizer, prompts, self.window).to(encoder.device)
+            answer = encoder(ids, output_hidden_states=True)
+            states.append(answer.hidden_states[used])
+        return Conditioning(torch.cat(states, dim=-1), answer.text_embeds)
+
+    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+        assert conditioning.pooled is not None
+        assert conditioning.size_ids is not None
+        added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.size_ids}
+        return {"encoder_hidden_states": conditioning.states.to(dtype), "added_cond_kwargs": added}
+
+    def unused_layers(self) -> list[nn.Module]:
+        """Of the first text encoder; the pooled text needs all of the second."""
+        transformer, used = self.transformers[0], self.used[0]
+        return [*list(transformer.encoder.layers)[used:], transformer.final_layer_norm]
+
+
+class Remembered:
+    """Each prompt's conditioning, encoded once, alone and in full precision; for text encoders that do not train."""
+
+    PROMPTS = 256
+    """How many are kept: 160 MB for Stable Diffusion XL in fp32."""
+
+    def __init__(self, text: TextConditioning, device: torch.device):
+        """device: that the text encoders are on."""
+        self.text, self.device = text, device
+        self.window, self.sized = text.window, text.sized
+        self.keywords, self.unused_layers = text.keywords, text.unused_layers
+        self.known: dict[str, Conditioning] = {}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return reduce(Conditioning.joined_with, (self._of(prompt) for prompt in prompts))
+
+    def _of(self, prompt: str) -> Conditioning:
+        if prompt not in self.known:
+            if len(self.known) == self.PROMPTS:
+                self.known.pop(next(iter(self.known)))
+            # Neither the other prompts of the batch nor autocast may show in it, or a resume would differ.
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self.known[prompt] = self.text.encode([prompt])
+        return self.known[prompt]
+
+
+def refuse_other_layers(used: int, clip_skip: int, components: Components) -> None:
+    """Raise UserError unless there is a layer `clip_skip`; used: how many layers would condition."""
+    most = used + clip_skip - 1
+    if not 1 <= clip_skip <= most:
+        raise UserError(
+            f"clip_skip is {clip_skip}: the text encoder of {components.source} has layers 1 to {most}"
+        )
 
 
 def text_conditioning(components: Components, clip_skip: int) -> TextConditioning:
     """The way of conditioning of the model that `components` are, on its layer `clip_skip` from the last."""
-    return ClipStates(components.text_encoders, components.tokenizers, clip_skip, components.source)
+    kind = ClipStates if len(components.text_encoders) == 1 else ClipPair
+    return kind(components, clip_skip)

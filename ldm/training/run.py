@@ -223,8 +223,11 @@ def scale_learning_rates(config: Config) -> None:
     factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
     factor *= config["data"]["params"]["batch_size"]
     for key in ("learning_rate", "text_encoder_learning_rate"):
-        if params.get(key):
-            params[key] *= factor
+        rates = params.get(key)
+        if isinstance(rates, dict):
+            params[key] = {name: rate * factor for name, rate in rates.items()}
+        elif rates:
+            params[key] = rates * factor
 
 
 def device_count(settings: Config) -> int:
