@@ -419,7 +419,8 @@ def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
 ):
     from ldm.training.run import build
 
-    words = ["data.params.prior.fill_at_start=true"]
+    many = "data.params.prior.count=1000"  # more than the steps ask for: the rest is never drawn
+    words = ["data.params.prior.fill_at_start=true", many]
     data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path)
     copies, held, gradients = copies_of_the_base(monkeypatch), [], []
 
@@ -431,9 +432,9 @@ def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
     trainer.fit(module, data)
     assert not held[0]
     assert not any(gradient is not None for gradient in gradients)  # freed as soon as they are used
-    early, late = train(*words, name="early"), train(name="late")
+    early, late = train(*words, name="early"), train(many, name="late")
     assert (early / "metrics.jsonl").read_bytes() == (late / "metrics.jsonl").read_bytes()
     chunks = sorted(path.name for path in (late / "prior").glob("*.safetensors"))
-    assert chunks
+    assert chunks == sorted(path.name for path in (early / "prior").glob("*.safetensors"))
     for name in chunks:
         assert (late / "prior" / name).read_bytes() == (early / "prior" / name).read_bytes()

@@ -48,8 +48,11 @@ class ClassPrior:
         """Whether the untrained model will not be asked any more."""
         return bool(self.files) or self.bank.full
 
-    def connect(self, source: LatentSource, folder: Path, images: str) -> None:
-        """Make the bank. folder: for its chunks. images: fingerprint of the pictures, for a folder of them."""
+    def connect(self, source: LatentSource, folder: Path, images: str, wanted: int) -> None:
+        """Make the bank. folder: for its chunks. images: fingerprint of the pictures, for a folder of them.
+
+        wanted: how many of the samples the run will ask for.
+        """
         self.source = source
         settings = {"base": source.fingerprint, "size": self.size, "seed": self.seed}
         if self.files:
@@ -61,7 +64,9 @@ class ClassPrior:
             draw = self._draw
         cache = None if self.files else self._cache()
         chunk_size = self.settings["chunk_size"]
-        self.bank = PriorBank(folder, self.count, chunk_size, settings, draw, cache, source.computed_by)
+        self.bank = PriorBank(
+            folder, self.count, chunk_size, settings, draw, cache, source.computed_by, wanted
+        )
 
     def _cache(self) -> PriorCache | None:
         place = self.settings.get("cache")

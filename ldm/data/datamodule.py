@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.concepts import Concept, Subjects, concepts_of
 from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
-from ldm.data.class_prior import classes_of
+from ldm.data.class_prior import ClassPrior, classes_of
 from ldm.data.images import image_files
 from ldm.data.latents import LatentSource, SubjectLatents
 from ldm.data.order import ConceptOrder
@@ -111,11 +111,14 @@ class DreamBoothData(LightningDataModule):
         self.source = source
         self.with_prior = with_prior
         folder = Path(self.trainer.default_root_dir) / "prior"
+        trainer = self.trainer
+        micro_batches = trainer.max_steps * trainer.accumulate_grad_batches
+        examples = micro_batches * self.batch_size * trainer.world_size
         images = self.fingerprint if any(prior.files for prior in self.classes) else ""
         for number, prior in enumerate(self.classes):
             word = re.sub(r"[^\w.-]", "_", prior.class_word)
             own = folder / f"{number}-{word}" if len(self.classes) > 1 else folder
-            prior.connect(source, own, images)
+            prior.connect(source, own, images, self.prior_samples_beside(examples, prior))
 
     def prepare_latents(self) -> None:
         """Encode the photographs, and read the prior samples that an earlier part of this run has drawn."""
@@ -123,7 +126,7 @@ class DreamBoothData(LightningDataModule):
         for prior in self.classes:
             prior.bank.load_existing()
             if self.with_prior and self.prior.get("fill_at_start"):
-                prior.bank.fill(range(prior.count))
+                prior.bank.fill(range(prior.bank.wanted))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """An endless loader that starts at the sample after the last one trained on."""
@@ -150,6 +153,10 @@ class DreamBoothData(LightningDataModule):
             self._fill_banks(batch.numbers)
             latents = torch.cat([latents, self._prior_latents(batch, latents.device)])
         return batch.with_latents(latents)
+
+    def prior_samples_beside(self, examples: int, prior: ClassPrior) -> int:
+        """How many different samples of a class accompany the first `examples` subject samples of a run."""
+        return min(prior.count, self.order.number_among(examples, prior.members))
 
     def prior_number(self, n: int) -> int:
         """Which prior sample of its class accompanies sample `n`."""

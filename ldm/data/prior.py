@@ -70,10 +70,12 @@ class PriorBank:
         draw: Draw,
         cache: PriorCache | None = None,
         computed_by: str = "",
+        wanted: int | None = None,
     ):
         """settings: whatever the latents depend on, as plain values; kept in each chunk file and compared.
 
         cache: shared with other runs. computed_by: what their last digits depend on, for the cache alone.
+        wanted: how many the run will ask for, the first ones; all by default.
         """
         self.folder = Path(folder)
         self.count = count
@@ -82,12 +84,13 @@ class PriorBank:
         self.draw = draw
         self.cache = cache
         self.computed_by = computed_by
+        self.wanted = count if wanted is None else wanted
         self.chunks: dict[int, Tensor] = {}
 
     @property
     def full(self) -> bool:
-        """Whether every chunk is in memory, so that nothing will be drawn any more."""
-        return len(self.chunks) == self.chunk_count
+        """Whether every chunk that the run will ask for is in memory, so that nothing will be drawn any more."""
+        return set(range(-(-self.wanted // self.chunk_size))) <= self.chunks.keys()
 
     @property
     def chunk_count(self) -> int:

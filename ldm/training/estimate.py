@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm.data.datamodule import DreamBoothData
 from ldm.methods.base_latents import prior_sampling
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.arithmetic import arithmetic_of
@@ -35,10 +36,11 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
     return "\n".join(lines)
 
 
-def _arithmetic(data: Any, model: DreamBooth, examples: int) -> str:
+def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:
     """Of a run on `examples` subject samples."""
     has_prior = model.prior_loss_weight > 0
-    drawn = min(data.prior_count, examples) if has_prior and not data.prior_files else 0
+    classes = [prior for prior in data.classes if has_prior and not prior.files]
+    drawn = sum(data.prior_samples_beside(examples, prior) for prior in classes)
     sampling = prior_sampling(data.prior)
     work = arithmetic_of(model.model, sampling, data.size, drawn, examples, rows=2 if has_prior else 1)
     return f"arithmetic: {_flops(work.prior_samples)} for {drawn:,} prior samples, {_flops(work.training)} for training"

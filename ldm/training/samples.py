@@ -97,7 +97,7 @@ class SampleImages(StepCallback):
         if name in self._priors_shown or path.exists() or not trainer.is_global_zero:
             return
         self._priors_shown.add(name)
-        numbers = list(range(min(prior.count, 64)))
+        numbers = list(range(min(prior.bank.wanted, 64)))
         latents = prior.bank.latents(numbers, pl_module.device)
         try:
             pictures = pl_module.model.decode(latents)
