@@ -1,4 +1,4 @@
-"""Train: `python main.py --base configs/dreambooth.yaml`; go on after an interruption: `--resume logs/<run>`."""
+"""Train: `python main.py --base configs/dreambooth.yaml`. Continue an interrupted run: `--resume logs/<run>`."""
 
 import argparse
 import contextlib
@@ -33,30 +33,30 @@ HINTS = {
         )
     },
     "--precision": "lightning.trainer.precision=16-mixed, bf16-mixed or 32-true",
-    "--max_epochs": "lightning.trainer.max_steps=VALUE; a run is counted in optimizer steps",
+    "--max_epochs": "lightning.trainer.max_steps=VALUE; runs are measured in optimizer steps",
     "--learning_rate": "model.params.learning_rate=VALUE",
     "--init_word": "--class_word, the subject's class noun",
-    "--placeholder_string": "model.params.identifier=WORD, which [V] in the prompts stands for",
+    "--placeholder_string": "model.params.identifier=WORD, which replaces [V] in the prompts",
     "--embedding_manager_ckpt": "--resume RUN, or --actual_resume BASE",
-    "--datadir_in_name": "--name; the data folder's name is always in the run's",
-    "-p": "--logdir or --name; for a run to go on with, --resume",
-    "--project": "--logdir or --name; for a run to go on with, --resume",
+    "--datadir_in_name": "--name; the run's name always contains the data folder's",
+    "-p": "--logdir or --name; to continue a run, --resume",
+    "--project": "--logdir or --name; to continue a run, --resume",
 }
-"""Options of the ancestor codebase, and what does here what they did."""
+"""Options of other tools, and what to use here instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv)
     try:
         with ended_resumable() if options.resume else contextlib.nullcontext():
             return exit_code_of(start, options, argv)
-    except SystemExit as stop:  # a signal while a resume starts, or the second Ctrl-C
-        say("stopped; --resume goes on from the last checkpoint")
+    except SystemExit as stop:  # a signal while a resume starts, or a second Ctrl-C
+        say("stopped; --resume continues from the last checkpoint")
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        say("interrupted; --resume goes on from the last checkpoint, if there is one")
+        say("interrupted; --resume continues from the last checkpoint, if there is one")
         return EXIT_INTERRUPTED
     except Exception as error:
         if "out of memory" in str(error).lower():
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace, argv: list[str]) -> int:
-    """Run; the heavy imports come after the command line was read, and its mistakes told as far as they show."""
+    """Run; heavy imports come after the command line has been parsed and checked as far as possible."""
     from ldm.early import refuse_early
 
     is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
@@ -89,9 +89,9 @@ def start(options: argparse.Namespace, argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def ended_resumable() -> Iterator[None]:
-    """SIGTERM means "resume me" from the first moment of a resume: imports take seconds before Signals is there.
+    """Make SIGTERM exit with "resume me" from the start of a resume: Signals is installed after seconds of imports.
 
-    A fresh start has nothing to be resumed yet; there SIGTERM ends it as it ends any program.
+    A new run has nothing to resume yet, so there SIGTERM has its usual effect.
     """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_RESUME_ME))
     try:
@@ -101,7 +101,7 @@ def ended_resumable() -> Iterator[None]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Words that are no option are config overrides, `key.sub=value`."""
+    """Parse the command line. Arguments that are not options are config overrides, `key.sub=value`."""
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged left to right"
@@ -113,19 +113,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="?",
         const=True,
         default=True,
-        help="false: check everything, and stop",
+        help="false: check everything and stop",
     )
     parser.add_argument(
-        "-r", "--resume", metavar="RUN", help="a run folder, or a checkpoint in one, to go on with"
+        "-r", "--resume", metavar="RUN", help="run folder, or a checkpoint in it, to continue"
     )
     parser.add_argument(
-        "--accept-changes", action="store_true", help="resume although what makes the loss record was changed"
+        "--accept-changes", action="store_true", help="resume despite changes that alter the loss record"
     )
-    parser.add_argument("-n", "--name", help="name of the run (default: those of the configs)")
+    parser.add_argument("-n", "--name", help="name of the run (default: the configs' names)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
-    parser.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
+    parser.add_argument("-l", "--logdir", default="logs", help="folder for run folders")
     parser.add_argument("-s", "--seed", type=option(Seed), help="seed of every draw (default: the config's)")
-    parser.add_argument("-d", "--debug", action="store_true", help="open the debugger on an error")
+    parser.add_argument("-d", "--debug", action="store_true", help="start the debugger on an error")
     parser.add_argument(
         "--no-test", action="store_true", help="skip validation and samples after the last step"
     )
@@ -136,18 +136,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--actual_resume", metavar="BASE", help="base model: diffusers folder, hub id or single file"
     )
     parser.add_argument("--data_root", help="folder with the subject's images")
-    parser.add_argument("--reg_data_root", help="folder with class images, in place of sampling them")
+    parser.add_argument("--reg_data_root", help="folder with class images, instead of sampling them")
     parser.add_argument("--class_word", help="the subject's class, such as dog")
-    parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for so many")
+    parser.add_argument("--gpus", help="'0,1,' for these GPUs, '2' for this number of GPUs")
     add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config keys to change")
     options = parser.parse_with_overrides(argv, HINTS)
     collect_overrides(options, "base")
     for word in options.overrides:
         if word.lower() in ("true", "false"):
-            parser.error(f"'{word}': switches such as --scale_lr take no value; leave them out for false")
+            parser.error(f"'{word}': switches such as --scale_lr take no value; omit them for false")
         if "=" not in word:
-            parser.error(f"'{word}' is no option, and no config key to change, key.sub=value")
+            parser.error(f"'{word}' is neither an option nor an override of a config key, key.sub=value")
     return options
 
 

@@ -10,7 +10,16 @@ from typing import Any, get_args, get_origin
 from ldm.errors import UserError
 from ldm.foreign import SIGNATURES, TRAINER_SETTINGS, trainer
 from ldm.targets import get_class, is_target, item_of, parameters, signature, takes_any
-from ldm.values import Config, KeywordsOf, Seed, allowed, is_handed, is_unaffecting, problem_with, takes_text
+from ldm.values import (
+    Config,
+    KeywordsOf,
+    Seed,
+    allowed,
+    is_provided,
+    is_unaffecting,
+    problem_with,
+    takes_text,
+)
 
 SECTIONS = ("seed", "model", "data", "lightning")
 LIGHTNING_SECTIONS = ("trainer", "logger", "callbacks")
@@ -168,7 +177,7 @@ def _of_call(
 
     complete: no more keywords are given later, so one without a default must be there.
     """
-    own = {key: hint for key, hint in parameters(call).items() if not is_handed(hint)}
+    own = {key: hint for key, hint in parameters(call).items() if not is_provided(hint)}
     types = {**(others or {}), **own}
     if others is not None or not takes_any(call):
         _check_keys(params, tuple(types), path)

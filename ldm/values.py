@@ -53,7 +53,7 @@ class Unaffecting:
     """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
 
 
-class Handed:
+class Provided:
     """Marks, in `Annotated`, what a run hands over from its other parts: no config sets it."""
 
 
@@ -62,9 +62,9 @@ def is_unaffecting(annotation: object) -> bool:
     return any(mark is Unaffecting for mark in get_args(annotation))
 
 
-def is_handed(annotation: object) -> bool:
-    """Whether a parameter of this type bears the mark `Handed`."""
-    return any(mark is Handed for mark in get_args(annotation))
+def is_provided(annotation: object) -> bool:
+    """Whether a parameter of this type bears the mark `Provided`."""
+    return any(mark is Provided for mark in get_args(annotation))
 
 
 def _is_folder_name(name: str) -> bool:

@@ -230,8 +230,8 @@ def test_keys_and_values_that_are_none(mistake):
 def test_a_log_folder_that_cannot_be_written(mistake, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "logs", "/proc/logs"):
-        assert "cannot be made" in (told := mistake(logs=place))
-        assert "give another --logdir" in told
+        assert "cannot be created" in (told := mistake(logs=place))
+        assert "choose another --logdir" in told
 
 
 def test_a_run_that_exists_is_never_written_over(train, tmp_path, monkeypatch, capsys):
@@ -239,7 +239,7 @@ def test_a_run_that_exists_is_never_written_over(train, tmp_path, monkeypatch, c
     run = train(*QUICK)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     train(*QUICK, expect=2)
-    assert "exists: give another --name, or go on with --resume" in capsys.readouterr().err
+    assert "exists: choose another --name, or continue it with --resume" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
@@ -269,7 +269,7 @@ def test_resuming_what_is_no_run(train, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "no such run folder or checkpoint" in told("--resume", str(tmp_path / "nowhere"))
-    assert "is no run folder" in told("--resume", "configs")
+    assert "is not a run folder" in told("--resume", "configs")
     run = train(*QUICK)
     assert "leave --base out" in told("--resume", str(run), "--base", RECIPE)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))

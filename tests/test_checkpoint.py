@@ -264,5 +264,5 @@ def whole_rows(train):
 def test_a_line_that_is_no_row_is_told_by_its_number(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line.encode("utf-8", "surrogateescape") + b'\n{"step": 2')
-    with pytest.raises(UserError, match="metrics.jsonl, line 2 is no row"):
+    with pytest.raises(UserError, match="metrics.jsonl, line 2 is not a row"):
         truncate_rows(path, 1)

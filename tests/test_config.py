@@ -10,7 +10,7 @@ from ldm.config import load_config, override, read_plain
 from ldm.errors import UserError
 from ldm.schema import unaffecting
 from ldm.targets import get_class, instantiate_from_config, parameters
-from ldm.values import is_handed
+from ldm.values import is_provided
 from tests.conftest import PROJECT, RECIPE
 
 OVERLAYS = ["debug", "fidelity", "wandb"]
@@ -135,7 +135,7 @@ def test_every_key_of_the_recipe_is_a_parameter_and_every_parameter_a_key():
     for node in nodes:
         hints = parameters(get_class(node["target"]))
         # A callback that another uses is handed to it, as the subjects are to the model, and never set by a config.
-        settable = {name for name, hint in hints.items() if not (names_a_callback(hint) or is_handed(hint))}
+        settable = {name for name, hint in hints.items() if not (names_a_callback(hint) or is_provided(hint))}
         assert set(node["params"]) == settable, node["target"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ldm import console
 from ldm.console import phase, progress_bar, run_bar
-from ldm.training.words import duration
+from ldm.training.messages import duration
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK
@@ -83,9 +83,9 @@ def test_a_run_on_a_terminal(train, monkeypatch, capsys):
     for title in ("validation", "samples 9/9", "saving", "prior samples 1-4 of 8 3/3"):
         assert [line for line in shown if line.startswith(f"{title}: ") and "/10 [" in line], title
     assert re.search(r"training: 100%.* 10/10 \[.*subject \d\.\d{4}, prior \d\.\d{4}\]", err)
-    end = out[out.index("learnt in") :]
+    end = out[out.index("trained in") :]
     assert re.search(r"subject loss (fell|rose) from \d\.\d{4} to \d\.\d{4}", end)
-    assert "drift of the bare class" in end
+    assert "drift of the class" in end
     assert "score, the sum of the two (lower is better)" in end
     assert f"python scripts/evaluate.py --ckpt {run}" in end
     assert f"Look at {run}/images/step-000010.png" in end

@@ -66,4 +66,4 @@ def test_without_validation_before_it_there_is_nothing_to_stand_beside(
 ):
     words = ["--base", RECIPE, str(tiny_config), with_fidelity, "-l", str(tmp_path)]
     assert main([*words, "lightning.callbacks.validation=null"]) == 2
-    assert "after validation" in capsys.readouterr().err
+    assert "needs the validation callback" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_a_mistake_that_only_the_first_finds_ends_both(run, words):
     (code, _, told), (other_code, _, other_told) = ends_of(srun(*words))
     assert (code, other_code) == (2, 2), told + other_told
     assert told.count("error: ") == 1
-    assert "exists: give another --name" in told
+    assert "exists: choose another --name" in told
     assert "error: " not in other_told  # said once
 
 

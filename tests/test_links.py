@@ -141,7 +141,7 @@ def test_files_are_not_opened_through_links_either(tmp_path):
     ],
 )
 def test_rows_that_a_checkpoint_carries_are_numbers_under_names(rows):
-    with pytest.raises(UserError, match="unwritten_rows are no rows of a loss record"):
+    with pytest.raises(UserError, match="unwritten_rows are not rows of a loss record"):
         checked_rows(rows)
 
 

@@ -73,7 +73,7 @@ def test_an_optimizer_with_a_state_of_8_bits_goes_on_where_it_was(train, monkeyp
 def test_a_stopped_run_says_so_and_goes_on_to_the_same_end(train, whole, monkeypatch, capsys, number):
     at_call(monkeypatch, DreamBooth, "training_step", {3, 14}, send(number))
     run = train(*QUICK, expect=STOPPED)
-    assert f"--resume {run} goes on" in capsys.readouterr().err
+    assert f"continue with python main.py --resume {run}" in capsys.readouterr().err
     assert state(run)["global_step"] == 3
     assert not (run / "model").exists()
     assert resume(run) == 0  # the second signal comes in its last step: there is nothing left to stop
@@ -107,7 +107,7 @@ def test_without_checkpoints_a_signal_ends_the_run_at_once(train, monkeypatch, t
 def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
     at_call(monkeypatch, DreamBooth, "__init__", {1}, send(signal.SIGTERM))
     assert resume(cut) == STOPPED
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert resume(cut) == 0
     assert_same_run(cut, whole)
 
@@ -126,7 +126,7 @@ def test_a_signal_while_a_process_still_imports(words, code):
     )
     done = subprocess.run([sys.executable, "-c", strike, *words], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
-    assert ("--resume goes on" in done.stderr) == (code == STOPPED)
+    assert ("--resume continues" in done.stderr) == (code == STOPPED)
     assert "Traceback" not in done.stderr
 
 
@@ -281,7 +281,7 @@ def test_other_images_and_another_base_are_refused(cut, tmp_path, capsys):
 
 def test_what_an_optimizer_step_sees_may_be_shared_out_anew_but_not_changed(cut, whole, capsys):
     assert resume(cut, "data.params.batch_size=1") == 2
-    assert "samples an optimizer step" in error_of(capsys)
+    assert "samples per optimizer step" in error_of(capsys)
     assert resume(cut, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=2") == 0
     ours, others = ((run / "metrics.jsonl").read_text().splitlines() for run in (cut, whole))
     for row, other in zip(map(json.loads, ours), map(json.loads, others), strict=True):
@@ -302,7 +302,7 @@ def test_an_accepted_change_is_recorded_and_stays(cut, monkeypatch, capsys):
     assert record["accepted_changes"] == {"model.params.learning_rate": [2e-4, 1e-3]}
     assert record["resumed_from"] == 5
     assert (
-        "going on with changes: model.params.learning_rate was 0.0002, now 0.001" in capsys.readouterr().err
+        "continuing with changes: model.params.learning_rate was 0.0002, now 0.001" in capsys.readouterr().err
     )
     assert resume(cut) == 0  # alone, although no checkpoint of the new course was saved yet
     assert state(cut)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3
@@ -316,7 +316,7 @@ def test_before_its_first_checkpoint_a_run_starts_again_and_says_so(
         train(*QUICK)
     run = next((tmp_path / "logs" / "run").iterdir())
     assert resume(run) == 0
-    assert "before its first checkpoint: it starts at step 0 again" in capsys.readouterr().err
+    assert "before its first checkpoint: it starts again at step 0" in capsys.readouterr().err
     assert_same_run(run, whole)
     steps = [json.loads(row)["step"] for row in (run / "validation.jsonl").read_text().splitlines()]
     assert steps == [0, 5, 10]
@@ -356,7 +356,7 @@ def test_from_a_file(train, whole, monkeypatch, capsys):
     at_call(monkeypatch, DreamBooth, "training_step", {2}, lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         resume(run / "checkpoints" / "state-000006.ckpt")
-    assert "of later steps is replaced" in capsys.readouterr().err
+    assert "of a later step" in capsys.readouterr().err
     assert state(run)["global_step"] == 6  # no later state is left that the next resume could take
     assert sorted(p.name for p in (run / "checkpoints").glob("s*")) == ["state-000006.ckpt"]
     assert resume(run) == 0

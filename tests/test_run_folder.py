@@ -40,7 +40,7 @@ def test_a_folder_whose_first_record_cannot_be_written_is_not_left_behind(tmp_pa
 
 
 def test_a_name_that_no_file_system_takes(tmp_path):
-    with pytest.raises(UserError, match="255 bytes at most; give another --name"):
+    with pytest.raises(UserError, match="255 bytes at most; choose another --name"):
         run_folder.new_folder(tmp_path, "x" * 300)
 
 
@@ -58,7 +58,7 @@ def test_what_was_accepted_once_is_accepted_again(run):
     run_folder.write_record(run, CONFIG, [], accepted_changes={"seed": [1, 2], "size": [None, 64]})
     refuse({"seed": [1, 2], "size": [None, 64]}, run, accept=False)
     for changes in ({"seed": [1, 3]}, {"other": [1, None]}):
-        with pytest.raises(UserError, match="the loss record would change course"):
+        with pytest.raises(UserError, match="would alter the loss record"):
             refuse(changes, run, accept=False)
 
 

@@ -36,10 +36,10 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import (
     Count,
     FolderName,
-    Handed,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    Provided,
     Rates,
     Seed,
     Text,
@@ -81,7 +81,7 @@ class DreamBooth(LightningModule):
         vae: Annotated[Text | None, Unaffecting] = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
-        concepts: Annotated[Sequence[Concept], Handed] = (),
+        concepts: Annotated[Sequence[Concept], Provided] = (),
     ):
         """`configs/dreambooth.yaml` says what each setting means.
 

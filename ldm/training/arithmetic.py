@@ -1,4 +1,4 @@
-"""How much arithmetic a run asks for, counted on networks without data."""
+"""The arithmetic of a run, counted on networks without data."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 
 class Arithmetic(NamedTuple):
-    """Floating-point operations of a run's two parts; a multiplication and an addition are two."""
+    """FLOPs of a run's two parts; a multiplication and an addition count as two."""
 
     prior_samples: float
     training: float
@@ -23,16 +23,16 @@ class Arithmetic(NamedTuple):
 def arithmetic_of(
     model: LatentDiffusion, sampling: Sampling, size: int, prior_samples: int, examples: int, rows: int
 ) -> Arithmetic:
-    """FLOPs of drawing `prior_samples` with `sampling`, and of training on `examples` at `size` px.
+    """FLOPs of drawing `prior_samples` with `sampling`, and of training on `examples`, at `size` px.
 
-    rows: of the denoiser's batch for each example, 2 with the prior's half. Counted are products and convolutions of
-    the denoiser and the text encoders; the VAE, the optimizer and elementwise operations are not.
+    rows: batch rows per example, 2 with prior loss. Only matrix products and convolutions of denoiser and text
+    encoders count; the VAE, the optimizer and elementwise operations do not.
     """
     _, timesteps = scheduler_for(sampling, model.scheduler_config)
     guided = (is_guided(t, sampling.guidance_scale, sampling.guidance_interval) for t in timesteps.tolist())
     rows_an_image = len(timesteps) + sum(guided)
     empty = without_data(model)
-    prompts = [str(row) for row in range(rows)]  # different ones: equal prompts are encoded once
+    prompts = [str(row) for row in range(rows)]  # distinct, since equal prompts are encoded once
     with torch.no_grad():
         conditioning = empty.embed(prompts[:1])
 
@@ -54,7 +54,7 @@ def flops_of(act: Callable[[], object]) -> int:
 
 
 def without_data(model: LatentDiffusion) -> LatentDiffusion:
-    """A copy of `model` on the meta device, made without a copy of its weights."""
+    """A copy of `model` on the meta device, without copying its weights."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         empty = torch.empty_like(parameter, device="meta")

@@ -1,4 +1,4 @@
-"""The paper's metrics while training: how like the subject, how true to the prompt, at what cost to the class."""
+"""The paper's metrics during training: subject fidelity, prompt fidelity, and drift of the class."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Fidelity(StepCallback):
 
     Rows go to `fidelity.jsonl` and the loggers (`val/dino`, `val/clip_i`, `val/clip_t`, beside validation's
     `val/drift`); `fidelity.svg` plots fidelity against drift; the weights with the highest
-    `dino - drift_weight * drift` are kept as `best-fidelity.ckpt`. It comes after the validation callback.
+    `dino - drift_weight * drift` are kept as `best-fidelity.ckpt`. It must follow the validation callback.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Fidelity(StepCallback):
         keep_best: bool = True,
         validation: Validation | None = None,
     ):
-        """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""
+        """per_prompt: images per prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""
         if validation is None:
             raise UserError(
-                "config lightning.callbacks.fidelity measures after validation: put that callback before it"
+                "config lightning.callbacks.fidelity needs the validation callback: put that one before it"
             )
         self._validation = validation
         self.templates = list(prompts)
@@ -77,11 +77,11 @@ class Fidelity(StepCallback):
         self.keep_best = keep_best
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise UserError where the model cannot be sampled so."""
+        """Raise UserError if the model cannot be sampled with these settings."""
         pl_module.model.passes(self.sampling)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Before the first step, so that a network that is missing costs no training.
+        # Before the first step, so that a missing network wastes no training.
         if trainer.is_global_zero:
             dino, clip = self.networks
             self._dino, self._clip = Dino(*dino), Clip(*clip)
@@ -104,7 +104,7 @@ class Fidelity(StepCallback):
         self.on_step(trainer, pl_module)
 
     def _subject(self, concept: Concept, images: SubjectImages) -> "_Subject":
-        """What the samples of `concept` are drawn from and measured against: held-out images, where some are."""
+        """Prompts and features for `concept`; `images` are the held-out ones, if any."""
         prompts = [p for p in for_each_concept(self.templates, [concept]) for _ in range(self.per_prompt)]
         texts = [without_identifier(prompt.replace(concept.placeholder, PLACEHOLDER)) for prompt in prompts]
         real = images.images
@@ -126,12 +126,12 @@ class Fidelity(StepCallback):
             is_best = best(self._rows) is row
         values = {f"val/{key}": row[key] for key in row if key.startswith(MEASURED)}
         log_metrics(trainer, values, trainer.global_step)
-        # The first process measures; all of them save.
+        # Only the first process measures; all save.
         if processes.gather(is_best)[0] and self.keep_best:
             save(trainer, Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY, weights_only=True)
 
     def _measured(self, trainer: Trainer, pl_module: LightningModule, drift: float) -> dict[str, float]:
-        """The row of this step; none where the samples are no pictures."""
+        """The row of this step; empty if the samples are not finite."""
         try:
             measured = self.measure(trainer, pl_module)
         except NotFiniteError as error:
@@ -142,7 +142,7 @@ class Fidelity(StepCallback):
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """DINO, CLIP-I and CLIP-T of fresh samples, against the validation images: the mean, and each subject's own."""
+        """DINO, CLIP-I and CLIP-T of new samples against the validation images: the mean, and of each subject."""
         found = {}
         for subject in self._subjects:
             with phase("fidelity"):
@@ -169,7 +169,7 @@ class Fidelity(StepCallback):
 
 @dataclass(frozen=True)
 class _Subject:
-    """One subject's prompts, their texts' features, and the features of its images."""
+    """One subject's prompts, their text features, and the features of its images."""
 
     name: str
     prompts: list[str]
@@ -179,7 +179,7 @@ class _Subject:
 
 
 def best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """The row with the highest score; the base (step 0) has learnt nothing yet, and is never it."""
+    """The row with the highest score, except step 0, the base before training."""
     return max((row for row in rows if row["step"] > 0), key=lambda row: row["score"], default=None)
 
 

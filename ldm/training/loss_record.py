@@ -1,4 +1,4 @@
-"""The loss curve: `metrics.jsonl` in the run folder, one row an optimizer step."""
+"""The loss curve: `metrics.jsonl` in the run folder, one row per optimizer step."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from ldm.values import Count
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add `rows` to a file of JSON lines, floats at full precision: all of them, or none and an OSError."""
+    """Append `rows` to a JSON Lines file, floats at full precision. Raises OSError, and then writes none."""
     with open(path, "ab", buffering=0, opener=no_link) as file:
         size, text = file.tell(), "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
             written = file.write(text)
-            if written < len(text):  # the disk took a part of it
+            if written < len(text):  # the disk took only a part
                 file.write(text[written:])
             os.fsync(file.fileno())
         except OSError:
@@ -36,9 +36,9 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a last line that was cut short is left out.
+    """The rows of a JSON Lines file; an incomplete last line is left out.
 
-    Raises UserError for a line that is no row: an object with its step.
+    Raises UserError for a line that is not a row, an object with a step.
     """
     if not path.is_file():
         return []
@@ -52,12 +52,12 @@ def _row(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise UserError(f"{where} is no row of a loss record: mend or remove it")
+        raise UserError(f"{where} is not a row of a loss record: fix or remove it")
     return row
 
 
 def truncate_rows(path: Path, last_step: int) -> None:
-    """Drop the rows after `last_step`: a resumed run writes them again."""
+    """Remove the rows after `last_step`, which a resumed run writes again."""
     if not path.is_file():
         return
     kept = [row for row in read_rows(path) if row["step"] <= last_step]
@@ -66,13 +66,13 @@ def truncate_rows(path: Path, last_step: int) -> None:
 
 
 def checked_rows(rows: object) -> list[dict[str, float]]:
-    """`rows` as they come out of a checkpoint, once each is known to be numbers under plain names, with its step.
+    """The `rows` of a checkpoint, if each has a step, plain names as keys and numbers as values.
 
-    Raises UserError otherwise: rows are written to a file as they are.
+    Raises UserError otherwise: rows are written to a file unchanged.
     """
     if isinstance(rows, list) and all(isinstance(row, dict) and _is_row(row) for row in rows):
         return rows
-    raise UserError("checkpoint: its unwritten_rows are no rows of a loss record; take another checkpoint")
+    raise UserError("checkpoint: its unwritten_rows are not rows of a loss record; use another checkpoint")
 
 
 def _is_row(row: dict[object, object]) -> bool:
@@ -93,16 +93,16 @@ def _losses(keys: Sequence[str], values: Sequence[Tensor]) -> dict[str, float]:
 
 
 class LossRecord(StepCallback):
-    """Averages what `training_step` returns over micro-batches and processes; writes and logs one row a step.
+    """Averages the results of `training_step` over micro-batches and processes; writes and logs one row per step.
 
-    Values stay on the device between flushes, so that a step does not wait for the host.
+    Values stay on the device until a flush, so that steps do not wait for the device.
     """
 
     def __init__(self, flush_every_steps: Count = 10):
-        """flush_every_steps: rows are read from the device, written and logged this often.
+        """flush_every_steps: how often rows are read from the device, written and logged.
 
-        A loss is a number, or [sum, count] where not every micro-batch has as many of its examples; a step without
-        any has no such column.
+        A loss is a number, or [sum, count] if its number of examples varies over micro-batches; a step without any
+        has no such column.
         """
         self.flush_every_steps = flush_every_steps
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
@@ -118,7 +118,7 @@ class LossRecord(StepCallback):
             self._write([])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        # Lightning has divided "loss" by the number of micro-batches for the backward pass; the others not.
+        # Lightning has divided "loss", and only that, by the number of micro-batches for the backward pass.
         scale = trainer.accumulate_grad_batches
         values = {k: v.detach() * (scale if k == "loss" else 1) for k, v in outputs.items()}
         self._micro_batches.append(values)
@@ -132,7 +132,7 @@ class LossRecord(StepCallback):
             self.flush(trainer)
 
     def flush(self, trainer: Trainer) -> None:
-        """Write and log every pending row. All processes call it at the same step."""
+        """Write and log all pending rows. All processes must call it at the same step."""
         if not self.pending:
             return
         keys = list(self.pending[0][1])
@@ -161,8 +161,8 @@ class LossRecord(StepCallback):
         except OSError as error:
             step = self._unwritten[-1]["step"] if self._unwritten else 0
             warnings.warn(
-                f"{self.path} cannot be written ({error.strerror}) at step {step}; its rows are kept, and written as"
-                " soon as it can",
+                f"{self.path} cannot be written ({error.strerror}) at step {step}; its rows are kept and written as"
+                " soon as possible",
                 stacklevel=2,
             )
         else:
@@ -174,7 +174,7 @@ class LossRecord(StepCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # A checkpoint promises that the rows up to its step are on disk, or in it.
+        # The rows up to a checkpoint's step must be on disk, or in the checkpoint.
         self.flush(trainer)
         checkpoint["unwritten_rows"] = self._unwritten
 

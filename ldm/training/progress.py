@@ -1,4 +1,4 @@
-"""What a run tells on the console while it trains, and its pace to the loggers."""
+"""Progress of training on the console, and throughput for the loggers."""
 
 import contextlib
 import time
@@ -11,46 +11,46 @@ from ldm.console import run_bar
 from ldm.errors import say
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import LossRecord
+from ldm.training.messages import duration
 from ldm.training.step_callback import StepCallback, is_due
-from ldm.training.words import duration
 from ldm.values import Count
 
 PACE_AFTER = 10
-"""Optimizer steps after which the time that is left is told in a line of its own."""
+"""Optimizer steps before a line estimates the remaining time."""
 
 SUBJECTS_SHOWN = 3
-"""Subjects whose losses have room on the bar."""
+"""Subjects whose losses fit on the bar."""
 
 
 class Progress(StepCallback):
-    """One bar for the whole run: step, losses, rate, time left, and what is being done between the steps.
+    """One bar for the whole run: step, losses, rate, time left, and the phase between steps.
 
-    The pace, the learning rates and the norm of the gradients go to the loggers.
+    Throughput, learning rates and gradient norm go to the loggers.
     """
 
     def __init__(self, log_every_steps: Count = 10, record: LossRecord | None = None):
-        """log_every_steps: how often the losses on the bar, and what is logged, are brought up to date.
+        """log_every_steps: how often the losses on the bar and the loggers' curves are updated.
 
-        record: has the losses that the bar shows.
+        record: provides the losses for the bar.
         """
         self.log_every_steps = log_every_steps
         self._record = record
-        self._held = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
         self._rates: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before the first step there is work already, which says so on the bar.
+        # Prior samples are drawn before the first step, and show on the bar.
         bar = run_bar(trainer.max_steps, "training", "step", disable=not trainer.is_global_zero)
-        self.bar = self._held.enter_context(bar)
+        self.bar = self._stack.enter_context(bar)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._first_step = step = trainer.global_step
-        self._told, self._began = False, time.monotonic()
+        self._announced, self._began = False, time.monotonic()
         self._since = (step, self._began)
         if not self.bar.disable:
             self.bar.initial = self.bar.n = self.bar.last_print_n = step
-            self.bar.unpause()  # what was done before the first step is not in the rate
+            self.bar.unpause()  # leave work before the first step out of the rate
             self.bar.refresh()
 
     def on_before_optimizer_step(
@@ -76,25 +76,30 @@ class Progress(StepCallback):
         batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         log_metrics(trainer, {"throughput/samples_per_second": pace * batch, **self._rates}, step)
         taken = step - self._first_step
-        if not self._told and taken >= PACE_AFTER and trainer.is_global_zero and step < trainer.max_steps:
-            self._told = True
+        if (
+            not self._announced
+            and taken >= PACE_AFTER
+            and trainer.is_global_zero
+            and step < trainer.max_steps
+        ):
+            self._announced = True
             left = duration((time.monotonic() - self._began) / taken * (trainer.max_steps - step))
-            say(f"about {left} to go, by the pace of the first {taken} steps")
+            say(f"about {left} left at the pace of the first {taken} steps")
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
         return is_due(step, self.log_every_steps, trainer.max_steps)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._held.close()
+        self._stack.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._held.close()
+        self._stack.close()
 
 
 def losses_of(row: Mapping[str, float]) -> str:
-    """Subject and prior loss of a row of the loss record, or the loss where a model has one alone.
+    """Subject and prior loss of a row of the loss record, or `loss` if it has neither.
 
-    Of several subjects as many have their own as there is room for.
+    With several subjects, also the own losses of the first few.
     """
     names = [name for name in ("subject_loss", "prior_loss") if name in row] or [
         n for n in row if n == "loss"

@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and only as the run that it was."""
+"""Resuming a run: from which checkpoint, and only with unchanged settings."""
 
 import json
 import os
@@ -20,51 +20,51 @@ from ldm.training.precision import trained_in
 from ldm.values import Config
 
 WATCHERS = ("lightning.callbacks.", "lightning.logger.")
-"""Sections whose settings all leave the loss record as it is: they watch. Others say it in their signatures."""
+"""Sections of which no setting changes the loss record. Other settings are marked in their signatures."""
 
 MAX_STEPS = "lightning.trainer.max_steps"
 PRECISION = "lightning.trainer.precision"
 SCHEDULES_WITHOUT_END = (None, "constant", "constant_with_warmup", "piecewise_constant")
-"""Learning-rate schedules that `max_steps` does not bend."""
+"""Learning-rate schedules that do not depend on `max_steps`."""
 
 Changes = dict[str, list[Any]]
-"""What differs from the run so far: name -> [then, now]."""
+"""Differences from the run so far: name -> [then, now]."""
 
 
 def state_of(resumed: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The full state that `--resume` names, or a run folder's newest that loads, and its content.
+    """The full state that `--resume` names, or the newest of a run folder that loads, and its content.
 
-    None and nothing where none was saved yet: the run starts at step 0 again, with a warning.
+    (None, {}) with a warning if none was saved yet: the run starts again at step 0.
     """
     if resumed.is_dir():
         path = newest_state(resumed)
         if path is None:
             warnings.warn(
-                f"run {resumed} was cut off before its first checkpoint: it starts at step 0 again,"
-                " with the prior samples it has drawn",
+                f"run {resumed} was interrupted before its first checkpoint: it starts again at step 0,"
+                " with the prior samples already drawn",
                 stacklevel=2,
             )
             return None, {}
         return path, load_checkpoint(path)
     problem = problem_with(resumed)
     if problem:
-        raise UserError(f"--resume {resumed}: {problem}; name the run folder to take the newest that loads")
+        raise UserError(f"--resume {resumed}: {problem}; name the run folder to use the newest that loads")
     return resumed, load_checkpoint(resumed)
 
 
 def changes_since(
-    checkpoint: Mapping[str, Any], carried: Mapping[str, Any], trust: Sequence[str] = ()
+    checkpoint: Mapping[str, Any], current: Mapping[str, Any], trust: Sequence[str] = ()
 ) -> Changes:
-    """What would change the loss record, between what `checkpoint` carries and what this start's would carry.
+    """Differences between the facts in `checkpoint` and this start's that would change the loss record.
 
-    checkpoint: its content; where it is empty, nothing was trained that a change could bend.
+    checkpoint: its content; if empty, nothing was trained yet and nothing can change.
     """
     if not checkpoint:
         return {}
-    then, now = flat(checkpoint.get("config", {})), flat(carried["config"])
+    then, now = flat(checkpoint.get("config", {})), flat(current["config"])
     then[PRECISION] = trained_in(then.get(PRECISION), checkpoint)
     constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
-    same = unaffecting(carried["config"], trust)
+    same = unaffecting(current["config"], trust)
     changes = {
         key: [then.get(key), now.get(key)]
         for key in sorted(then.keys() | now.keys())
@@ -75,16 +75,16 @@ def changes_since(
     facts = {
         "base_fingerprint": "the base model",
         "data_fingerprint": "the images",
-        "samples_per_step": "samples an optimizer step (devices x batch_size x accumulate_grad_batches)",
+        "samples_per_step": "samples per optimizer step (devices x batch_size x accumulate_grad_batches)",
     }
     for key, name in facts.items():
-        if key in checkpoint and checkpoint[key] != carried.get(key):
-            changes[name] = [checkpoint[key], carried.get(key)]
+        if key in checkpoint and checkpoint[key] != current.get(key):
+            changes[name] = [checkpoint[key], current.get(key)]
     return changes
 
 
 def refuse(changes: Changes, run: Path, accept: bool) -> None:
-    """Raise UserError for `changes`, unless they are accepted now or were at an earlier start of the run."""
+    """Raise UserError for `changes`, unless they are accepted now or were accepted at an earlier start."""
     for accepted in accepted_before(run):
         changes = {
             key: [then, now]
@@ -96,14 +96,14 @@ def refuse(changes: Changes, run: Path, accept: bool) -> None:
     listed = "; ".join(f"{key} was {then}, now {now}" for key, (then, now) in changes.items())
     if not accept:
         raise UserError(
-            f"--resume {run}: the loss record would change course: {listed}."
-            " Put it back, start a new run, or add --accept-changes"
+            f"--resume {run}: these changes would alter the loss record: {listed}."
+            " Undo them, start a new run, or add --accept-changes"
         )
-    warnings.warn(f"going on with changes: {listed}", stacklevel=2)
+    warnings.warn(f"continuing with changes: {listed}", stacklevel=2)
 
 
 def accepted_before(run: Path) -> list[dict[str, Any]]:
-    """Of each earlier start of `run`, the changes it was told to accept: name -> the value accepted."""
+    """The changes accepted at each earlier start of `run`: name -> accepted value."""
     accepted = []
     for path in sorted((run / CONFIG).parent.glob("start-*.json")):
         try:
@@ -114,18 +114,16 @@ def accepted_before(run: Path) -> list[dict[str, Any]]:
     return accepted
 
 
-def go_on_from(checkpoint: Path | None, folder: Path) -> None:
-    """Make `checkpoint` the `last.ckpt` of `folder`, and drop the states of later steps.
+def continue_from(checkpoint: Path | None, folder: Path) -> None:
+    """Make `checkpoint` the `last.ckpt` of `folder`, and delete the states of later steps.
 
-    Those steps are about to be taken again, and a state of the abandoned ones must not be resumed from later.
+    Those steps will be repeated, and a later resume must not continue from an abandoned state.
     """
     last = folder / LAST
     if checkpoint is None or checkpoint.absolute() == last.absolute():
         return
     if last.is_file() and problem_with(last) is None:
-        warnings.warn(
-            f"going on from {checkpoint}; what {last} holds of later steps is replaced", stacklevel=2
-        )
+        warnings.warn(f"continuing from {checkpoint}; it replaces {last} of a later step", stacklevel=2)
     step = load_checkpoint(checkpoint)["global_step"]
     with replacing(last) as temporary:
         link_or_copy(checkpoint, temporary)
@@ -136,26 +134,26 @@ def go_on_from(checkpoint: Path | None, folder: Path) -> None:
 
 
 def take_optimizer_settings(trainer: Trainer, module: LightningModule) -> None:
-    """Put the config's learning rates and other optimizer settings in the place of a checkpoint's.
+    """Replace a checkpoint's learning rates and other optimizer settings by the config's.
 
-    They are the same, unless a change of them was accepted.
+    They differ only if a change was accepted.
     """
     fresh = module.configure_optimizers()
-    # Groups hold state too: Prodigy's, the rate that it has found.
+    # Groups also hold state, such as the learning rate that Prodigy has found.
     settings = signature(type(trainer.optimizers[0])).keys() - {"params", "lr"}
     optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
     new_schedule = fresh["lr_scheduler"]["scheduler"]
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
         group.update({key: value for key, value in new.items() if key in settings})
     schedule.base_lrs = new_schedule.base_lrs
-    # The checkpoint's rates are of its own schedule, which may have ended with another max_steps.
+    # The checkpoint's rates belong to its own schedule, perhaps with another max_steps.
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
         group["lr"] = rate * factor
 
 
 def link_or_copy(path: Path, name: Path) -> None:
-    """Give the file `path` a second name, in no time and space where the file system has hard links."""
+    """Give the file `path` a second name: as a hard link if the file system allows it, else as a copy."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
@@ -164,7 +162,7 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
-    """Nested keys joined by dots; lists stay whole, except those of keys and values."""
+    """Nested keys joined by dots; lists are kept whole, except lists of mappings."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):

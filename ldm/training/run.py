@@ -1,4 +1,4 @@
-"""A run from its options to its exported model: config, objects, run folder, fit, export."""
+"""A run, from command-line options to the exported model: config, objects, run folder, fit, export."""
 
 import argparse
 import contextlib
@@ -34,21 +34,21 @@ from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from ldm.training.estimate import estimate
 from ldm.training.launch import Launch, local_rank
 from ldm.training.loggers import build_logger, close_loggers, log_config
+from ldm.training.messages import introduction, next_steps, results
 from ldm.training.precision import precision_options
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
-from ldm.training.words import introduction, learnt, what_next
-from ldm.values import Config, is_handed
+from ldm.values import Config, is_provided
 
 PATHS = ("base", "vae", "data_root", "reg_data_root")
-"""Settings, anywhere in a config, that say where something lies."""
+"""Settings that are paths, anywhere in a config."""
 
 HEAD_START = 5.0
-"""Seconds that the first process has to tell a mistake that all processes find; the others end with it."""
+"""Seconds that the first process has to report an error that all find, before another ends the run."""
 
 
 class Parts(NamedTuple):
-    """What a config builds."""
+    """The objects that a config builds."""
 
     data: pl.LightningDataModule
     model: pl.LightningModule
@@ -57,7 +57,7 @@ class Parts(NamedTuple):
 
 @dataclass
 class Origin:
-    """Where a run begins, as its first process knows it: the folder and, for a resume, the state in it."""
+    """The start of a run on its first process: the folder and, for a resume, the state in it."""
 
     folder: Path
     resumed: bool
@@ -66,12 +66,12 @@ class Origin:
 
     @property
     def step(self) -> int | None:
-        """The step that the run goes on from; None where it starts with the base."""
+        """The step to continue from; None if the run starts from the base."""
         return self.state.get("global_step")
 
 
 def run(options: argparse.Namespace, argv: list[str]) -> int:
-    """Everything after parsing; returns the exit code. What can be refused is, before anything is written."""
+    """Everything after parsing; returns the exit code. All checks come before the first write."""
     quiet()
     if local_rank() > 0:
         end_with_parent()
@@ -87,17 +87,17 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     except RuntimeError as error:
         if not processes.lost_peer(error):
             raise
-        say("another process of this run has ended before it began, so this one ends too")
+        say("another process of this run ended before the start, so this one ends too")
         return EXIT_RESUME_ME if options.resume else 1
 
 
 def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
-    """Config, objects and run folder, with all processes in step; then train."""
+    """Prepare config, objects and run folder on all processes together; then train."""
     signals = Signals()
     with contextlib.ExitStack() as held:
         has_begun = bool(options.resume) or launch.by_lightning
         if has_begun:
-            held.enter_context(signals)  # there is a run to go on with
+            held.enter_context(signals)  # there is a run to resume
         launch.meet()
         config = agreed(read_config, options)
         if not options.train:
@@ -116,7 +116,7 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
 
 
 def find_origin(config: Config, options: argparse.Namespace, held: contextlib.ExitStack) -> Origin:
-    """The new run's folder, not made yet; or the resumed run's, which `held` then keeps locked, and its state."""
+    """The new run's folder, not created yet; or the resumed run's folder, locked until `held` closes, and state."""
     if not options.resume:
         return Origin(new_folder(config, options), resumed=False)
     folder = run_folder.folder_of(Path(options.resume))
@@ -125,7 +125,7 @@ def find_origin(config: Config, options: argparse.Namespace, held: contextlib.Ex
 
 
 def new_folder(config: Config, options: argparse.Namespace) -> Path:
-    """The place of a new run's folder; raises UserError where none can be made."""
+    """The path for a new run's folder; raises UserError if it cannot be created."""
     params = config["data"].get("params", {})
     subjects = [
         concept["data_root"] for concept in params.get("concepts") or [params] if "data_root" in concept
@@ -136,10 +136,10 @@ def new_folder(config: Config, options: argparse.Namespace) -> Path:
 
 
 def refuse_changes(origin: Origin, parts: Parts, options: argparse.Namespace) -> resume.Changes:
-    """What differs from the run so far, where that is accepted; raises UserError where it is not."""
+    """The accepted differences from the run so far; raises UserError for others."""
     if not origin.resumed:
         return {}
-    changes = resume.changes_since(origin.state, carried(parts), options.trust)
+    changes = resume.changes_since(origin.state, checkpoint_facts(parts), options.trust)
     resume.refuse(changes, origin.folder, options.accept_changes)
     return changes
 
@@ -151,17 +151,17 @@ def prepare_folder(
     changes: resume.Changes,
     held: contextlib.ExitStack,
 ) -> None:
-    """Write the first bytes of this start. `held` keeps a new run's folder locked."""
+    """Write this start's record to the run folder. A new run's folder is locked until `held` closes."""
     if not origin.resumed:
         held.enter_context(run_folder.make(origin.folder, config, argv))
         return
-    resume.go_on_from(origin.checkpoint, origin.folder / "checkpoints")
+    resume.continue_from(origin.checkpoint, origin.folder / "checkpoints")
     run_folder.remove_temporaries(origin.folder)
     run_folder.write_record(origin.folder, config, argv, resumed_from=origin.step, accepted_changes=changes)
 
 
 def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
-    """Whether nothing is left to do for a run whose newest checkpoint is of `step`; says so where it is trained."""
+    """Whether the run has reached its last step and is exported; if it has reached it, prints a message."""
     model, trainer = parts.model, parts.trainer
     if step is None or step < trainer.max_steps:
         return False
@@ -169,7 +169,7 @@ def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
     if trainer.is_global_zero:
         line = (
             f"run {folder} is finished at step {step} of {trainer.max_steps}"
-            + (": " if exported else "; its model is written once more: ")
+            + (": " if exported else "; exporting its model again: ")
             + f"--resume {folder} lightning.trainer.max_steps={2 * step} would train it further"
         )
         print(printable(line))
@@ -177,7 +177,7 @@ def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
 
 
 def read_config(options: argparse.Namespace) -> Config:
-    """The run's config: merged YAMLs, or the resumed run's own; then the command line's changes."""
+    """The run's config: the merged YAML files or the resumed run's own, with the command line's overrides."""
     if options.resume:
         if options.base:
             raise UserError(
@@ -189,36 +189,36 @@ def read_config(options: argparse.Namespace) -> Config:
         config = configs.load_config(options.base, overrides_of(options), options.trust)
         if options.scale_lr:
             scale_learning_rates(config)
-    refuse_one_subject(config, options)
-    keep_paths(config)
+    refuse_single_subject_options(config, options)
+    make_paths_absolute(config)
     return config
 
 
-def refuse_one_subject(config: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """Raise UserError for an option of one subject where the config lists several."""
+def refuse_single_subject_options(config: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Raise UserError for an option about a single subject if the config lists `concepts`."""
     given = [
         name for name in ("data_root", "class_word", "reg_data_root") if getattr(options, name) is not None
     ]
     if given and config["data"].get("params", {}).get("concepts"):
         raise UserError(
-            f"--{given[0]} is for one subject, and the config lists them: data.params.concepts.0.{given[0]}=... is"
-            " the first one's"
+            f"--{given[0]} is for one subject, but the config has data.params.concepts: for the first, set"
+            f" data.params.concepts.0.{given[0]}=..."
         )
 
 
-def keep_paths(node: Any) -> None:
-    """Make paths of the working folder absolute, so that a resume finds them from any other; the project's stay."""
+def make_paths_absolute(node: Any) -> None:
+    """Make paths relative to the working folder absolute, for resumes from another; the project's stay relative."""
     for key, value in node.items() if isinstance(node, dict) else ():
         is_here = key in PATHS and isinstance(value, str) and Path(value).exists()
         if is_here and Path(value).absolute() != PROJECT / value:
             node[key] = str(Path(value).absolute())
-        keep_paths(value)
+        make_paths_absolute(value)
     for item in node if isinstance(node, list) else ():
-        keep_paths(item)
+        make_paths_absolute(item)
 
 
 def scale_learning_rates(config: Config) -> None:
-    """`--scale_lr`: learning rates times the samples an optimizer step averages over, kept so in the run's config."""
+    """`--scale_lr`: multiply the config's learning rates by the samples per optimizer step."""
     trainer, params = config["lightning"]["trainer"], config["model"]["params"]
     factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
     factor *= config["data"]["params"]["batch_size"]
@@ -231,7 +231,7 @@ def scale_learning_rates(config: Config) -> None:
 
 
 def device_count(settings: Config) -> int:
-    """How many devices a node of the run has, as Lightning counts them: `devices` may be -1 for all, or a list."""
+    """Devices per node, as Lightning counts them: `devices` may also be -1 for all, or a list."""
     chosen = {key: settings[key] for key in ("accelerator", "devices") if key in settings}
     try:
         return pl.Trainer(**chosen, **TRAINER_SETTINGS).num_devices
@@ -240,7 +240,7 @@ def device_count(settings: Config) -> int:
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
-    """The ancestor's options as config overrides, before the free ones, which thus win."""
+    """The ancestor's options as config overrides, followed by explicit overrides, which win."""
     keys = {
         "seed": options.seed,
         "model.params.base": options.actual_resume,
@@ -248,20 +248,20 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
         "data.params.reg_data_root": options.reg_data_root,
         "data.params.class_word": options.class_word,
     }
-    # Quoted, so that a folder called 2024 or "a: b" stays text.
-    words = [
+    # Quoted, so that a folder named 2024 or "a: b" remains text.
+    overrides = [
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items() if value is not None
     ]
     if options.gpus is not None:
         if options.gpus == "0":
             raise UserError(
-                "--gpus 0: write '0,' for the first GPU, '1' for one GPU; lightning.trainer.accelerator=cpu is for none"
+                "--gpus 0: write '0,' for the first GPU, '1' for one GPU, or lightning.trainer.accelerator=cpu for none"
             )
         devices = f"[{options.gpus.strip(',')}]" if "," in options.gpus else options.gpus
-        words += ["lightning.trainer.accelerator=gpu", f"lightning.trainer.devices={devices}"]
+        overrides += ["lightning.trainer.accelerator=gpu", f"lightning.trainer.devices={devices}"]
     if options.no_test:
-        words += [f"lightning.callbacks.{name}.params.at_end=false" for name in ("validation", "samples")]
-    return words + options.overrides
+        overrides += [f"lightning.callbacks.{name}.params.at_end=false" for name in ("validation", "samples")]
+    return overrides + options.overrides
 
 
 def build(
@@ -273,23 +273,23 @@ def build(
 ) -> Parts:
     """The data module, model and trainer of `config`; the trainer writes into `folder`.
 
-    trust: packages beside this project whose classes may be built. signals: handed to the callbacks. launch: where
-    it is given, the trainer must fit the processes there are.
+    trust: other packages whose classes may be built. signals: passed to the callbacks that need it. launch: if
+    given, the trainer must match the running processes.
     """
     lightning = config["lightning"]
     data = instantiate_from_config(config["data"], trust)
     callbacks = build_callbacks(lightning["callbacks"], trust, [signals] if signals else [])
     if not any(isinstance(callback, Checkpointing) for callback in callbacks):
         warnings.warn(
-            "no callback saves checkpoints: a run that is cut off starts from the beginning", stacklevel=2
+            "no callback saves checkpoints: an interrupted run starts from the beginning", stacklevel=2
         )
     io = AtomicCheckpointIO({"config": config})
     trainer = build_trainer(lightning["trainer"], folder, callbacks, io, launch)
-    # A model that learns subjects is handed those of the data, which no config repeats.
-    wanted = parameters(get_class(config["model"]["target"], trust))
-    handed = {key: getattr(data, key) for key, hint in wanted.items() if is_handed(hint)}
+    # A model gets its subjects from the data, so that no config repeats them.
+    hints = parameters(get_class(config["model"]["target"], trust))
+    provided = {key: getattr(data, key) for key, hint in hints.items() if is_provided(hint)}
     with weights_on(trainer.strategy.root_device):
-        model = instantiate_from_config(config["model"], trust, **handed)
+        model = instantiate_from_config(config["model"], trust, **provided)
     if hasattr(model, "check"):
         model.check(data)
     for callback in callbacks:
@@ -307,7 +307,7 @@ def build_trainer(
     io: AtomicCheckpointIO,
     launch: Launch | None,
 ) -> pl.Trainer:
-    """Lightning's Trainer with `settings`, the config's `lightning.trainer`, and without what is done here instead."""
+    """Lightning's Trainer with `settings`, the config's `lightning.trainer`, and the project's own plugins."""
     precision, precision_plugins = precision_options(settings)
     try:
         trainer = pl.Trainer(
@@ -324,8 +324,8 @@ def build_trainer(
     return trainer
 
 
-def carried(parts: Parts) -> Config:
-    """What every checkpoint of this start carries beside its state: config, fingerprints."""
+def checkpoint_facts(parts: Parts) -> Config:
+    """The facts stored in every checkpoint of this start beside its state: config, fingerprints."""
     facts = dict(parts.trainer.strategy.checkpoint_io.facts)
     parts.model.on_save_checkpoint(facts)
     return facts
@@ -339,7 +339,7 @@ def train(
     signals: Signals,
     trust: Sequence[str] = (),
 ) -> int:
-    """Fit, from the checkpoint of `step` where there is one; export the model and say how to sample it."""
+    """Fit, from the checkpoint of `step` if given; export the model and print how to sample it."""
     data, model, trainer = parts
     if config["lightning"]["logger"]:
         trainer.loggers = [build_logger(config["lightning"]["logger"], folder, step, trust)]
@@ -353,30 +353,32 @@ def train(
         if not signals.stopped:
             finish(folder, parts, time.perf_counter() - began)
             return 0
-    except SystemExit as stop:  # a signal, before the first step or while the model was written
+    except SystemExit as stop:  # a signal before the first step, or during the export
         if stop.code != EXIT_RESUME_ME:
             raise
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise
-        raise UserError(f"{error}: free some space and --resume {folder}, what is saved is kept") from error
+        raise UserError(
+            f"{error}: free some space and --resume {folder}; everything saved is kept"
+        ) from error
     except RuntimeError as error:
         if not processes.lost_peer(error):
             raise
-        say(f"another process has died: python main.py --resume {folder} goes on")
+        say(f"another process died: continue with python main.py --resume {folder}")
         return EXIT_RESUME_ME
     finally:
         close_loggers(trainer)
     if not trainer.is_global_zero:
-        return 0  # Lightning would kill the first process for any other code
-    say(f"stopped; all is saved: python main.py --resume {folder} goes on")
+        return 0  # for any other code Lightning would kill the first process
+    say(f"stopped, everything is saved: continue with python main.py --resume {folder}")
     return EXIT_RESUME_ME
 
 
 def finish(folder: Path, parts: Parts, seconds: float) -> None:
-    """Export the trained model and say what was learnt in `seconds`.
+    """Export the trained model and print the results of `seconds` of training.
 
-    Raises UserError where a callback says that it is worth nothing.
+    Raises UserError if a callback finds the model useless.
     """
     for callback in parts.trainer.callbacks:
         if isinstance(callback, StepCallback):
@@ -384,12 +386,12 @@ def finish(folder: Path, parts: Parts, seconds: float) -> None:
     if parts.trainer.is_global_zero:
         with averaged(parts.trainer):
             written = parts.model.export(folder)
-        words = [learnt(folder, seconds), written, what_next(folder)]
-        print(printable_lines("\n".join(filter(None, words))))
+        messages = [results(folder, seconds), written, next_steps(folder)]
+        print(printable_lines("\n".join(filter(None, messages))))
 
 
 def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
-    """`--train false`: build everything, and say what the run would do and take."""
+    """`--train false`: build everything, and print what the run would do and cost."""
     if not options.resume:
         new_folder(config, options)
     with tempfile.TemporaryDirectory() as folder:
@@ -400,7 +402,7 @@ def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
 
 
 def quiet() -> None:
-    """Silence what Lightning says about choices that were made on purpose here."""
+    """Silence libraries' messages about choices made on purpose here."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

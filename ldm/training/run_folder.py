@@ -1,4 +1,4 @@
-"""The run folder: made once, locked by one run, and nothing in it is followed out of it."""
+"""The run folder: created once, locked by one process, free of links that lead out of it."""
 
 import fcntl
 import json
@@ -34,11 +34,11 @@ PACKAGES = (
 )
 
 LONGEST = 60
-"""Letters of the data folders' names in a run's, where there are several."""
+"""Characters of several data folders' names in a run's name; longer ones become a count."""
 
 
 def run_name(data_roots: Sequence[str | Path], name: str, postfix: str) -> str:
-    """`<data folder><timestamp>_<name><postfix>`; all processes of a job scheduler's job agree on it."""
+    """`<data folder><timestamp>_<name><postfix>`; the same on all processes of a scheduler's job."""
     job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
     start = f"job-{job}" if job and job != "none" else time.strftime("%Y-%m-%dT%H-%M-%S")
     subject = "+".join(Path(folder).resolve().name for folder in data_roots)
@@ -47,42 +47,44 @@ def run_name(data_roots: Sequence[str | Path], name: str, postfix: str) -> str:
 
 
 def new_folder(logdir: str | Path, name: str) -> Path:
-    """The place of a new run, not made yet; raises UserError where one of that name exists, or none can."""
+    """The path of a new run's folder, not created yet; raises UserError if it exists or cannot be created."""
     if problem := problem_with(name, FolderName):
-        raise UserError(f"the run's name {problem}; give another --name or --postfix")
+        raise UserError(f"the run's name {problem}; choose another --name or --postfix")
     folder = Path(logdir) / name
     try:
         exists = folder.exists()
     except OSError as error:
-        raise UserError(f"run folder {folder}: {error.strerror}; give another --name") from error
+        raise UserError(f"run folder {folder}: {error.strerror}; choose another --name") from error
     if exists:
-        raise UserError(f"run folder {folder} exists: give another --name, or go on with --resume {folder}")
+        raise UserError(
+            f"run folder {folder} exists: choose another --name, or continue it with --resume {folder}"
+        )
     return folder
 
 
 def make(folder: Path, config: Mapping[str, object], argv: list[str]) -> IO[str]:
-    """Make a new run's folder with its first record; returns the lock on it. One that exists is never reused."""
+    """Create a new run's folder with its first record; returns its lock. Existing folders are never reused."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
-        raise UserError(f"run folder {folder} exists: give another --name") from error
+        raise UserError(f"run folder {folder} exists: choose another --name") from error
     except OSError as error:
         raise UserError(
-            f"run folder {folder} cannot be made ({error.strerror}): give another --logdir"
+            f"run folder {folder} cannot be created ({error.strerror}): choose another --logdir"
         ) from error
     try:
         held = lock(folder)
         write_record(folder, config, argv)
-    except OSError as error:  # without its config nothing could be resumed
+    except OSError as error:  # without its config it could not be resumed
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
-            f"run folder {folder} cannot be written ({error.strerror}): free some space, or give another --logdir"
+            f"run folder {folder} cannot be written ({error.strerror}): free some space, or choose another --logdir"
         ) from error
     return held
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a death in the middle of a write left behind, anywhere in a run folder."""
+    """Remove temporary files and folders that a crash left anywhere in a run folder."""
     for path in list(folder.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -91,15 +93,15 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold `folder` for this process until the returned file is closed or the process ends, however it ends.
+    """Lock `folder` for this process until the returned file is closed or the process ends in any way.
 
-    Raises UserError, naming the owner, where another process holds it.
+    Raises UserError, naming the owner, if another process holds the lock.
     """
     try:
         file = open(folder / ".lock", "a+", opener=no_link)  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise UserError(
-            f"run folder {folder} cannot be written ({error.strerror}): mend its permissions"
+            f"run folder {folder} cannot be written ({error.strerror}): fix its permissions"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,10 +118,10 @@ def lock(folder: Path) -> IO[str]:
 
 
 def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **resumed: object) -> None:
-    """Keep with the run what it takes to repeat it: config, command line, versions, git revision.
+    """Record what is needed to repeat the run: config, command line, versions, git revision.
 
-    Each start of the run (the first, and every resume) adds a numbered record. resumed: what a resume went on
-    from, and the changes that were accepted for it.
+    Each start of the run (the first, and every resume) adds a numbered record. resumed: the step a resume started
+    from, and the changes accepted for it.
     """
     (folder / CONFIG).parent.mkdir(exist_ok=True)
     save_config(config, folder / CONFIG)
@@ -140,12 +142,12 @@ def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **
 
 
 def folder_of(resumed: Path) -> Path:
-    """The run folder that `--resume` names: itself, or the one around a checkpoint; it has no links in it."""
+    """The run folder that `--resume` names, directly or by a checkpoint in it. Raises UserError for links in it."""
     require_run(resumed)
     folder = resumed if resumed.is_dir() else resumed.absolute().parent.parent
     if not (folder / CONFIG).is_file():
         raise UserError(
-            f"--resume {resumed}: {folder} is no run folder ({CONFIG} is missing); start a new run"
+            f"--resume {resumed}: {folder} is not a run folder ({CONFIG} is missing); start a new run"
         )
     refuse_links(folder)
     return folder

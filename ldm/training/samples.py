@@ -1,4 +1,4 @@
-"""Sample images while training: the same prompts and seeds each time, so that only the weights differ."""
+"""Sample images during training, with the same prompts and seeds each time, so that only the weights differ."""
 
 import warnings
 from pathlib import Path
@@ -21,7 +21,7 @@ from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed
 
 
 class SampleImages(StepCallback):
-    """Draws `prompts` every `every_steps`, one row a prompt, into `images/` of the run folder and the loggers."""
+    """Draws `prompts` every `every_steps`, one row per prompt, for `images/` of the run folder and the loggers."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class SampleImages(StepCallback):
         guidance_scale: NonNegativeFloat,
         at_end: bool = True,
     ):
-        """per_prompt: images a prompt, with seeds `seed`, `seed + 1`, ...; at_end: draw after the last step too."""
+        """per_prompt: images per prompt, with seeds `seed`, `seed + 1`, ...; at_end: also draw after the last step."""
         self.every_steps = every_steps
         self.prompts = list(prompts)
         self.seeds = range(seed, seed + per_prompt)
@@ -43,7 +43,7 @@ class SampleImages(StepCallback):
         self._priors_shown: set[str] = set()
 
     def check(self, pl_module: LightningModule) -> None:
-        """Raise UserError where the model cannot be sampled so."""
+        """Raise UserError if the model cannot be sampled with these settings."""
         pl_module.model.passes(self.sampling)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,7 +61,7 @@ class SampleImages(StepCallback):
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample every prompt with the weights as they are."""
+        """Sample every prompt with the current weights."""
         if not trainer.is_global_zero:
             return
         model, size = pl_module.model, trainer.datamodule.size
@@ -102,7 +102,7 @@ class SampleImages(StepCallback):
         try:
             pictures = pl_module.model.decode(latents)
         except NotFiniteError as error:
-            warnings.warn(f"no sheet of prior samples: {error}", stacklevel=2)
+            warnings.warn(f"prior samples are not shown: {error}", stacklevel=2)
             return
         sheet = grid([to_image(pixels) for pixels in pictures], columns=8)
         with warn_if_unwritable(str(path)):

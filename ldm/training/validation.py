@@ -1,4 +1,4 @@
-"""Validation that is comparable from step to step: fixed images, fixed noise, a fixed grid of timesteps."""
+"""Validation that is comparable between steps: fixed images, noise and timesteps."""
 
 import math
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from ldm.values import Count, NonNegativeInt
 
 
 class Validation(StepCallback):
-    """Subject loss, and drift: how far the model's predictions on the bare class have moved from the base's.
+    """Measures subject loss, and drift: how far the model's predictions for the class have moved from the base's.
 
-    Rows go to `validation.jsonl` and the loggers; the best weights, by `monitor`, to `best.ckpt`.
+    Rows go to `validation.jsonl` and the loggers, the best weights by `monitor` to `best.ckpt`.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Validation(StepCallback):
         monitor: Literal["subject_loss", "drift", "score"] | None = "score",
         at_end: bool = True,
     ):
-        """num_timesteps: size of the timestep grid; drift_samples: prior samples the drift is measured on.
+        """num_timesteps: size of the timestep grid; drift_samples: prior samples used to measure drift.
 
-        monitor: "subject_loss", "drift", or "score", their sum; the lowest is the best; null keeps none.
+        monitor: "subject_loss", "drift", or "score", their sum; lowest is best; null keeps no weights.
         """
         self.every_steps = every_steps
         self.num_timesteps = num_timesteps
@@ -59,7 +59,7 @@ class Validation(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.path = Path(trainer.default_root_dir) / "validation.jsonl"
         if trainer.is_global_zero:
-            truncate_rows(self.path, trainer.global_step or -1)  # the row of step 0 is about to be written
+            truncate_rows(self.path, trainer.global_step or -1)  # the row of step 0 is written again
         self._prepare(trainer.datamodule, pl_module)
         if trainer.global_step == 0:
             self.validate(trainer, pl_module)
@@ -71,7 +71,7 @@ class Validation(StepCallback):
 
     @torch.no_grad()
     def validate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Measure, log, and keep the weights where they are the best so far."""
+        """Measure, log, and save the weights if they are the best so far."""
         with averaged(trainer), phase("validation"), trainer.precision_plugin.forward_context():
             losses = [[pl_module.denoising_error(batch) for batch in grid] for grid in self._subjects]
             drifts = [
@@ -95,7 +95,7 @@ class Validation(StepCallback):
             with warn_if_unwritable(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [{"step": trainer.global_step, **row}])
         log_metrics(trainer, {f"val/{key}": value for key, value in row.items()}, trainer.global_step)
-        # Before the first step there is nothing to keep: the base has not learnt the subject.
+        # Step 0 is not saved: the base has not learned the subject.
         if self.monitor and trainer.global_step > 0 and row[self.monitor] < self.best:
             path = Path(trainer.default_root_dir) / "checkpoints" / BEST
             if save(trainer, path, weights_only=True):
@@ -103,7 +103,7 @@ class Validation(StepCallback):
         return row
 
     def _apart(self, key: str, values: Sequence[float]) -> dict[str, float]:
-        """`values` of the subjects under names of their own, where there are several."""
+        """`values` by subject under `<key>_<name>`; empty for a single subject."""
         if len(self._names) == 1:
             return {}
         return {f"{key}_{name}": value for name, value in zip(self._names, values, strict=bool(values))}
@@ -116,7 +116,7 @@ class Validation(StepCallback):
 
     @torch.no_grad()
     def _prepare(self, data: DreamBoothData, module: DreamBooth) -> None:
-        """Encode everything once, and ask the untrained model. Each process holds its share of the timesteps."""
+        """Encode everything, and get the untrained model's predictions. Each process takes some of the timesteps."""
         mine = slice(processes.rank(), None, processes.world_size())
         self._names = [concept.name for concept in data.concepts]
         self._class_of = [data.classes.index(prior) for prior in data.class_of]
@@ -139,7 +139,7 @@ class Validation(StepCallback):
     def _prior_grid(
         self, prior: ClassPrior, data: DreamBoothData, module: DreamBooth, mine: slice
     ) -> list[tuple[Batch, Tensor]]:
-        """Prior samples of one class, and what the untrained model predicts for them."""
+        """Prior samples of one class, with the untrained model's predictions."""
         numbers = range(min(self.drift_samples, prior.count))
         prior.bank.fill(numbers)
         latents = prior.bank.latents(numbers, module.device)
@@ -148,7 +148,7 @@ class Validation(StepCallback):
             return [(batch, _prediction(base, batch)) for batch in batches]
 
     def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: DreamBoothData) -> list[Batch]:
-        """One batch for each timestep at the middle of equal parts of the schedule."""
+        """One batch per timestep; the timesteps are the midpoints of equal parts of the schedule."""
         batches = []
         for k in range(self.num_timesteps):
             timestep = int((k + 0.5) * data.source.num_timesteps / self.num_timesteps)
@@ -169,13 +169,13 @@ class Validation(StepCallback):
 
 
 def _prediction(model: LatentDiffusion, batch: Batch) -> Tensor:
-    """What `model` predicts for the noisy latents of `batch`, [B, C, h, w]."""
+    """The prediction of `model` for the noisy latents of `batch`, [B, C, h, w]."""
     noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     return model.predict(noisy, batch.timesteps, model.embed(batch.prompts))
 
 
 def _mean_over_processes(errors: list[Tensor], device: torch.device) -> float:
-    """Mean of all errors of all processes; 0 where there are none."""
+    """Mean of all errors of all processes; 0 if there are none."""
     total = torch.tensor(
         [sum(float(e.sum()) for e in errors), sum(len(e) for e in errors)], dtype=torch.float64
     )

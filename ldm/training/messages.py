@@ -1,4 +1,4 @@
-"""What a run tells in words: at its start what it is about to do, at its end what was learnt."""
+"""The messages of a run: at its start the plan, at its end the results."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ VALIDATION = "validation.jsonl"
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "8 s", "1 min 20 s", "2 h 05 min"."""
+    """`seconds` in readable form: "8 s", "1 min 20 s", "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def introduction(folder: Path, data: Any, model: LightningModule, trainer: Trainer, step: int | None) -> str:
-    """Lines about a run that is about to begin, or to go on from `step`."""
+    """Lines about a run that is about to start, or to continue from `step`."""
     lines = {"run folder": str(folder), "device": device_of(trainer)}
     if hasattr(model, "base"):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -38,7 +38,7 @@ def introduction(folder: Path, data: Any, model: LightningModule, trainer: Train
             f"'{model.with_identifier(concept.prompt)}' for it, '{concept.prior_prompt}' for its class"
         )
     per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    start = f", going on from step {step}" if step else ""
+    start = f", continuing from step {step}" if step else ""
     lines["steps"] = f"{trainer.max_steps:,} of {per_step} samples each{start}"
     width = max(12, *(len(name) + 2 for name in lines))
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
@@ -55,7 +55,7 @@ def device_of(trainer: Trainer) -> str:
 
 
 def photographs(folder: Path, images: SubjectImages) -> str:
-    """How many photographs there are, how many are held out, and how many other files were passed over."""
+    """How many photographs there are, how many of them are held out, and how many other files are skipped."""
     used = image_files(folder)
     place = find(folder)
     others = sum(1 for path in place.iterdir() if path.is_file() and not path.name.startswith(".")) - len(
@@ -69,10 +69,10 @@ def photographs(folder: Path, images: SubjectImages) -> str:
     )
 
 
-def learnt(folder: Path, seconds: float) -> str:
-    """What the run in `folder` has learnt by its validation, in words; "" where it has none.
+def results(folder: Path, seconds: float) -> str:
+    """The validation results of the run in `folder`; "" if there are none.
 
-    seconds: how long this start of the run has taken.
+    seconds: how long this start of the run took.
     """
     rows = read_rows(folder / VALIDATION)
     if len(rows) < 2 or not {"subject_loss", "drift", "score"} <= rows[0].keys() & rows[-1].keys():
@@ -82,17 +82,17 @@ def learnt(folder: Path, seconds: float) -> str:
     kept = f", kept in {Path('checkpoints', BEST)}" if (folder / "checkpoints" / BEST).is_file() else ""
     return "\n".join(
         [
-            f"learnt in {duration(seconds)}, as validation sees it:",
+            f"trained in {duration(seconds)}; validation:",
             f"  subject loss {verb} from {first['subject_loss']:.4f} to {last['subject_loss']:.4f}",
-            f"  drift of the bare class from the base: {last['drift']:.4f} (0: none)",
+            f"  drift of the class from the base: {last['drift']:.4f} (0: none)",
             f"  score, the sum of the two (lower is better): {last['score']:.4f};"
             f" the best {best['score']:.4f} at step {best['step']}{kept}",
         ]
     )
 
 
-def what_next(folder: Path) -> str:
-    """Where to look, and how to measure, after a run that has drawn samples; "" after others."""
+def next_steps(folder: Path) -> str:
+    """How to evaluate a run that has drawn samples, and where to look; "" for other runs."""
     sheets = sorted((folder / "images").glob("step-*.png"))
     if not sheets:
         return ""
