@@ -11,7 +11,18 @@ CONFIGS = {
 }
 """Config files of each model."""
 
-GROUPS = ("machine", "step", "lean", "memory", "prior", "txt2img", "checkpoint", "start-up", "processes")
+GROUPS = (
+    "machine",
+    "step",
+    "whole",
+    "lean",
+    "memory",
+    "prior",
+    "txt2img",
+    "checkpoint",
+    "start-up",
+    "processes",
+)
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,15 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     if group == "machine":
         yield replace(short, measure="machine")
     elif group == "step":
+        yield replace(steps, variant="as diffusers' script", measure="script_step")
         yield replace(steps, variant="plain loop", measure="plain_step")
         yield replace(steps, variant="this project")
+    elif group == "whole":
+        few = ["data.params.prior.count=2", "lightning.trainer.max_steps=1"] if plan.quick else []
+        whole = whole_recipe(short, plan)
+        whole = replace(whole, overrides=[*whole.overrides, *few], repeats=1, warm=0)
+        yield replace(whole, variant="as diffusers' script", measure="whole_script")
+        yield replace(whole, variant="this project", measure="whole_run")
     elif group == "lean":
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
@@ -169,6 +187,6 @@ def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
 
 
 def one_of_each(jobs: Sequence[Job]) -> list[Job]:
-    """A few jobs to check that everything runs: the first of each group, and all of the group "step"."""
+    """A few jobs to check that everything runs: the first of each group, all of those with an opponent."""
     first = {job.group: job for job in reversed(jobs)}
-    return [job for job in jobs if job.group == "step" or job is first[job.group]]
+    return [job for job in jobs if job.group in ("step", "whole") or job is first[job.group]]

@@ -6,30 +6,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
-from ldm.config import load_config
 from ldm.devices import DTYPES
 from ldm.files import PROJECT
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.methods.base_latents import BaseLatents
-from ldm.training.run import build as build_run
-from ldm.training.run import quiet
 from ldm.training.speed.clock import CUDA, DEVICE, Row, StepClock, now, timed
 from ldm.training.speed.drawing import txt2img
 from ldm.training.speed.jobs import Job
-
-WITHOUT_CALLBACKS = [f"lightning.callbacks.{name}=null" for name in ("validation", "samples", "checkpoint")]
-"""Overrides that leave callbacks out of measured steps; loss record, non-finite guard and progress bar stay."""
-
-NO_CACHE = "data.params.prior.cache=null"
-"""Draws the prior samples anew, even if the machine has them in its cache."""
+from ldm.training.speed.opponents import OPPONENTS
+from ldm.training.speed.setting_up import NO_CACHE, build, config_of
 
 
 def machine(job: Job) -> list[Row]:
@@ -60,49 +51,6 @@ def training_step(job: Job) -> list[Row]:
         trainer.fit(model, data)
     samples = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     return [{**clock.row, "images": samples}] if trainer.is_global_zero else []
-
-
-def plain_step(job: Job) -> list[Row]:
-    """The same modules, batch and precision in a plain training loop.
-
-    Every step encodes its images, runs the UNet once for the subject and once for the class, and AdamW updates
-    one parameter after the other.
-    """
-    data, module, _, folder = build(job, 1)
-    model = module.model.to(DEVICE)
-    for network in model.trainable.values():
-        network.train()
-    settings = module.optimizer.keywords | {"fused": None, "foreach": False}
-    groups = module.tuning.parameter_groups(model)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, **settings)
-    scheduler = DDPMScheduler.from_config(model.scheduler_config)
-    count, views = data.batch_size, data.subjects[0].views
-    pixels = torch.stack([data.subjects[0].pixels(views[i % len(views)]) for i in range(count)]).to(DEVICE)
-    prompts = (module.with_identifier(data.subjects[0].prompts[0]), data.concepts[0].prior_prompt)
-
-    def half_of_the_loss(prompt: str) -> torch.Tensor:
-        with torch.no_grad():
-            latents = model.vae.encode(pixels).latent_dist.sample() * model.vae.config.scaling_factor
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=DEVICE)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        keywords = model.text.keywords(model.text.encode([prompt] * count), torch.float32)
-        prediction = model.unet(noisy, timesteps, **keywords).sample
-        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-        return torch.nn.functional.mse_loss(prediction.float(), target)
-
-    def step() -> None:
-        loss = half_of_the_loss(prompts[0]) + half_of_the_loss(prompts[1])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
-
-    velocity = model.prediction_type == "v_prediction"
-    with folder:
-        return [timed(job, step, images=count)]
 
 
 def memory(job: Job) -> list[Row]:
@@ -211,22 +159,6 @@ def start_up(job: Job) -> list[Row]:
 
 MEASURES: dict[str, Callable[[Job], list[Row]]] = {
     function.__name__: function
-    for function in (machine, training_step, plain_step, memory, prior, txt2img, checkpoint, start_up)
+    for function in (machine, training_step, *OPPONENTS, memory, prior, txt2img, checkpoint, start_up)
 }
 """Measurements by the name in `Job.measure`."""
-
-
-def build(
-    job: Job, max_steps: int, overrides: Sequence[str] = WITHOUT_CALLBACKS
-) -> tuple[Any, Any, Any, tempfile.TemporaryDirectory[str]]:
-    """Data, model, trainer as main.py builds them for the job, and a temporary folder for their files."""
-    quiet()
-    config = config_of(job, [*overrides, f"lightning.trainer.max_steps={max_steps}"])
-    folder = tempfile.TemporaryDirectory()
-    return *build_run(config, Path(folder.name)), folder
-
-
-def config_of(job: Job, overrides: Sequence[str]) -> dict[str, Any]:
-    """The job's config with `overrides`; the job's own overrides win."""
-    paths = [str(PROJECT / path) for path in job.configs]
-    return load_config(paths, ["lightning.logger=null", NO_CACHE, *overrides, *job.overrides])
