@@ -5,6 +5,7 @@ setup(
     version="0.1.0",
     description="DreamBooth fine-tuning of latent diffusion models on PyTorch Lightning",
     packages=find_packages(include=["ldm", "ldm.*"]),
+    package_data={"ldm.pages": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -22,6 +23,7 @@ setup(
         "pydantic>=2.10",
         "safetensors>=0.5",
         "tqdm>=4.66",
+        "jinja2>=3.1",
     ],
     extras_require={
         "heic": ["pillow-heif>=1.0"],

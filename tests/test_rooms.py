@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import PROJECT
 
 GROUND = {path.stem for path in (PROJECT / "ldm").glob("*.py")}
-ORDER = ("diffusion", "formats", "data", "models", "methods", "evaluation", "training", "world")
+ORDER = ("diffusion", "formats", "data", "pages", "models", "methods", "evaluation", "training", "world")
 """From the ground up: a room may import those before it, and the ground."""
 CLOSED = {"data": {"diffusion", "formats"}}
 """Imports that the order would allow and that stay forbidden: pictures and their order know no model."""

@@ -96,4 +96,6 @@ def next_steps(folder: Path) -> str:
     sheets = sorted((folder / "images").glob("step-*.png"))
     if not sheets:
         return ""
-    return f"Measure it with\n  python scripts/evaluate.py --ckpt {folder}\nLook at {sheets[-1]}"
+    page = folder / "report.html"
+    look = f"{page}, or {sheets[-1]}" if page.is_file() else str(sheets[-1])
+    return f"Measure it with\n  python scripts/evaluate.py --ckpt {folder}\nLook at {look}"

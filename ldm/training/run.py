@@ -386,8 +386,12 @@ def finish(folder: Path, parts: Parts, seconds: float) -> None:
     if parts.trainer.is_global_zero:
         with averaged(parts.trainer):
             written = parts.model.export(folder)
+        for callback in parts.trainer.callbacks:
+            if isinstance(callback, StepCallback):
+                callback.after_export(parts.trainer)
         messages = [results(folder, seconds), written, next_steps(folder)]
-        print(printable_lines("\n".join(filter(None, messages))))
+        print(printable_lines("
+".join(filter(None, messages))))
 
 
 def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:

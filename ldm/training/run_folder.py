@@ -1,5 +1,6 @@
 """The run folder: created once, locked by one process, free of links that lead out of it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO
+
+import torch
 
 from ldm.config import save_config
 from ldm.early import require_run
@@ -132,6 +135,7 @@ def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "git": _git_revision(),
         "config": dict(config),
@@ -139,6 +143,20 @@ def write_record(folder: Path, config: Mapping[str, object], argv: list[str], **
     }
     with replacing((folder / CONFIG).parent / f"start-{number:03d}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, default=str))
+
+
+def machine() -> dict[str, str]:
+    """The machine's name, processor and GPUs."""
+    processor = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "host": socket.gethostname(),
+        "processor": f"{os.cpu_count()} x {processor or platform.machine()}",
+        "gpus": ", ".join(gpus),
+    }
 
 
 def folder_of(resumed: Path) -> Path:

@@ -4,13 +4,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.concepts import for_each_concept
 from ldm.console import phase
 from ldm.data.class_prior import ClassPrior
-from ldm.data.images import grid, save_image, to_image
+from ldm.data.datamodule import DreamBoothData
+from ldm.data.images import to_image
+from ldm.data.sheet import Strip, draw_sheet, save_sheet
 from ldm.diffusion.sampling import Sampling
 from ldm.files import warn_if_unwritable
 from ldm.models.codec import NotFiniteError
@@ -65,7 +66,7 @@ class SampleImages(StepCallback):
         if not trainer.is_global_zero:
             return
         model, size = pl_module.model, trainer.datamodule.size
-        images: list[Image.Image] = []
+        strips = []
         try:
             templates = for_each_concept(self.prompts, trainer.datamodule.concepts)
             steps = len(templates) * model.passes(self.sampling)
@@ -77,15 +78,16 @@ class SampleImages(StepCallback):
                 for prompt in templates:
                     prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
                     pictures = model.images(prompts, self.seeds, self.sampling, size, size, on_step=advance)
-                    images += [to_image(pixels) for pixels in pictures]
+                    strips.append(
+                        Strip(prompts[0], [to_image(pixels) for pixels in pictures], seeds=self.seeds)
+                    )
         except NotFiniteError as error:
             warnings.warn(f"no sample images at step {trainer.global_step}: {error}", stacklevel=2)
             return
-        sheet = grid(images, columns=len(self.seeds))
-        path = Path(trainer.default_root_dir) / "images" / f"step-{trainer.global_step:06d}.png"
-        with warn_if_unwritable(str(path)):
-            save_image(sheet, path)
-        log_image(trainer, "samples", sheet)
+        step = trainer.global_step
+        strips += photographs(trainer.datamodule)
+        path = Path(trainer.default_root_dir) / "images" / f"step-{step:06d}.png"
+        self._keep(trainer, path, "samples", f"step {step} of {trainer.max_steps}", strips, len(self.seeds))
 
     @torch.no_grad()
     def _show_prior(self, trainer: Trainer, pl_module: LightningModule, prior: ClassPrior) -> None:
@@ -104,7 +106,33 @@ class SampleImages(StepCallback):
         except NotFiniteError as error:
             warnings.warn(f"prior samples are not shown: {error}", stacklevel=2)
             return
-        sheet = grid([to_image(pixels) for pixels in pictures], columns=8)
+        drawn = Strip(prior.prompt, [to_image(pixels) for pixels in pictures])
+        title = f"the first {len(numbers)} prior samples, drawn by the untrained model"
+        self._keep(trainer, path, path.stem, title, [drawn], 8, smallest=96)
+
+    def _keep(
+        self,
+        trainer: Trainer,
+        path: Path,
+        tag: str,
+        title: str,
+        strips: list[Strip],
+        columns: int,
+        **options: int,
+    ) -> None:
+        """Draw a sheet, and write it to `path` and the loggers."""
+        sheet, cells = draw_sheet(title, strips, columns, **options)
         with warn_if_unwritable(str(path)):
-            save_image(sheet, path)
-        log_image(trainer, path.stem, sheet)
+            save_sheet(sheet, cells, path, step=trainer.global_step)
+        log_image(trainer, tag, sheet)
+
+
+def photographs(data: DreamBoothData) -> list[Strip]:
+    """The photographs of each subject as the model sees them: cropped and resized."""
+    strips = []
+    for concept, subject in zip(data.concepts, data.subjects, strict=True):
+        plain = subject.without_augmentation()
+        pictures = [to_image(plain.pixels(view)) for view in plain.views]
+        which = f" of {concept.placeholder}" if len(data.concepts) > 1 else ""
+        strips.append(Strip(f"the photographs{which}", pictures, [path.name for path in plain.files]))
+    return strips

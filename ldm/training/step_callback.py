@@ -21,6 +21,9 @@ class StepCallback(Callback):
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after optimizer step `trainer.global_step`, counted from 1."""
 
+    def after_export(self, trainer: Trainer) -> None:
+        """After the trained model is written, on the first process alone."""
+
     def check_result(self, trainer: Trainer) -> None:
         """Called after the last step, before the model is exported. Raises UserError if that would be useless."""
 

@@ -1,0 +1,204 @@
+"""What a run folder tells of its run: settings, curves, samples, state. Nothing in it is believed to be whole."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ldm import config as configs
+from ldm.errors import UserError
+from ldm.files import no_link
+from ldm.formats.checkpoint_files import CONFIG, LAST, older_states, problem_with
+from ldm.formats.safe_loading import load_checkpoint
+from ldm.formats.subject import read_subject
+from ldm.training.loss_record import read_rows
+from ldm.training.resume import flat
+
+USAGE = Path("configs", "usage.json")
+"""Time and memory of each start of the run."""
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has become of a run."""
+
+    kind: Literal["running", "stopped", "finished", "damaged"]
+    step: int
+    """The last that is known: trained so far, or to go on from."""
+    steps: int
+    """How many there are to be."""
+    problem: str = ""
+
+    @property
+    def words(self) -> str:
+        """As a list of runs says it."""
+        if self.kind == "damaged":
+            return f"damaged: {self.problem}"
+        if self.kind == "stopped":
+            return f"resumable at step {self.step} of {self.steps}"
+        return f"{self.kind} at step {self.step} of {self.steps}" if self.kind == "running" else self.kind
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, as its folder tells it."""
+
+    folder: Path
+    config: dict[str, Any]
+    losses: Rows
+    validation: Rows
+    fidelity: Rows
+    starts: Rows
+    """Of each start: command, time, versions, machine."""
+    usage: Rows = field(default_factory=list)
+    """Of each start: steps, seconds, memory."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Raises UserError where `folder` is no run, or a record in it is damaged."""
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is no run folder ({CONFIG} is missing)")
+        return cls(
+            folder=folder,
+            config=configs.read_plain(folder / CONFIG),
+            losses=read_rows(folder / "metrics.jsonl"),
+            validation=read_rows(folder / "validation.jsonl"),
+            fidelity=read_rows(folder / "fidelity.jsonl"),
+            starts=[_read_object(path) for path in sorted((folder / CONFIG).parent.glob("start-*.json"))],
+            usage=_read_list(folder / USAGE),
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config's values by their paths."""
+        return flat(self.config)
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the run is to take."""
+        steps = self.settings.get("lightning.trainer.max_steps")
+        return steps if isinstance(steps, int) else 0
+
+    @property
+    def subject(self) -> str:
+        """Class words and identifiers, for people."""
+        values, identifier = self.settings, self.settings.get("model.params.identifier")
+        several = values.get("data.params.concepts")
+        if isinstance(several, list):
+            words = [
+                f"{c.get('identifier') or c.get('placeholder') or ''} {c.get('class_word', '')}".strip()
+                for c in several
+                if isinstance(c, dict)
+            ]
+            return ", ".join(words)
+        return " ".join(str(word) for word in (identifier, values.get("data.params.class_word")) if word)
+
+    @property
+    def sheets(self) -> list[Path]:
+        """The sheets of samples, by step."""
+        return sorted((self.folder / "images").glob("step-*.png"))
+
+    @property
+    def seconds(self) -> float:
+        """Of all starts together."""
+        return float(sum(row.get("seconds", 0) for row in self.usage))
+
+    def series(self, name: str) -> list[tuple[float, float]]:
+        """Points (step, value) of a number by its name in the loggers, such as val/drift."""
+        kind, _, key = name.partition("/")
+        rows = self.losses if kind == "train" else [*self.validation, *self.fidelity]
+        found = {row["step"]: row[key] for row in rows if isinstance(row.get(key), int | float)}
+        return sorted(found.items())
+
+    def names(self) -> list[str]:
+        """The numbers that there are, as `series` takes them."""
+        rows = {"train": self.losses[-1:], "val": [*self.validation[-1:], *self.fidelity[-1:]]}
+        found = [
+            f"{kind}/{key}" for kind, last in rows.items() for row in last for key in row if key != "step"
+        ]
+        return list(dict.fromkeys(found))
+
+
+def state_of(folder: Path, every_byte: bool = False) -> State:
+    """What has become of the run in `folder`. every_byte: read checkpoints whole, to be sure that they are."""
+    try:
+        record = RunRecord.read(folder)
+    except UserError as error:
+        return State("damaged", 0, 0, str(error))
+    trained = max((row["step"] for row in record.losses), default=0)
+    if is_locked(folder):
+        return State("running", trained, record.steps)
+    try:
+        exported = read_subject(folder / "model").step
+    except UserError as error:
+        return State("damaged", trained, record.steps, str(error))
+    if exported is not None and exported >= record.steps:
+        return State("finished", exported, record.steps)
+    return _resumable(folder, record.steps, every_byte)
+
+
+def _resumable(folder: Path, steps: int, every_byte: bool) -> State:
+    """The newest state that loads; a run without any starts again."""
+    checkpoints = folder / "checkpoints"
+    problem = ""
+    for path in (checkpoints / LAST, *older_states(checkpoints)):
+        if not path.is_file():
+            continue
+        try:
+            if every_byte and (found := problem_with(path)):
+                raise UserError(found)
+            step = int(load_checkpoint(path)["global_step"])
+            return State("finished" if step >= steps else "stopped", step, steps)
+        except (UserError, LookupError, TypeError, ValueError) as error:
+            problem = problem or str(error)
+    return State("damaged", 0, steps, problem) if problem else State("stopped", 0, steps)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the run folder, as `run_folder.lock` does."""
+    try:
+        with open(folder / ".lock", "rb", opener=no_link) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files below `folder`; one that has several names counts once."""
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in _files(folder)}.values())
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.lstat(os.path.join(parent, name))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none to be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_bytes())
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _read_list(path: Path) -> Rows:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_bytes())
+        return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    return []
