@@ -26,6 +26,7 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
+        "browser": ["axe-playwright-python>=0.1.8", "playwright>=1.60"],  # for the tests of pages
         "heic": ["pillow-heif>=1.0"],
         "test": [
             "bitsandbytes>=0.50",
