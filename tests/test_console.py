@@ -88,7 +88,7 @@ def test_a_run_on_a_terminal(train, monkeypatch, capsys):
     assert "drift of the class" in end
     assert "score, the sum of the two (lower is better)" in end
     assert f"python scripts/evaluate.py --ckpt {run}" in end
-    assert f"Look at {run}/images/step-000010.png" in end
+    assert f"Look at {run}/report.html, or {run}/images/step-000010.png" in end
 
 
 def test_a_run_that_is_written_to_a_file(train, capsys):
