@@ -113,7 +113,7 @@ def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [(("--resume", "logs"), STOPPED), (("-b", RECIPE), -signal.SIGTERM)]
+    ("words", "code"), [(("--resume", "configs"), STOPPED), (("-b", RECIPE), -signal.SIGTERM)]
 )
 def test_a_signal_while_a_process_still_imports(words, code):
     """A resume can itself be resumed; a run that has not begun ends on a signal as any program does."""
