@@ -13,11 +13,11 @@ from pytorch_lightning import LightningModule, Trainer
 
 from ldm.errors import UserError
 from ldm.files import replacing, warn_if_unwritable
+from ldm.training.messages import device_of
 from ldm.training.run_page import PAGE, Album, run_page
 from ldm.training.run_record import USAGE, RunRecord, State
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
-from ldm.training.words import device_of
 
 
 class RunReport(StepCallback):

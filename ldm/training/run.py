@@ -390,8 +390,7 @@ def finish(folder: Path, parts: Parts, seconds: float) -> None:
             if isinstance(callback, StepCallback):
                 callback.after_export(parts.trainer)
         messages = [results(folder, seconds), written, next_steps(folder)]
-        print(printable_lines("
-".join(filter(None, messages))))
+        print(printable_lines("\n".join(filter(None, messages))))
 
 
 def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:

@@ -15,9 +15,9 @@ from ldm.pages.page import render
 from ldm.pages.pictures import Figure, figure
 from ldm.pages.plots import Plot, Series, plot, smoothed
 from ldm.training.curves import curve_of
+from ldm.training.messages import duration
 from ldm.training.resume import flat
 from ldm.training.run_record import RunRecord, State
-from ldm.training.words import duration
 
 PAGE = "report.html"
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
