@@ -4,9 +4,13 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from ldm.errors import EXIT_USER_ERROR, printable
+from ldm.values import Precision, PredictionType
+
+PRECISIONS = ("full", "autocast", *get_args(Precision))
+"""Choices of the scripts' option `--precision`."""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -72,7 +76,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--prediction_type",
-        choices=("epsilon", "v_prediction"),
+        choices=get_args(PredictionType),
         help="if the base does not say it (single files of SD 2.x)",
     )
     group.add_argument("--vae", help="a VAE in place of the base's own: folder, hub id or single file")

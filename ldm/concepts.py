@@ -1,4 +1,4 @@
-"""What is taught: subjects, their classes, and the prompts that name them."""
+"""The subjects to learn, their classes, and the prompts that name them."""
 
 import re
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from ldm.errors import UserError
 from ldm.values import ClassWord, Must, PositiveFloat, Text, Unaffecting
 
 PLACEHOLDER = "[V]"
-"""Stands in prompts for a subject's identifier, as in the paper; where there are several, for any of them."""
+"""In prompts, the subject's identifier, as in the paper; with several subjects, that of each in turn."""
 
 CLASS_WORD = "{class_word}"
-"""Stands in the configured prompts for the class word."""
+"""In a config's prompts, the class word."""
 
 AUTO = "auto"
-"""In place of an identifier: a rare token, found by `ldm.models.identifier`."""
+"""As an identifier: a rare token chosen by `ldm.models.identifier`."""
 
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][A-Za-z0-9_-]{0,19}\]")
 
@@ -31,7 +31,7 @@ Placeholder = Annotated[
 
 @dataclass(frozen=True)
 class ConceptSettings:
-    """One item of `data.params.concepts`; what is left out is as for one subject."""
+    """One item of `data.params.concepts`; missing keys default to those for a single subject."""
 
     data_root: Annotated[Text, Unaffecting]
     class_word: ClassWord
@@ -51,24 +51,24 @@ Subjects = Annotated[
 
 @dataclass(frozen=True)
 class Concept:
-    """One subject: its photographs, its class, and the prompts it is taught with."""
+    """One subject: its photographs, its class, and its training prompts."""
 
     data_root: Path
     """Folder with the photographs."""
     class_word: str
     prompt: str
-    """Of the photographs, such as "a photo of [V] dog"."""
+    """For the photographs, such as "a photo of [V] dog"."""
     prior_prompt: str
-    """Of the class, such as "a photo of a dog"."""
+    """For the class, such as "a photo of a dog"."""
     placeholder: str = PLACEHOLDER
     identifier: str | None = None
-    """What the placeholder means; None takes `model.params.identifier`."""
+    """Replaces the placeholder; None uses `model.params.identifier`."""
     weight: float = 1.0
     """Share of the samples, relative to the other subjects'."""
     reg_data_root: Path | None = None
-    """Folder with pictures of the class, in place of prior samples."""
+    """Folder with class images, used instead of prior samples."""
     where: str = field(default="data.params", compare=False)
-    """The section of the config that this comes from, for messages."""
+    """The config section of this subject, for messages."""
 
     def __post_init__(self) -> None:
         """Fill `{class_word}` and the placeholder into the prompts. Raises UserError for an empty word or prompt."""
@@ -85,11 +85,11 @@ class Concept:
             object.__setattr__(self, key, self.own(prompt.replace(CLASS_WORD, self.class_word)))
         if self.placeholder in self.prior_prompt:
             raise UserError(
-                f"{self.where}.prior_prompt '{self.prior_prompt}' is the class's: leave {self.placeholder} out of it"
+                f"{self.where}.prior_prompt '{self.prior_prompt}' is for the class: remove {self.placeholder} from it"
             )
 
     def own(self, prompt: str) -> str:
-        """`prompt`, which speaks of this subject alone, with its placeholder for [V]."""
+        """`prompt` with [V] replaced by this subject's placeholder."""
         return prompt.replace(PLACEHOLDER, self.placeholder)
 
     @property
@@ -99,10 +99,10 @@ class Concept:
 
 
 def concepts_of(settings: Sequence[ConceptSettings], prompt: str, prior_prompt: str) -> tuple[Concept, ...]:
-    """The subjects that a config lists; `prompt` and `prior_prompt` are of those that have none of their own.
+    """The subjects that a config lists; `prompt` and `prior_prompt` are the defaults for those without their own.
 
-    In a list of several, placeholders are [V1], [V2], ... and identifiers "auto", unless they are given.
-    Raises UserError for two of one placeholder.
+    For several subjects, placeholders default to [V1], [V2], ... and identifiers to "auto".
+    Raises UserError for a placeholder used twice.
     """
     where = "data.params.concepts"
     several = len(settings) > 1
@@ -124,15 +124,15 @@ def concepts_of(settings: Sequence[ConceptSettings], prompt: str, prior_prompt: 
     for number, name in enumerate(names):
         if name in names[:number] or (several and name == "v"):
             raise UserError(
-                f"{where}.{number}.placeholder is {concepts[number].placeholder}: each subject of several needs one"
-                " of its own, such as [V1]; [V] alone stands for each of them in turn"
+                f"{where}.{number}.placeholder is {concepts[number].placeholder}: each of several subjects needs"
+                " its own, such as [V1]; [V] means each of them in turn"
             )
     return concepts
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A subject as prompts know it, learned or about to be."""
+    """A learned subject, or one to be learned, as needed for prompts."""
 
     identifier: str
     class_word: str | None = None
@@ -145,19 +145,19 @@ class Learned:
 
     @property
     def phrase(self) -> str:
-        """Identifier and class word, as they stand in a prompt: "sks dog"."""
+        """Identifier and class word as in prompts: "sks dog"."""
         return f"{self.identifier} {self.class_word or ''}".strip()
 
 
 def name_of(placeholder: str) -> str:
-    """The placeholder's word, as columns and files are called: v1 for [V1]."""
+    """The placeholder's name for columns and files: v1 for [V1]."""
     return re.sub(r"\W", "_", placeholder[1:-1]).lower()
 
 
 def fill_in_identifiers(prompt: str, subjects: Sequence[Learned]) -> str:
-    """`prompt` with the identifier of each subject for its placeholder; [V] is that of an only subject too.
+    """`prompt` with placeholders replaced by identifiers; [V] also means a single subject with another placeholder.
 
-    Raises UserError for a [V] that could be any of several subjects, and for a [V] or [V3] that is none.
+    Raises UserError for a [V] that is ambiguous, and for a [V] or [V3] without a subject.
     """
     for subject in subjects:
         prompt = prompt.replace(subject.placeholder, subject.identifier)
@@ -168,11 +168,11 @@ def fill_in_identifiers(prompt: str, subjects: Sequence[Learned]) -> str:
         return prompt
     known = ", ".join(f"{subject.placeholder} ({subject.class_word})" for subject in subjects)
     reason = f"this model's subjects are {known}" if subjects else "this model has none"
-    raise UserError(f"prompt '{prompt}': {unknown.group()} stands for a learned subject, and {reason}")
+    raise UserError(f"prompt '{prompt}': {unknown.group()} must be a learned subject, but {reason}")
 
 
 def for_each_concept(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
-    """`prompts` with [V] and `{class_word}` filled in for one subject after the other; equal ones come once."""
+    """`prompts` with [V] and `{class_word}` filled in for each subject; with several, without duplicates."""
     found = [
         concept.own(prompt.replace(CLASS_WORD, concept.class_word))
         for prompt in prompts

@@ -1,8 +1,8 @@
 """YAML in, a checked config out: load, merge, resolve, check, save.
 
-A config is a plain nested dict. A node with `target: package.module.Name` becomes `Name(**params)`, see
-`ldm/targets.py`; `ldm/schema.py` says what may stand in it. The first YAML is complete; overlays and
-`key.sub=value` words may change its keys and nothing else, so a misspelt key is an error.
+A config is a plain nested dict. A node with `target: package.module.Name` becomes `Name(**params)` (`ldm/targets.py`);
+`ldm/schema.py` says which keys and values are allowed. The first YAML is complete; overlays and `key.sub=value`
+overrides can only change its keys, so a misspelt key is an error.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from ldm.schema import Scalar, check, check_as, plain, read_scalars, read_scalar
 from ldm.values import Config
 
 MAX_DEPTH = 50
-"""Levels of keys and lists in a config; a recipe has 6."""
+"""Maximum nesting of a config; recipes have 6 levels."""
 
 
 def load_config(
     paths: Sequence[str | Path], overrides: Sequence[str] = (), trust: Sequence[str] = ()
 ) -> Config:
-    """Merge YAML files left to right, then `key.sub=value` words; the result is resolved and checked.
+    """Merge YAML files left to right, then `key.sub=value` overrides; the result is resolved and checked.
 
     trust: packages besides this project whose classes a `target` may name (`--trust`).
     """
@@ -38,16 +38,16 @@ def load_config(
 
 
 def merged(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """The same, neither resolved nor checked, its numbers as `Scalar`s: what is wrong with files and words alone."""
+    """Like `load_config`, but not resolved or checked, with numbers as `Scalar`s."""
     config = _merged(paths)
-    _merge_words(config, overrides)
+    _merge_overrides(config, overrides)
     return config
 
 
 def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[str] = ()) -> Config:
-    """The same for YAML files that describe no run; the first has every key. kind: a dataclass of the keys."""
+    """Like `load_config` for settings that are not a run's; the first file has every key. kind: their dataclass."""
     config = _merged(paths)
-    _merge_words(config, overrides)
+    _merge_overrides(config, overrides)
     read_scalars_as(config, kind)
     config = _resolved(config)
     check_as(config, kind)
@@ -55,8 +55,8 @@ def load_settings(paths: Sequence[str | Path], kind: type, overrides: Sequence[s
 
 
 def override(config: Config, overrides: Sequence[str], trust: Sequence[str] = ()) -> Config:
-    """`config` with `key.sub=value` words merged in, interpolations resolved, and every key and value checked."""
-    _merge_words(config, overrides)
+    """`config` with `key.sub=value` overrides merged, interpolations resolved, and every key and value checked."""
+    _merge_overrides(config, overrides)
     read_scalars(config, trust)
     config = _resolved(config)
     check(config, trust)
@@ -70,7 +70,7 @@ def _merged(paths: Sequence[str | Path]) -> Config:
     return config
 
 
-def _merge_words(config: Config, overrides: Sequence[str]) -> None:
+def _merge_overrides(config: Config, overrides: Sequence[str]) -> None:
     for word in overrides:
         merge(config, _parse_override(word), source=word)
 
@@ -83,7 +83,7 @@ def _resolved(config: Config) -> Config:
 
 
 def merge(config: Config, overlay: Mapping[str, object], source: str, path: str = "") -> None:
-    """Write `overlay` over `config` in place. A new `target` replaces its `params`; new keys are refused.
+    """Merge `overlay` into `config` in place. A new `target` replaces its `params`; new keys are refused.
 
     Keys of `params` may be new, since `check` compares them with the target's signature.
     """
@@ -105,16 +105,16 @@ def merge(config: Config, overlay: Mapping[str, object], source: str, path: str 
 
 
 def _merge_items(items: list[object], overlay: Mapping[str, object], source: str, path: str) -> None:
-    """Write `overlay`, whose keys are places in a list of keys and values, over `items`."""
+    """Merge `overlay`, whose keys are indices of a list of mappings, into `items`."""
     for place, value in overlay.items():
         item = items[int(place)] if place.isdecimal() and int(place) < len(items) else None
         if not (isinstance(item, dict) and isinstance(value, Mapping)):
-            raise UserError(f"{source}: '{path}.{place}' is no item of {path}, which has {len(items)}")
+            raise UserError(f"{source}: '{path}.{place}' is not an item of {path}, which has {len(items)}")
         item.update(value)
 
 
 def _is_open(path: str, node: Mapping[str, object], key: str) -> bool:
-    """Whether `key` may be new in `node` at `path`: `check` compares such keys with a signature."""
+    """Whether `key` may be new in `node` at `path`, because `check` compares it with a signature."""
     return (
         path.endswith("params")
         or path in ("lightning.callbacks", "lightning.trainer")
@@ -123,10 +123,10 @@ def _is_open(path: str, node: Mapping[str, object], key: str) -> bool:
 
 
 def read_plain(path: str | Path) -> Config:
-    """A config that a run has saved, which may come from a stranger.
+    """A config saved by a run, which may come from a stranger.
 
-    `save_config` resolves every reference, so any that is left (`${oc.env:SECRET}`, or YAML aliases that
-    unfold to more than fits into memory) is a UserError.
+    `save_config` resolves all references, so a remaining one (`${oc.env:SECRET}`, or YAML aliases, which can expand
+    to more than fits into memory) raises UserError.
     """
     config: Config = plain(_read_yaml(path, aliases=False))
     _refuse_references(config, Path(path))
@@ -135,7 +135,9 @@ def read_plain(path: str | Path) -> Config:
 
 def _refuse_references(node: object, path: Path) -> None:
     if isinstance(node, str) and "${" in node:
-        raise UserError(f"config {path}: '{node}' is refused in a run's own config; write its value out")
+        raise UserError(
+            f"config {path}: '{node}' is not allowed in a run's own config; replace it by its value"
+        )
     for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
         _refuse_references(item, path)
 
@@ -145,20 +147,20 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-# OmegaConf reads 1e-6 as a number and YAML 1.1 as text, so such a text needs quotes.
+# OmegaConf reads 1e-6 as a number but YAML 1.1 as text, so text like it needs quotes.
 _NoAliases.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
 def save_config(config: Mapping[str, object], path: str | Path) -> None:
-    """Write `config` as YAML, under its final name only when complete."""
+    """Write `config` as YAML, atomically."""
     with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yaml.dump(dict(config), file, Dumper=_NoAliases, sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: str | Path, aliases: bool = True) -> Config:
-    """The keys and values of a YAML file; numbers are `Scalar`s, which keep their text. aliases: allow YAML's."""
+    """The content of a YAML file; numbers are `Scalar`s, which keep their text. aliases: allow YAML aliases."""
     path = find(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file; the recipes are in configs/")
@@ -176,23 +178,25 @@ def _read_yaml(path: str | Path, aliases: bool = True) -> Config:
 
 
 def _refuse_hostile(text: str, aliases: bool = True) -> None:
-    """Raise YAMLError for YAML nested so deeply that libyaml would overflow the stack, and for unwanted aliases."""
+    """Raise YAMLError for nesting so deep that libyaml would overflow the stack, and for aliases unless allowed."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) and not aliases:
-            raise yaml.YAMLError("YAML aliases are refused in a run's own config; write their values out")
+            raise yaml.YAMLError(
+                "YAML aliases are not allowed in a run's own config; replace them by their values"
+            )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _parse_override(word: str) -> Config:
-    """`key.sub=value` as nested keys; a number is a `Scalar`, and anything that is not YAML is text."""
+    """`key.sub=value` as nested keys; a number becomes a `Scalar`, and anything that is not YAML is text."""
     keys, equals, text = word.partition("=")
     if not equals or word.startswith("-"):
-        raise UserError(f"unknown argument '{word}': overrides are written key.sub=value; see --help")
+        raise UserError(f"unknown argument '{word}': an override has the form key.sub=value; see --help")
     value: object = text
-    # What is no YAML is text, such as "a photo: of [V]".
+    # Invalid YAML is text, such as "a photo: of [V]".
     with contextlib.suppress(OmegaConfBaseException, yaml.YAMLError):
         _refuse_hostile(text)
         read = cast(Config, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))
@@ -203,7 +207,7 @@ def _parse_override(word: str) -> Config:
 
 
 def _with_texts(value: object, node: yaml.Node | None) -> object:
-    """`value`, with its text as written beside each number and truth value; node: the YAML it was read from."""
+    """`value` with numbers and booleans as `Scalar`s; node: the YAML it was read from."""
     if isinstance(value, dict) and isinstance(node, yaml.MappingNode):
         nodes = {key.value: child for key, child in node.value}
         return {str(key): _with_texts(item, nodes.get(str(key))) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""What a run's config may say: its sections, and for each `target` the keys, types and ranges of its signature."""
+"""Checks a run's config: its sections, and for each `target` the keys, types and ranges of its signature."""
 
 import difflib
 import inspect
@@ -29,7 +29,7 @@ GIVEN_BY_RUN = ("callbacks", "default_root_dir", "plugins", *TRAINER_SETTINGS)
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number or truth value of a YAML file or override, with the text that it was written as."""
+    """A number or boolean of a YAML file or override, with its text as written."""
 
     text: str
     value: object
@@ -37,7 +37,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a config: where it is, and what it may be."""
+    """One value of a config, with its path and type."""
 
     path: str
     node: Config
@@ -50,12 +50,12 @@ class Setting:
 
 
 def read_scalars(config: Config, trust: Sequence[str]) -> None:
-    """Replace `Scalar`s by values: by the text as written where a setting is text, as in `class_word: 911`."""
+    """Replace `Scalar`s by values, or by their text as written if the setting is text, as in `class_word: 911`."""
     _read(settings(config, trust))
 
 
 def read_scalars_as(config: Config, kind: type) -> None:
-    """The same for a config that describes no run; kind: a dataclass of its keys."""
+    """Like `read_scalars` for settings that are not a run's; kind: their dataclass."""
     _read(_of_call(config, kind, "", ()))
 
 
@@ -65,7 +65,7 @@ def _read(found: Iterable[Setting]) -> None:
 
 
 def plain(value: object, as_text: bool = False) -> Any:
-    """`value` with the numbers of its `Scalar`s, or with their texts."""
+    """`value` with `Scalar`s replaced by their values, or by their texts."""
     if isinstance(value, Scalar):
         return value.text if as_text else value.value
     if isinstance(value, Mapping):
@@ -74,18 +74,18 @@ def plain(value: object, as_text: bool = False) -> Any:
 
 
 def check(config: Config, trust: Sequence[str] = ()) -> None:
-    """Raise UserError, before anything is built, for a key, a value or a class that a run cannot have."""
+    """Raise UserError for a wrong key, value or class, before anything is built."""
     _check(settings(config, trust))
     _check_optimizers(config["model"], "model", trust)
 
 
 def check_target(node: object, path: str, trust: Sequence[str] = ()) -> None:
-    """`check` for one node with a `target`, which `path` names in messages; some of its keywords may come later."""
+    """`check` for one node with a `target`; messages call it `path`. Some of its keywords may be given later."""
     _check(_of_target(node, path, trust, complete=False))
 
 
 def check_as(config: Config, kind: type) -> None:
-    """`check` for a config that describes no run; kind: a dataclass of its keys."""
+    """`check` for settings that are not a run's; kind: their dataclass."""
     _check(_of_call(config, kind, "", ()))
 
 
@@ -97,12 +97,12 @@ def _check(found: Iterable[Setting]) -> None:
 
 
 def unaffecting(config: Config, trust: Sequence[str] = ()) -> set[str]:
-    """Paths of the settings that do not change the loss record, as their signatures mark them."""
+    """Paths of the settings whose signatures mark them as not changing the loss record."""
     return {setting.path for setting in settings(config, trust) if is_unaffecting(setting.annotation)}
 
 
 def settings(config: Config, trust: Sequence[str] = ()) -> Iterator[Setting]:
-    """Every setting of a run's config. Raises UserError for keys that are unknown or missing, and untrusted targets."""
+    """All settings of a run's config. Raises UserError for unknown or missing keys and untrusted targets."""
     import pytorch_lightning as pl
 
     _check_keys(config, SECTIONS, "")
@@ -133,7 +133,7 @@ def settings(config: Config, trust: Sequence[str] = ()) -> Iterator[Setting]:
 def _of_target(
     node: object, path: str, trust: Sequence[str], kind: type = object, complete: bool = True
 ) -> Iterator[Setting]:
-    """The settings of a node whose `target` names a `kind`. complete: as in `_of_call`."""
+    """The settings of a node whose `target` must be a `kind`. complete: as in `_of_call`."""
     node = _target_node(node, path)
     found = get_class(node["target"], trust)
     if not _is_kind(found, kind):
@@ -146,15 +146,15 @@ def _of_target(
 
 
 def _is_kind(found: object, kind: type) -> bool:
-    """Whether what a target names makes a `kind`, as far as can be told: a function may make anything."""
+    """Whether `found`, named by a target, is a class of `kind`; a function counts, since it may return anything."""
     try:
         return not isinstance(found, type) or issubclass(found, kind)
-    except TypeError:  # a protocol that does not allow the question
+    except TypeError:  # a protocol that does not support issubclass
         return True
 
 
 def _target_node(node: object, path: str) -> Config:
-    """`node`, which names a class. Raises UserError where it does not."""
+    """`node`, if it names a class. Raises UserError otherwise."""
     if not is_target(node):
         raise UserError(
             f"config: {path} is {plain(node)!r}: it must have a target, or be null to leave it out"
@@ -173,9 +173,9 @@ def _of_call(
     others: Mapping[str, object] | None = None,
     complete: bool = True,
 ) -> Iterator[Setting]:
-    """The settings that `call` is called with. others: keywords besides those of its signature.
+    """The settings passed to `call`. others: keywords beyond its signature.
 
-    complete: no more keywords are given later, so one without a default must be there.
+    complete: no keywords are added later, so those without a default are required.
     """
     own = {key: hint for key, hint in parameters(call).items() if not is_provided(hint)}
     types = {**(others or {}), **own}
@@ -205,14 +205,14 @@ def _of_call(
 
 
 def _made_by(annotation: object) -> type:
-    """The class of what a callable of this type returns, which may be optional; `object` where that is not known."""
+    """The class returned by a callable of this (perhaps optional) type; `object` if unknown."""
     kinds = (annotation, *get_args(annotation))
     made = next((get_args(kind)[-1] for kind in kinds if get_origin(kind) is Callable), object)
     return made if isinstance(made, type) else object
 
 
 def _call_of(annotation: object) -> Any:
-    """The callable whose keywords the keys and values of this type are, where that is known."""
+    """The callable whose keywords a mapping of this type holds; None if unknown."""
     if is_dataclass(annotation):
         return annotation
     marks = [mark for mark in get_args(annotation) if isinstance(mark, KeywordsOf)]
@@ -220,7 +220,7 @@ def _call_of(annotation: object) -> Any:
 
 
 def _check_optimizers(node: object, path: str, trust: Sequence[str]) -> None:
-    """Take a step on one number with every optimizer of a config: only its class knows its valid values."""
+    """Take a step on one number with every optimizer of a config: only its class knows which values are valid."""
     import torch
 
     if not isinstance(node, Mapping):
@@ -235,7 +235,7 @@ def _check_optimizers(node: object, path: str, trust: Sequence[str]) -> None:
                 if hasattr(optimizer, "train"):  # schedule-free optimizers
                     optimizer.train()
                 optimizer.step()
-            except Exception as error:  # libraries raise anything for an invalid value
+            except Exception as error:  # libraries raise all kinds of errors for invalid values
                 reason = str(error).partition("\n")[0]
                 raise UserError(f"config: {path}.params: {node['target']} says: {reason}") from error
     for key, value in node.items():
@@ -247,11 +247,11 @@ def _joined(path: str, key: object) -> str:
 
 
 def _out_of_range(value: object) -> str | None:
-    """The problem with a number, anywhere in `value`, that is infinite, NaN, or more than torch can hold."""
+    """The problem with a number in `value` that is infinite, NaN, or too large for torch; None if there is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}: it must be a finite number"
     if isinstance(value, int) and abs(value) >= 2**63:
-        return "is a whole number of more than 63 bits"
+        return "is a whole number with more than 63 bits"
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next(filter(None, map(_out_of_range, items)), None)
 
@@ -263,7 +263,7 @@ def _check_keys(node: Mapping[str, object], known: Sequence[str], path: str) -> 
 
 
 def suggestion(key: object, known: Sequence[str] | Mapping[str, object]) -> str:
-    """The known key that is most like `key`, or else those there are, to follow "unknown key"."""
+    """Text to follow "unknown key": the known key most like `key`, or else all known keys."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(str(key), names, n=1)
     if close:

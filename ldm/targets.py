@@ -1,4 +1,4 @@
-"""From the name of a class in a config to the class, for the classes that a config may build."""
+"""Finds and builds the classes that a config names, if a config may build them."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from ldm.errors import UserError
 from ldm.values import Config
 
 TRUSTED_MODULES = ("bitsandbytes.optim", "prodigyopt", "schedulefree", "torch.optim")
-"""Modules of libraries whose classes any config may build: optimizers."""
+"""Library modules whose classes any config may build: optimizers."""
 
 TRUSTED_TARGETS = (
     "peft.LoHaConfig",
@@ -23,7 +23,7 @@ TRUSTED_TARGETS = (
     "pytorch_lightning.loggers.TensorBoardLogger",
     "pytorch_lightning.loggers.WandbLogger",
 )
-"""Classes of libraries that any config may build, with the keywords that `ldm/foreign.py` allows."""
+"""Library classes that any config may build, with the keywords that `ldm/foreign.py` allows."""
 
 MOVED = {
     "ldm.data.world.": "ldm.world.drawing.",
@@ -35,15 +35,15 @@ MOVED = {
     "ldm.models.self_distillation.": "ldm.world.self_distillation.",
     "ldm.models.text_to_image.": "ldm.world.text_to_image.",
 }
-"""Modules that have moved: configs of older runs name them by their former place."""
+"""Modules that have moved, by the former names that configs of older runs use."""
 
 
 def get_class(target: str, trust: Sequence[str] = ()) -> Any:
     """The class that `target` ("package.module.Name") names.
 
-    A config may come from a stranger, and its targets get called. So a target must be a class of this project, one
-    of the libraries' above, or in a package that the user trusts; others are refused before the import.
-    trust: such packages or modules, from `--trust`. Their functions are allowed too.
+    A config may come from a stranger, and its targets are called. So a target must be a class of this project, one
+    of the library classes above, or in a package that the user trusts; others are refused before the import.
+    trust: these packages or modules, from `--trust`; their functions are allowed too.
     """
     former = next((old for old in MOVED if target.startswith(old)), None)
     if former:
@@ -52,8 +52,8 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
     trusted = any(target == word or target.startswith(word + ".") for word in trust)
     known = target.startswith("ldm.") or target in TRUSTED_TARGETS or module_name in TRUSTED_MODULES
     refused = UserError(
-        f"config: target '{target}' is not a class of this project or of a library that it knows, and could run"
-        f" anything; if you trust it, add --trust {target.split('.')[0]}"
+        f"config: target '{target}' is not a class of this project or of a known library, and could run any"
+        f" code; if you trust it, add --trust {target.split('.')[0]}"
     )
     if not (trusted or known):
         raise refused
@@ -66,7 +66,7 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
         raise UserError(f"config: target '{target}' needs a package: pip install {package}") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"config: cannot import target '{target}': {error}") from error
-    # ldm.x.subprocess is a module that ldm.x imports, and one of the project's functions might delete files.
+    # Only classes: ldm.x.subprocess is a module that ldm.x imports, and a project function might delete files.
     own_class = isinstance(found, type) and found.__module__.startswith(target.split(".")[0] + ".")
     if not (trusted or own_class):
         raise refused
@@ -76,9 +76,9 @@ def get_class(target: str, trust: Sequence[str] = ()) -> Any:
 def instantiate_from_config(config: Mapping[str, Any], trust: Sequence[str] = (), **extra: Any) -> Any:
     """`target(**params, **extra)` of a checked config.
 
-    A node inside `params` arrives as `functools.partial(target, **params)`: it still needs an argument that
-    only the outer object has, as an optimizer needs parameters. Keys and values for a parameter whose type is a
-    dataclass arrive as that dataclass.
+    A node inside `params` is passed as `functools.partial(target, **params)`: it still needs an argument that
+    only the outer object has, as an optimizer needs parameters. A mapping for a parameter whose type is a dataclass
+    is passed as that dataclass.
     """
     target = get_class(config["target"], trust)
     return target(**_keywords(target, config, trust), **extra)
@@ -91,7 +91,7 @@ def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> d
 
 
 def item_of(annotation: object) -> type | None:
-    """The dataclass that each item of a list of this type is, as in `Sequence[Settings] | None`."""
+    """The dataclass of the items of a list of this type, as in `Sequence[Settings] | None`."""
     parts = [annotation, *get_args(annotation)]
     for member in [*parts, *(inner for part in parts for inner in get_args(part))]:
         is_list = isinstance(get_origin(member), type) and issubclass(get_origin(member), Sequence)
@@ -113,19 +113,19 @@ def _built(value: object, annotation: object, trust: Sequence[str]) -> Any:
 
 
 def is_target(value: object) -> TypeGuard[Config]:
-    """Whether a config's value is a node that names a class."""
+    """Whether a config value is a node that names a class."""
     return isinstance(value, Mapping) and "target" in value
 
 
 def parameters(target: Callable[..., object]) -> dict[str, object]:
-    """Annotations of the keywords of `target`; `Any` where there is none."""
+    """Annotations of the keywords of `target`; `Any` if missing."""
     return {name: parameter.annotation for name, parameter in signature(target).items()}
 
 
 def signature(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    """The parameters of `target` by name, their annotations evaluated where that is possible.
+    """The parameters of `target` by name, with annotations evaluated if possible.
 
-    `*args` and `**kwargs` are left out; `takes_any` tells whether `target` takes any keyword.
+    `*args` and `**kwargs` are left out; see `takes_any`.
     """
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
@@ -136,13 +136,13 @@ def signature(target: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 def takes_any(target: Callable[..., object]) -> bool:
-    """Whether `target` takes keywords that its signature does not name."""
+    """Whether `target` takes keywords beyond its signature."""
     return any(p.kind is p.VAR_KEYWORD for p in _signature(target).parameters.values())
 
 
 @functools.cache
 def _signature(target: Callable[..., object]) -> inspect.Signature:
-    for evaluated in (True, False):  # annotations in quotes may name what does not exist at run time
+    for evaluated in (True, False):  # names in quoted annotations may not exist at run time
         with contextlib.suppress(NameError, SyntaxError, TypeError, ValueError):
             return inspect.signature(target, eval_str=evaluated)
     return inspect.signature(lambda **keywords: None)  # built-in classes have no signature

@@ -1,8 +1,8 @@
-"""Types of settings: what a number or a name may be, stated once and checked wherever it comes from.
+"""Types of settings, which state allowed values once for configs and command lines.
 
-`ldm/schema.py` checks a config's values against the annotations of what its `target` names, and `option` makes an
+`ldm/schema.py` checks a config's values against the annotations of its targets' signatures, and `option` makes an
 argparse `type=` of the same annotations. The checks are pydantic's, without coercion: neither 1.5 nor true is an
-`int`; an `int` is a valid `float`; infinity and NaN are refused everywhere.
+`int`; an `int` is a valid `float`; infinity and NaN are always refused.
 """
 
 import argparse
@@ -15,21 +15,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args
 
 from annotated_types import Ge, Gt, Le
 
-if TYPE_CHECKING:  # imported late below: `main.py --help` does without pydantic
+from ldm.samplers import SAMPLERS
+
+if TYPE_CHECKING:  # imported late below: `main.py --help` does not need pydantic
     from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
 Config = dict[str, Any]
-"""Keys and values as a YAML file nests them. `ldm/schema.py` knows the type of each by its path, mypy cannot."""
+"""Nested keys and values of a YAML file. `ldm/schema.py` knows the type of each by its path; mypy cannot."""
 
 
 @dataclass(frozen=True)
 class Must:
-    """A rule of our own, for use in `Annotated`: `test(value)` is true for what is allowed."""
+    """A rule for use in `Annotated`: `test(value)` is true for allowed values."""
 
     test: Callable[[Any], bool]
-    words: str
-    """All that is allowed, to follow "it must be "."""
+    description: str
+    """The allowed values, to follow "it must be "."""
+    names: tuple[str, ...] = ()
+    """All allowed names, if they can be listed: a wrong one gets a suggestion."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
         from pydantic_core import core_schema
@@ -38,32 +42,32 @@ class Must:
 
     def _checked(self, value: object) -> object:
         if not self.test(value):
-            raise ValueError(self.words)
+            raise ValueError(self.description)
         return value
 
 
 @dataclass(frozen=True)
 class KeywordsOf:
-    """Marks, in `Annotated`, keys and values as keywords of a library's class, except for keys that start with _."""
+    """Marks, in `Annotated`, a mapping as keywords of a library's class; keys that start with _ are not checked."""
 
     target: str
 
 
 class Unaffecting:
-    """Marks, in `Annotated`, a setting that does not change the loss record beyond rounding: a resume may change it."""
+    """Marks, in `Annotated`, a setting that affects the loss record at most by rounding: a resume may change it."""
 
 
 class Provided:
-    """Marks, in `Annotated`, what a run hands over from its other parts: no config sets it."""
+    """Marks, in `Annotated`, an argument that the run provides, and configs cannot set."""
 
 
 def is_unaffecting(annotation: object) -> bool:
-    """Whether a setting of this type bears the mark `Unaffecting`."""
+    """Whether a setting of this type is marked `Unaffecting`."""
     return any(mark is Unaffecting for mark in get_args(annotation))
 
 
 def is_provided(annotation: object) -> bool:
-    """Whether a parameter of this type bears the mark `Provided`."""
+    """Whether a parameter of this type is marked `Provided`."""
     return any(mark is Provided for mark in get_args(annotation))
 
 
@@ -95,16 +99,19 @@ FolderName = Annotated[
 ]
 TimestepInterval = Annotated[
     Sequence[NonNegativeInt],
-    Must(lambda pair: len(pair) == 2 and pair[0] < pair[1], "two rising timesteps, as in [200, 800]"),
+    Must(lambda pair: len(pair) == 2 and pair[0] < pair[1], "two increasing timesteps, as in [200, 800]"),
 ]
-"""Timesteps from the first to below the second."""
+"""Timesteps from the first up to, but not including, the second."""
 Precision = Literal["fp32", "bf16", "fp16"]
-SamplerName = Literal["ddim", "plms", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
-"""`ldm.diffusion.sampling.SAMPLERS` says what each is."""
+PredictionType = Literal["epsilon", "v_prediction"]
+"""The network predicts the noise, or the velocity."""
+SamplerName = Annotated[
+    str, Must(lambda name: name in SAMPLERS, f"one of {', '.join(SAMPLERS)}", names=tuple(SAMPLERS))
+]
 
 
 def option(annotation: object) -> Callable[[str], object]:
-    """A `type=` for argparse that reads a word as `annotation`; anything else is an error in one line."""
+    """A `type=` for argparse that reads a word as `annotation`; other words are one-line errors."""
 
     def read(word: str) -> object:
         from pydantic import ValidationError
@@ -118,7 +125,7 @@ def option(annotation: object) -> Callable[[str], object]:
 
 
 def problem_with(value: object, annotation: object) -> str | None:
-    """What is wrong with `value`, to follow the name of its key; None where `annotation` allows it."""
+    """What is wrong with `value`, to follow the name of its key; None if `annotation` allows it."""
     from pydantic import ValidationError
     from pydantic.errors import PydanticUserError
 
@@ -126,7 +133,7 @@ def problem_with(value: object, annotation: object) -> str | None:
         try:
             _adapter(annotation, strict=True).validate_python(form)
             return None
-        except PydanticUserError:  # an annotation that only readers understand, such as one in quotes
+        except PydanticUserError:  # an annotation that pydantic cannot check, such as one in quotes
             return None
         except ValidationError:
             continue
@@ -134,7 +141,7 @@ def problem_with(value: object, annotation: object) -> str | None:
 
 
 def takes_text(annotation: object) -> bool:
-    """Whether a value written without quotes is text for `annotation`, even if it looks like a number."""
+    """Whether an unquoted value is text for `annotation`, even if it looks like a number."""
     kind, _ = _parts(annotation)
     if get_origin(kind) in (Union, types.UnionType):
         members = [member for member in get_args(kind) if member is not type(None)]
@@ -152,7 +159,7 @@ def allowed(annotation: object) -> str:
     kind, rules = _parts(annotation)
     for rule in rules:
         if isinstance(rule, Must):
-            return rule.words
+            return rule.description
     members = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
         return ", or ".join(allowed(member) for member in members)
@@ -188,7 +195,7 @@ _KINDS: dict[object, str] = {
 
 
 def _bounded(words: str, rules: Sequence[object]) -> str:
-    """`words` of a type with the bounds among an annotation's rules."""
+    """`words`, which describe a type, with the bounds in an annotation's rules."""
     bounds: dict[str, float] = {}
     for rule in rules:
         bounds |= {
@@ -198,18 +205,18 @@ def _bounded(words: str, rules: Sequence[object]) -> str:
         }
     if "ge" in bounds and "le" in bounds:
         return f"{words.replace('finite ', '')} from {bounds['ge']} to {bounds['le']}"
-    said = {
+    phrases = {
         "ge": "of at least",
         "gt": "above",
         "le": "of at most",
         "lt": "below",
         "min_length": "of length at least",
     }
-    return " ".join([words, *(f"{said[name]} {bound}" for name, bound in bounds.items())])
+    return " ".join([words, *(f"{phrases[name]} {bound}" for name, bound in bounds.items())])
 
 
 def _parts(annotation: object) -> tuple[object, tuple[object, ...]]:
-    """The plain type of an annotation, and its rules."""
+    """The plain type and the rules of an annotation."""
     if get_origin(annotation) is Annotated:
         kind, *rules = get_args(annotation)
         return kind, tuple(rules)
@@ -217,7 +224,7 @@ def _parts(annotation: object) -> tuple[object, tuple[object, ...]]:
 
 
 def _nearest(value: object, annotation: object) -> str:
-    """The allowed word most like `value`, as a question."""
+    """The allowed name most like `value`, as a question."""
     close = difflib.get_close_matches(str(value), [str(name) for name in _names(annotation)], n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -227,13 +234,14 @@ def _is_literal(annotation: object) -> bool:
 
 
 def _names(annotation: object) -> list[object]:
-    """The words that an annotation lists."""
-    kind, _ = _parts(annotation)
+    """The names that an annotation lists."""
+    kind, rules = _parts(annotation)
+    names: list[object] = [name for rule in rules if isinstance(rule, Must) for name in rule.names]
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
         return [name for member in get_args(kind) for name in _names(member)]
-    return []
+    return names
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_trust, base_options, collect_overrides
+from ldm.command_line import (
+    PRECISIONS,
+    Help,
+    Parser,
+    add_base_options,
+    add_trust,
+    base_options,
+    collect_overrides,
+)
 from ldm.errors import exit_code_of
 from ldm.files import PROJECT
 from ldm.values import NonNegativeInt, option
@@ -75,9 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--config", type=Path, nargs="*", default=[], metavar="YAML", help=f"overlays over {CONFIG.name}"
     )
     parser.add_argument("--outdir", type=Path, help="default: <run>/evaluation, or outputs/evaluation")
-    parser.add_argument(
-        "--precision", choices=("full", "autocast", "fp32", "fp16", "bf16"), help="as txt2img's"
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="as txt2img's")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add_base_options(parser)
     add_trust(parser)

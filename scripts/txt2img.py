@@ -12,9 +12,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_lora_option, add_trust, base_options
-from ldm.diffusion.samplers import SAMPLERS, SPACINGS
+from ldm.command_line import (
+    PRECISIONS,
+    Help,
+    Parser,
+    add_base_options,
+    add_lora_option,
+    add_trust,
+    base_options,
+)
 from ldm.errors import exit_code_of
+from ldm.samplers import SAMPLERS, SPACINGS
 from ldm.values import Count, NonNegativeInt, Probability, Seed, option
 
 HINTS = {
@@ -104,7 +112,7 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
     parser.add_argument("--skip_save", action="store_true", help="write no single images")
     parser.add_argument(
         "--precision",
-        choices=("full", "autocast", "fp32", "fp16", "bf16"),
+        choices=PRECISIONS,
         help="full: fp32; autocast: fp16 on a GPU (default: autocast on a GPU, else full)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")

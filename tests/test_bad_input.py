@@ -82,7 +82,7 @@ def test_prompts(mistake):
         "data.params.prompt=a photo of a dog"
     )
     assert "data.params.prompt is null: it must be text that is not empty" in mistake("data.params.prompt=")
-    assert "leave [V] out of it" in mistake("data.params.prior_prompt=a photo of [V] dog")
+    assert "remove [V] from it" in mistake("data.params.prior_prompt=a photo of [V] dog")
 
 
 @pytest.mark.parametrize("word", ["", "   "])
@@ -165,7 +165,7 @@ def test_bases(mistake, tmp_path):
         ("model.params.optimizer.target=ldm.data.images.Path", "is not a class of this project"),
         ("model.params.optimizer.target=ldm.values.Must", "is not a kind of Optimizer"),
         ("lightning.trainer.limit_train_batches=abc", "limit_train_batches is 'abc'"),
-        (f"lightning.trainer.max_steps={10**400}", "max_steps is a whole number of more than 63 bits"),
+        (f"lightning.trainer.max_steps={10**400}", "max_steps is a whole number with more than 63 bits"),
         ("model.params.optimizer=5", "optimizer is 5: it must be a target with its params"),
         (
             "model.params.seed={target: torch.optim.SGD}",
@@ -177,7 +177,7 @@ def test_bases(mistake, tmp_path):
         ("data.params.class_word={x}", "class_word is {'x': None}: it must be a noun"),
         ("data.params.hold_out=-1", "hold_out is -1: it must be"),
         ("data.params.flip_probability=7", "flip_probability is 7: it must be a number from 0 to 1"),
-        ("data.params.prior.guidance_interval=[800, 200]", "two rising timesteps, as in [200, 800]"),
+        ("data.params.prior.guidance_interval=[800, 200]", "two increasing timesteps, as in [200, 800]"),
         ("data.params.prior.steps=-1", "steps is -1: it must be"),
         ("data.params.prior=5", "data.params.prior is 5: it must be keys and values"),
     ],

@@ -151,7 +151,7 @@ def test_prompts_name_one_of_several():
     from ldm.errors import UserError
 
     for prompt, subjects in (("[V] dog", two), ("[V3] dog", two), ("[V] dog", ())):
-        with pytest.raises(UserError, match="stands for a learned subject"):
+        with pytest.raises(UserError, match="must be a learned subject"):
             fill_in_identifiers(prompt, subjects)
 
 
@@ -176,17 +176,17 @@ def test_auto_identifiers_are_different_and_far_apart(tiny):
             (),
             "concepts.1.placeholder is 'V2': it must be a name in brackets",
         ),
-        ([CAT, {**VASE, "placeholder": "[V1]"}], (), "each subject of several needs one"),
+        ([CAT, {**VASE, "placeholder": "[V1]"}], (), "each of several subjects needs"),
         (
             [{**CAT, "identifier": "vup"}, {**VASE, "identifier": "vup"}],
             (),
             "two subjects have the identifier",
         ),
-        ([{**CAT, "prior_prompt": "a [V] cat"}], (), "concepts.0.prior_prompt 'a [V] cat' is the class's"),
+        ([{**CAT, "prior_prompt": "a [V] cat"}], (), "concepts.0.prior_prompt 'a [V] cat' is for the class"),
         ([{**CAT, "prompt": "a cat"}, VASE], (), "'a cat' of the subject's images: write [V]"),
         (["cat"], (), "concepts.0 is 'cat': it must be keys and values"),
         ([CAT, VASE], ("--class_word", "dog"), "--class_word is for one subject"),
-        ([CAT, VASE], ("data.params.concepts.2.weight=2",), "'data.params.concepts.2' is no item"),
+        ([CAT, VASE], ("data.params.concepts.2.weight=2",), "'data.params.concepts.2' is not an item"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tiny_config, tmp_path, capsys, monkeypatch, concepts, words, told):

@@ -12,13 +12,13 @@ import yaml
 
 import main
 from ldm.data.images import image_files, load_image
-from ldm.diffusion.sampling import SAMPLERS
 from ldm.evaluation import metrics
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.scores import Networks, score
 from ldm.methods.load import load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.samplers import SAMPLERS
 from ldm.world.drawing import World, caption
 from tests.conftest import PROJECT
 from tests.tiny_features import tiny_features

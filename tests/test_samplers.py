@@ -5,12 +5,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.diffusion.sampling import Sampling, make_scheduler, sample, scheduler_for
 from ldm.errors import UserError
 from ldm.models.codec import NotFiniteError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import image_generator
+from ldm.samplers import SAMPLERS, SPACINGS
 from tests.conftest import RECIPE
 
 SCHEDULE = {

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ldm.data.images import to_image
 from ldm.diffusion.guidance import guided
-from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.sampling import Sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import image_generator
+from ldm.samplers import SAMPLERS
 from scripts import txt2img
 
 PROMPTS = ["a photo of a dog on the moon", "a photo of a cat", "a red teapot"]

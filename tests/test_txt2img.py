@@ -12,8 +12,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ldm.data.png import png_text
-from ldm.diffusion.samplers import SAMPLERS
 from ldm.files import PROJECT
+from ldm.samplers import SAMPLERS
 from main import main
 from scripts import txt2img
 from tests.conftest import RECIPE

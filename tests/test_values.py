@@ -4,12 +4,11 @@ import argparse
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Len
 
-from ldm.diffusion.samplers import SAMPLERS
 from ldm.values import (
     Count,
     FolderName,
@@ -114,7 +113,3 @@ def test_programs_refuse_options_that_cannot_be_in_one_line(program, words, caps
     assert told.err.count("\n") == 1
     assert told.err.startswith("error: argument -")
     assert ": it must be " in told.err
-
-
-def test_the_names_of_the_samplers_are_the_samplers():
-    assert get_args(SamplerName) == tuple(SAMPLERS)

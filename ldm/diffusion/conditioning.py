@@ -1,4 +1,4 @@
-"""What a denoising network is told beside the noisy latents and the timesteps."""
+"""A denoising network's inputs beside noisy latents and timesteps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,33 +8,33 @@ from torch import Tensor
 
 
 def whole_image(height: int, width: int) -> Tensor:
-    """Size ids of an image of this size in pixels that nothing was cut from, [6]."""
+    """Size ids of an uncropped image of `height` x `width` px, [6]."""
     return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One row per sample in every field that the model's family has."""
+    """One row per sample in every field that the model family uses."""
 
     states: Tensor
     """Text states, [B, L, D]."""
     pooled: Tensor | None = None
     """Pooled text embedding, [B, P] (SDXL)."""
     size_ids: Tensor | None = None
-    """Original size, crop corner and target size in pixels, each down before across, [B, 6] in fp32 (SDXL)."""
+    """Original size, crop corner and target size in px, each vertical first, [B, 6] in fp32 (SDXL)."""
 
     def rows(self, indices: Sequence[int]) -> "Conditioning":
-        """The rows `indices`, in that order; a row may be repeated."""
+        """The rows `indices`, in order; rows may repeat."""
         chosen = list(indices)
         return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
 
     def without_text(self) -> "Conditioning":
-        """The same rows with zeros in place of the text."""
+        """The same rows with text states set to zero."""
         texts = {name: self._tensors()[name] for name in ("states", "pooled") if name in self._tensors()}
         return replace(self, **{name: torch.zeros_like(value) for name, value in texts.items()})
 
     def joined_with(self, other: "Conditioning") -> "Conditioning":
-        """The rows of `self`, then those of `other`, which has the same fields."""
+        """The rows of `self` followed by those of `other`, which must have the same fields."""
         theirs = other._tensors()
         return Conditioning(
             **{name: torch.cat([value, theirs[name]]) for name, value in self._tensors().items()}

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: one batched forward pass for both predictions."""
+"""Classifier-free guidance, with both predictions in one batched forward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,32 +13,32 @@ Predictor = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 def is_guided(timestep: float, scale: float, interval: Sequence[int] | None) -> bool:
-    """Whether the unconditional prediction is asked for at `timestep`; `guided` has the parameters."""
+    """Whether the unconditional prediction is needed at `timestep`; parameters as in `guided`."""
     return scale != 1 and (interval is None or interval[0] <= timestep < interval[1])
 
 
 def guided(
     predict: Predictor,
-    wanted: Conditioning,
-    unwanted: Conditioning,
+    positive: Conditioning,
+    negative: Conditioning,
     scale: float,
     interval: Sequence[int] | None = None,
 ) -> Denoiser:
     """A denoiser that extrapolates from the unconditional prediction (Ho and Salimans, arXiv 2207.12598, eq. 6).
 
-    wanted: conditioning of the prompts, B rows; unwanted: of the empty or negative prompts, as many. With
-    scale 1 the second half cancels out and is not computed. interval: guide only at timesteps from the first
-    to below the second (Kynkäänniemi et al., arXiv 2404.07724); None guides at every timestep.
+    positive: conditioning of the prompts, B rows; negative: of the empty or negative prompts, B rows. With scale 1
+    the negative prediction cancels out and is not computed. interval: guide only at timesteps from the first to
+    below the second (Kynkäänniemi et al., arXiv 2404.07724); None guides at every timestep.
     """
     if scale == 1:
-        return lambda x, timesteps: predict(x, timesteps, wanted)
-    both_conditionings = unwanted.joined_with(wanted)
+        return lambda x, timesteps: predict(x, timesteps, positive)
+    both_conditionings = negative.joined_with(positive)
 
     def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
         if not is_guided(float(timesteps[0]), scale, interval):
-            return predict(x, timesteps, wanted)
+            return predict(x, timesteps, positive)
         both = predict(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both_conditionings)
-        without, with_text = both.chunk(2)
-        return without + scale * (with_text - without)
+        unconditional, conditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
 
     return denoise

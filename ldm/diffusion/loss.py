@@ -22,7 +22,7 @@ def denoising_error(
     weighting: Weighting | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared denoising error of every sample, [B] in fp32.
+    """Mean squared denoising error per sample, [B] in fp32.
 
     x, eps: clean latents and noise, [B, C, h, w] in fp32; timesteps: [B] integers in [0, T).
     weighting: w_t of eq. 1; None weighs all timesteps alike, as the paper does. target: what `denoise` is to

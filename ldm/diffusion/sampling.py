@@ -1,7 +1,7 @@
-"""Sampling: from noise to latents over a diffusers scheduler.
+"""Sampling: from noise to latents with a diffusers scheduler.
 
-A sampler sees only `denoise(x, t)`; guidance and text live behind it. Every image owns a generator, so
-what it becomes does not depend on the batch it is drawn in.
+A sampler sees only `denoise(x, t)`, which hides guidance and text. Every image has its own generator, so it does
+not depend on its batch.
 """
 
 from collections import Counter
@@ -15,28 +15,28 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.loss import Denoiser
-from ldm.diffusion.samplers import SAMPLERS, SPACINGS
 from ldm.errors import UserError
+from ldm.samplers import SAMPLERS, SPACINGS
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn, apart from what of and from which seeds. Raises UserError for values it cannot be."""
+    """Settings for drawing images, except prompts and seeds. Raises UserError for invalid values."""
 
     sampler: str
     """A name of SAMPLERS."""
     steps: int
     """Scheduler steps, at least 1."""
     guidance_scale: float
-    """Weight of classifier-free guidance; 1 for none."""
+    """Scale of classifier-free guidance; 1 for none."""
     guidance_interval: Sequence[int] | None = None
-    """The timesteps that are guided, from the first to below the second; None guides at every timestep."""
+    """Timesteps with guidance, from the first to below the second; None guides at every timestep."""
     negative_prompt: str = ""
-    """What guidance leads away from."""
+    """Prompt that guidance leads away from."""
     eta: float = 0.0
     """DDIM's stochasticity, 0 to 1."""
     spacing: str = ""
-    """A name of SPACINGS; empty takes the sampler's own."""
+    """A name of SPACINGS; empty for the sampler's default."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -46,15 +46,17 @@ class Sampling:
         if self.spacing not in SPACINGS:
             raise UserError(f"unknown spacing '{self.spacing}': one of {', '.join(SPACINGS)}")
         if self.steps < 1:
-            raise UserError(f"{self.steps} sampler steps: it takes at least 1")
+            raise UserError(f"{self.steps} sampler steps: at least 1 is needed")
         if self.eta and self.sampler != "ddim":
-            raise UserError(f"eta {self.eta:g} is for the sampler ddim; with {self.sampler} leave it 0")
+            raise UserError(
+                f"eta {self.eta:g} is only for the sampler ddim; with {self.sampler} it must be 0"
+            )
 
 
 def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any], **options: Any) -> Any:
     """The diffusers scheduler `sampler` on the base's noise schedule and prediction type."""
     chosen = SAMPLERS[sampler]
-    # Samples are clipped in pixel models only; a latent's range is open.
+    # Clipping samples is for pixel models; latents are unbounded.
     config = {**scheduler_config, "clip_sample": False, **chosen.options, **options}
     return getattr(diffusers, chosen.scheduler).from_config(config)
 
@@ -62,10 +64,10 @@ def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any], **options:
 def scheduler_for(
     sampling: Sampling, scheduler_config: Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> tuple[Any, Tensor]:
-    """The scheduler, ready to step, and the timestep at which the model is asked in each of its steps, [S].
+    """The scheduler, ready to step, and the timestep of each model evaluation, [S].
 
-    S is more than `sampling.steps` for samplers that ask twice (plms once, heun nearly always).
-    Raises UserError where the base's schedule cannot be sampled in so many steps.
+    S exceeds `sampling.steps` for samplers that evaluate the model twice in a step (plms in one, heun in nearly all).
+    Raises UserError if the base's schedule does not allow this number of steps.
     """
     spacing = {} if sampling.spacing == "base" else {"timestep_spacing": sampling.spacing}
     scheduler = make_scheduler(sampling.sampler, scheduler_config, **spacing)
@@ -84,18 +86,18 @@ def scheduler_for(
         timesteps = scheduler.timesteps
     end = settings.num_train_timesteps - 1
     outside = timesteps.min() < 0 or timesteps.max() > end
-    late = settings.timestep_spacing != "leading" and timesteps[0] < end  # where the noise is not
-    visits = 2 if sampling.sampler in ("heun", "plms") else 1  # these two ask twice at a timestep
+    late = settings.timestep_spacing != "leading" and timesteps[0] < end  # not at pure noise
+    visits = 2 if sampling.sampler in ("heun", "plms") else 1  # these evaluate twice at a timestep
     if outside or late or max(Counter(timesteps.tolist()).values()) > visits:
         raise refusal
     return scheduler, timesteps
 
 
 def _respaced(full: Any, visited: Tensor, device: torch.device | str) -> tuple[Any, Tensor]:
-    """The scheduler `full` on a schedule of the `visited` timesteps alone, and these in the order of its steps.
+    """The scheduler `full` on a schedule of only the `visited` timesteps, and these in the order of its steps.
 
-    diffusers' ddim and plms go from t to t - 1000 // steps, which is not the next timestep unless the steps
-    divide 1000: at 600 steps they take off 1 and move on by 1.67, and noise remains. On a respaced schedule
+    diffusers' ddim and plms step from t to t - 1000 // steps, which is the next timestep only if the steps divide
+    1000: with 600 steps they denoise by 1 timestep but move on by 1.67, and noise remains. On a respaced schedule
     (Nichol and Dhariwal, arXiv 2102.09672, section 4) the next timestep is always one below.
     """
     inside = visited.clamp(max=len(full.alphas_cumprod) - 1)
@@ -109,9 +111,9 @@ def _respaced(full: Any, visited: Tensor, device: torch.device | str) -> tuple[A
 
 
 def _visited(settings: Any, steps: int) -> Tensor:
-    """The timesteps of a scheduler with these `settings`, ascending, [steps]. Rounded as diffusers rounds.
+    """The timesteps of a scheduler with these `settings`, ascending, [steps], rounded as in diffusers.
 
-    Its own trailing has one timestep too many, -1, at 62 numbers of steps, 61 the first.
+    diffusers' trailing has an extra timestep, -1, for 62 numbers of steps, the first of them 61.
     """
     length, timesteps = settings.num_train_timesteps, np.arange(steps, dtype=np.float64)
     if settings.timestep_spacing == "leading":
@@ -124,7 +126,7 @@ def _visited(settings: Any, steps: int) -> Tensor:
 
 
 def initial_noise(generators: Sequence[torch.Generator], latent_shape: Sequence[int]) -> Tensor:
-    """Standard normal latents, [len(generators), *latent_shape], one generator an image, on the CPU."""
+    """Standard normal latents on the CPU, [len(generators), *latent_shape], one generator per image."""
     return torch.stack([torch.randn(tuple(latent_shape), generator=generator) for generator in generators])
 
 
@@ -137,10 +139,10 @@ def sample(
     generators: Sequence[torch.Generator],
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Latents [B, C, h, w] from `noise` of that shape.
+    """Sampled latents [B, C, h, w] from `noise` of that shape.
 
-    scheduler_config: the base's, in diffusers' keys. generators: one an image, advanced by the stochastic
-    samplers. on_step: called after each step, for progress bars; `scheduler_for` tells how many there are.
+    scheduler_config: the base's, with diffusers' keys. generators: one per image, advanced by stochastic samplers.
+    on_step: called after each model evaluation, for progress bars; `scheduler_for` gives their number.
     """
     scheduler, timesteps = scheduler_for(sampling, scheduler_config, noise.device)
     options: dict[str, Any] = {}

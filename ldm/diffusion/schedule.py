@@ -1,18 +1,20 @@
-"""The noise schedule of a model: how latents are noised, and what its network predicts.
+"""A model's noise schedule: how noise is added to latents, and what the network predicts.
 
 Symbols follow DreamBooth (arXiv 2208.12242, eq. 1): latents `x`, noise `eps`, and at timestep t the scales
 `alpha_t = sqrt(alphas_cumprod[t])` and `sigma_t = sqrt(1 - alphas_cumprod[t])`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from ldm.values import PredictionType
+
 
 class NoiseSchedule(Protocol):
-    """What training needs of a family's noise schedule."""
+    """The parts of a family's noise schedule that training needs."""
 
     @property
     def num_timesteps(self) -> int:
@@ -20,7 +22,7 @@ class NoiseSchedule(Protocol):
 
     @property
     def prediction_type(self) -> str:
-        """What `target` is: "epsilon", "v_prediction", or another family's own."""
+        """The kind of `target`: "epsilon", "v_prediction", or another family's own."""
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio at `timesteps`, [B]."""
@@ -29,7 +31,7 @@ class NoiseSchedule(Protocol):
         """Noisy latents [B, C, h, w] of `x` at `timesteps` [B]."""
 
     def target(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is to predict, [B, C, h, w]."""
+        """The network's training target, [B, C, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class VariancePreserving:
     """The schedule of Stable Diffusion 1.x, 2.x and XL, whose networks predict the noise or the velocity."""
 
     alphas_cumprod: Tensor
-    """[T] in fp32, on the device where it is used."""
+    """[T] in fp32, on the device of the latents."""
     prediction_type: str = "epsilon"
-    """ "epsilon" or "v_prediction"."""
+    """A `PredictionType`."""
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction"):
+        if self.prediction_type not in get_args(PredictionType):
             raise ValueError(f"unknown prediction type {self.prediction_type!r}: epsilon or v_prediction")
 
     @property
@@ -52,8 +54,8 @@ class VariancePreserving:
 
     def alpha_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scales of `timesteps` [B], each [B, 1, 1, 1] in fp32."""
-        kept = self.alphas_cumprod.float()[timesteps].view(-1, 1, 1, 1)
-        return kept.sqrt(), (1 - kept).sqrt()
+        alphas = self.alphas_cumprod.float()[timesteps].view(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
 
     def add_noise(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
         """alpha_t x + sigma_t eps, [B, C, h, w] in fp32."""

@@ -1,7 +1,7 @@
-"""Weights of the denoising error over timesteps, each a function of the schedule: w_t in eq. 1 of DreamBooth.
+"""Weightings of the denoising error by timestep: w_t in eq. 1 of DreamBooth.
 
-A config names one under `model.params.weighting`, as `target` and `params`. Each is written here for the error of the
-clean image, and turned into that of what the network predicts.
+A config names one in `model.params.weighting`, with `target` and `params`. Each is defined here for the error of the
+clean image and converted to the error of the network's prediction.
 """
 
 from collections.abc import Callable
@@ -54,16 +54,16 @@ class P2:
 
 
 def of_prediction(weights: Tensor, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
-    """`weights` [B] of the clean image's error as weights of the error of what the network predicts, [B].
+    """Convert `weights` [B] of the clean image's error to weights of the network's prediction error, [B].
 
-    The noise's squared error is snr times the clean image's, the velocity's is snr + 1 times it.
+    The squared error of the noise is snr times that of the clean image; that of the velocity, snr + 1 times.
     """
     snr = schedule.snr(timesteps)
     return weights / snr if schedule.prediction_type == "epsilon" else weights / (snr + 1)
 
 
 def weighting_of(make: Callable[..., Weighting] | None, min_snr_gamma: float | None) -> Weighting | None:
-    """The weighting that the settings `weighting` and `min_snr_gamma` choose. Raises UserError where both do."""
+    """The weighting chosen by the settings `weighting` and `min_snr_gamma`. Raises UserError if both are set."""
     if make is None:
         return None if min_snr_gamma is None else MinSnr(min_snr_gamma)
     if min_snr_gamma is not None:

@@ -39,6 +39,7 @@ from ldm.values import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PredictionType,
     Provided,
     Rates,
     Seed,
@@ -79,7 +80,7 @@ class DreamBooth(LightningModule):
         variant: Annotated[FolderName | None, Unaffecting] = None,
         use_ema: Annotated[bool, Unaffecting] = True,
         vae: Annotated[Text | None, Unaffecting] = None,
-        prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+        prediction_type: PredictionType | None = None,
         export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
         concepts: Annotated[Sequence[Concept], Provided] = (),
     ):

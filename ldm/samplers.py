@@ -1,15 +1,15 @@
-"""The samplers by name. Nothing heavy is imported here, so that command lines can list them at once."""
+"""The samplers and their names, without heavy imports, so that configs and command lines can list them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 SPACINGS = ("base", "leading", "trailing", "linspace")
-"""Which timesteps are visited, by diffusers' names (Lin et al., arXiv 2305.08891, table 2).
+"""How timesteps are chosen, by diffusers' names (Lin et al., arXiv 2305.08891, table 2).
 
-trailing and linspace start at the end of the schedule, where the noise is, with any number of steps; leading
-starts lower where the steps do not divide the schedule. base: what the base's scheduler settings say, or
-diffusers' default for the sampler, as a pipeline of diffusers has it.
+trailing and linspace start at the last timestep, pure noise, with any number of steps; leading starts lower if the
+steps do not divide the schedule. base: as in diffusers' pipelines, from the base's scheduler settings or diffusers'
+default for the sampler.
 """
 
 
@@ -20,11 +20,11 @@ class Sampler:
     scheduler: str
     """Class in diffusers."""
     spacing: str
-    """The spacing that is used unless another is asked for."""
+    """Default spacing."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Settings beside the base's noise schedule."""
+    """Settings added to the base's noise schedule."""
     respaced: bool = False
-    """Whether it steps by a fixed stride, and so needs a schedule of the visited timesteps alone."""
+    """Whether it steps by a fixed stride, and so needs a schedule of only the visited timesteps."""
 
 
 SAMPLERS: Mapping[str, Sampler] = {
