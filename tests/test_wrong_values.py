@@ -74,6 +74,7 @@ WRONG = {
     "every_steps": STEPS_OR_NONE,
     "export_dtype": [*NAME, "bf16"],
     "fill_at_start": TRUTH,
+    "ema": [value for value in SHARE if value is not None],
     "first_stage": TEXT,
     "flip_probability": SHARE,
     "flush_every_steps": COUNT,

@@ -31,6 +31,7 @@ from ldm.methods.losses_apart import losses_apart
 from ldm.methods.model_card import card_of_run
 from ldm.methods.prior_target import untrained_prior_target
 from ldm.methods.tuning import Tuning
+from ldm.methods.weight_average import WeightAverage
 from ldm.models.identifier import resolve_identifiers
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import (
@@ -40,6 +41,7 @@ from ldm.values import (
     NonNegativeInt,
     PositiveFloat,
     PredictionType,
+    Probability,
     Provided,
     Rates,
     Seed,
@@ -71,6 +73,7 @@ class DreamBooth(LightningModule):
         prior_target: Literal["noise", "untrained"] = "noise",
         min_snr_gamma: PositiveFloat | None = None,
         weighting: Callable[..., Weighting] | None = None,
+        ema: Annotated[Probability | None, Unaffecting] = None,
         clip_skip: Count = 1,
         gradient_checkpointing: Annotated[bool, Unaffecting] = False,
         weights_precision: Literal["fp32", "bf16"] = "fp32",
@@ -98,6 +101,10 @@ class DreamBooth(LightningModule):
             raise UserError(
                 "model.params.learning_rate and text_encoder_learning_rate are 0: nothing would train"
             )
+        if ema is not None and hasattr(getattr(optimizer, "func", optimizer), "eval"):
+            raise UserError(
+                "model.params.ema averages weights, and so does the optimizer: leave it null, or take another optimizer"
+            )
         self.model = LatentDiffusion.from_base(
             base,
             clip_skip,
@@ -119,6 +126,9 @@ class DreamBooth(LightningModule):
         self.prior_loss_weight = prior_loss_weight
         self.prior_from_untrained = prior_target == "untrained" and prior_loss_weight > 0
         self.weighting = weighting_of(weighting, min_snr_gamma)
+        self.ema = ema
+        self.average: WeightAverage | None = None
+        self._average_state: Mapping[str, Any] | None = None
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
         self._gradient_norm: Tensor | None = None
@@ -205,6 +215,9 @@ class DreamBooth(LightningModule):
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free optimizers begin in evaluation mode
                 optimizer.train()
+        if self.ema is not None:
+            self.average = WeightAverage(self.trainer.optimizers[0], self.ema, self._average_state)
+            self._average_state = None
         if self.compile_blocks and self.device.type == "cuda":
             self.model.compile_blocks()
         self.trainer.datamodule.prepare_latents()
@@ -262,6 +275,8 @@ class DreamBooth(LightningModule):
         # Free gradients now, so that prior sampling and the next forward pass can use the memory.
         optimizer.zero_grad()
         self._gradient_norm = None
+        if self.average:
+            self.average.update()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What training changes. The rest is the base's, and comes from there."""
@@ -279,6 +294,11 @@ class DreamBooth(LightningModule):
         checkpoint["concepts"] = [asdict(subject) for subject in self.subjects]
         checkpoint["base"] = str(self.base)
         checkpoint["base_fingerprint"] = self.model.fingerprint
+        if self.average:
+            checkpoint["weight_average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._average_state = checkpoint.get("weight_average")
 
     def export(self, run: Path) -> str:
         """Write the trained model to `run/model`; returns what to tell the user."""

@@ -1,4 +1,4 @@
-"""Optimizers that train one set of weights and are judged by another, as schedule-free ones are (arXiv 2405.15682)."""
+"""Where one set of weights is trained and another judged: schedule-free optimizers (arXiv 2405.15682), and averages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,35 +8,47 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldm.methods.dreambooth import DreamBooth
+from ldm.methods.weight_average import WeightAverage
+
 
 def switching(trainer: Trainer) -> list[Optimizer]:
     """The optimizers with a training and an evaluation mode."""
     return [own for own in trainer.optimizers if hasattr(own, "train") and hasattr(own, "eval")]
 
 
+def weight_average(module: LightningModule) -> WeightAverage | None:
+    """The average of what `module` trains, where it keeps one."""
+    return module.average if isinstance(module, DreamBooth) else None
+
+
 def trained_apart(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
     """A copy of the weights that train, by name, where they are not those that the module is judged by."""
-    if not switching(trainer):
+    if not switching(trainer) and not weight_average(module):
         return {}
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
 def averaged(trainer: Trainer) -> Iterator[None]:
-    """Inside, the weights are those that their optimizer is to be judged by, such as an average of those it trains.
+    """Inside, the weights are those that the training is to be judged by, such as an average of those it trains.
 
     The trained ones are put back bit for bit, which the optimizer's own `train` would not do, and the optimizer stays
     as it is in training. So measuring, drawing and saving leave no trace in the loss curve.
     """
     optimizers = switching(trainer)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    average = weight_average(trainer.lightning_module)
     parameters = [parameter for group in groups for parameter in group["params"]]
+    parameters += average.parameters if average else []
     trained = [parameter.detach().clone() for parameter in parameters]
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     for optimizer in optimizers:
         optimizer.eval()  # type: ignore[attr-defined]
     for group, own in zip(groups, settings, strict=True):
         group.update(own)
+    if average:
+        average.put_in()
     try:
         yield
     finally:

@@ -22,6 +22,10 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
     per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     state = 12 * trained  # fp32 weights and AdamW's two moments
     subjects = getattr(data, "subjects", ())  # the embedded world's pictures stay on the disk
+    on_disk = state
+    if getattr(model, "ema", None) is not None:
+        state += 4 * trained
+        on_disk += 8 * trained  # the average, and once more as the weights to sample
     place = next(path for path in (logdir.absolute(), *logdir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
     lines = [
@@ -29,7 +33,7 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
         f"trained parameters: {trained:,}; frozen: {frozen:,}",
         f"memory: {_size(state + 4 * (trained + frozen))} for weights, gradients and AdamW, "
         f"{_size(sum(images.nbytes for images in subjects))} for images; activations aside",
-        f"disk: {_size(state)} a full checkpoint, {_size(4 * trained)} one of weights alone; {_size(free)} free",
+        f"disk: {_size(on_disk)} a full checkpoint, {_size(4 * trained)} one of weights alone; {_size(free)} free",
     ]
     if isinstance(model, DreamBooth):
         lines.append(_arithmetic(data, model, trainer.max_steps * per_step))
