@@ -1,5 +1,6 @@
 """Adapters through peft: they start as the base, train as peft's own do, and leave the base alone."""
 
+import json
 import re
 import signal
 import subprocess
@@ -25,8 +26,10 @@ from ldm.randomness import generator
 from ldm.training.loss_record import read_rows
 from ldm.training.run import build
 from main import main
+from scripts import evaluate
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
+from tests.tiny_features import tiny_features
 
 LORA = str(PROJECT / "configs" / "lora.yaml")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "proj_in"]
@@ -296,6 +299,14 @@ def test_the_checkpoint_holds_the_adapter_alone_and_samples_as_the_run(whole, ti
     assert not torch.equal(prediction(model), prediction(base))
     with adapter().untrained(model, torch.float32)() as untrained:
         assert torch.equal(prediction(untrained), prediction(base))
+
+
+def test_an_adapters_run_is_evaluated(whole, tmp_path):
+    clip, dino = tiny_features(tmp_path / "features")
+    few = ["sampling.steps=1", "sampling.images_per_prompt=1", "sampling.class_images=2"]
+    words = ["--ckpt", str(whole), "--device", "cpu", "--outdir", str(tmp_path / "out")]
+    assert evaluate.main([*words, f"networks.clip={clip}", f"networks.dino={dino}", *few]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["dino"]["value"]
 
 
 def test_the_prior_and_the_drift_are_those_of_a_frozen_copy(whole, tiny, tiny_config, tmp_path, monkeypatch):

@@ -35,6 +35,9 @@ RECIPES = {
 }
 """Each recipe's Stable Diffusion version and its overlays."""
 
+ADAPTERS = {name: ("v1", [name, "stable-diffusion/lora"]) for name in ("lora", "dora", "oft")}
+"""Recipes that train an adapter of the same models."""
+
 PAPER = PROJECT / "configs" / "paper.yaml"
 
 UNET = {"v1": 859_520_964, "v2": 865_910_724}
@@ -43,14 +46,14 @@ TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840}
 
 def files(name):
     """The config files of recipe `name`, as a user types them."""
-    version, overlays = RECIPES[name]
+    version, overlays = {**RECIPES, **ADAPTERS}[name]
     paths = [CONFIGS / f"{version}.yaml", *(PROJECT / "configs" / f"{overlay}.yaml" for overlay in overlays)]
     return [RECIPE, *map(str, paths)]
 
 
 def test_every_overlay_for_stable_diffusion_is_tested_here():
-    tested = {path for name in RECIPES for path in files(name)[1:]}
-    elsewhere = {"dreambooth", "evaluation", "debug", "wandb", "fidelity", "lora", "prodigy", "schedule-free"}
+    tested = {path for name in RECIPES | ADAPTERS for path in files(name)[1:]}
+    elsewhere = {"dreambooth", "evaluation", "debug", "wandb", "fidelity", "prodigy", "schedule-free"}
     there = [*(PROJECT / "configs").glob("*.yaml"), *CONFIGS.glob("*.yaml")]
     assert {str(path) for path in there if path.stem not in elsewhere} == tested
 
@@ -121,6 +124,29 @@ def test_a_recipe_says_what_arithmetic_it_asks_for(name, file, full_size):
     assert [float(number) for number in told.groups()] == pytest.approx([drawn, trained], rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "rank", "trained"),
+    [
+        ("lora", 4, 1_092_096),  # 797,184 of them the UNet's: diffusers' known 3.2 MB
+        ("lora", 8, 2_184_192),
+        ("lora", 16, 4_368_384),
+        ("dora", 8, 2_184_192 + 136_704),  # a number for each row of a layer
+        ("oft", None, 2_112_960),  # 32 * 31 / 2 for each 32 columns
+    ],
+)
+def test_an_adapter_of_a_full_size_model_is_small(name, rank, trained, full_size):
+    """docs/methods.md has the sizes of these in MB."""
+    full_size("v1")
+    words = [f"model.params.tuning.params.{key}.params.r={rank}" for key in ("config", "text_encoder_config")]
+    module = instantiate_from_config(load_config(files(name), words if rank else [])["model"])
+    learned = module.tuning.learned(module.model)
+    count = sum(value.numel() for value in learned.values())
+    assert count == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert count == trained
+    assert count < (UNET["v1"] + TEXT_ENCODER["v1"]) / 200
+    assert module.tuning.learning_rate == module.tuning.text_encoder_learning_rate == 1e-4
+
+
 @pytest.fixture(scope="module")
 def small_bases(tmp_path_factory):
     """Scaled-down Stable Diffusion 1.x and 2.x in diffusers folders."""
@@ -148,12 +174,12 @@ SHORT = [
 """A step of any recipe in seconds, on the CPU, on 64 px."""
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES | ADAPTERS)
 def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tmp_path, monkeypatch):
     from main import main
 
     monkeypatch.chdir(PROJECT)
-    base = f"model.params.base={small_bases[RECIPES[name][0]]}"
+    base = f"model.params.base={small_bases[{**RECIPES, **ADAPTERS}[name][0]]}"
     words = [base, *SHORT]
     if load_config(files(name))["lightning"]["trainer"]["precision"] == "16-mixed":
         words.append("lightning.trainer.precision=32-true")  # a CPU has no fp16 autocast with a scaler
@@ -164,4 +190,5 @@ def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tm
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 1
     assert 0.01 < rows[0]["loss"] < 100
-    assert (run / "model" / "model_index.json").is_file()
+    lora = name in ("lora", "dora")
+    assert (run / "model" / ("pytorch_lora_weights.safetensors" if lora else "model_index.json")).is_file()
