@@ -157,7 +157,8 @@ def test_gradients_with_checkpointing_compiled_blocks_and_a_base_in_bf16(tiny, c
                 network.to(torch.bfloat16)
         if changed and change == "checkpointing":
             model.enable_gradient_checkpointing()
-        adapter().attach(model)
+        tuning = adapter()
+        tuning.attach(model)
         disturb(model)
         for network in model.trainable.values():
             network.train()
@@ -167,6 +168,9 @@ def test_gradients_with_checkpointing_compiled_blocks_and_a_base_in_bf16(tiny, c
         assert {p.dtype for p in trained.values()} == {torch.float32}
         prediction_with_gradients(model).square().mean().backward()
         gradients[changed] = {name: p.grad for name, p in trained.items()}
+        if changed and change == "compile":  # switched off, it is the base in the compiled graphs too
+            with tuning.untrained(model, torch.float32)():
+                torch.testing.assert_close(prediction(model), prediction(LatentDiffusion.from_base(tiny)))
     for name, gradient in gradients[False].items():
         assert gradient.abs().sum() > 0, name
         if change == "bf16":
@@ -299,6 +303,29 @@ def test_the_checkpoint_holds_the_adapter_alone_and_samples_as_the_run(whole, ti
     assert not torch.equal(prediction(model), prediction(base))
     with adapter().untrained(model, torch.float32)() as untrained:
         assert torch.equal(prediction(untrained), prediction(base))
+
+
+def test_a_frozen_base_in_bf16_with_checkpointing_trains_an_adapter_in_fp32(
+    tiny_config, tmp_path, monkeypatch
+):
+    """No copy of the base is made, and the prior's loss on the untrained model's predictions begins at exactly 0."""
+    monkeypatch.setattr(LatentDiffusion, "frozen_copy", None)
+    words = [
+        "model.params.weights_precision=bf16",
+        "data.params.prior.precision=bf16",
+        "model.params.gradient_checkpointing=true",
+        "model.params.prior_target=untrained",
+    ]
+    assert main(["-b", RECIPE, str(tiny_config), LORA, "-l", str(tmp_path), *QUICK, *words]) == 0
+    run = next(tmp_path.iterdir())
+    content = state(run)
+    moments = [
+        m[key] for m in content["optimizer_states"][0]["state"].values() for key in ("exp_avg", "exp_avg_sq")
+    ]
+    assert {value.dtype for value in [*content["state_dict"].values(), *moments]} == {torch.float32}
+    losses = [row["prior_loss"] for row in read_rows(run / "metrics.jsonl")]
+    assert losses[0] == 0 < losses[-1]
+    assert load_for_sampling(run).step == 10
 
 
 def test_an_adapters_run_is_evaluated(whole, tmp_path):
