@@ -2,7 +2,11 @@
 
 import fcntl
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,13 +185,36 @@ def test_a_failure_is_told_with_its_reason_and_the_others_go_on(pretend, monkeyp
     assert "| DreamBooth (1 subject) |" in (tmp_path / "table.md").read_text()
 
 
-def test_one_subject_for_real(tiny_config, tmp_path):
+def test_two_tasks_of_an_array_share_the_list(tiny_config, tmp_path):
+    """The job of docs/cluster.md on one machine, for real: each process takes what the other leaves it."""
     clip, dino = tiny_features(tmp_path / "features")
-    recipe = str(PROJECT / "configs" / "dreambooth.yaml")
-    words = ["--subjects", "cat", "--variants", "prior", "--base", recipe, str(tiny_config)]
-    words += ["lightning.trainer.max_steps=2", "--outdir", str(tmp_path / "out")]
+    words = ["--subjects", "cat", "vase", "--variants", "prior"]
+    words += ["--base", PROJECT / "configs" / "dreambooth.yaml", tiny_config]
+    words += ["lightning.trainer.max_steps=2", "--outdir", tmp_path / "out"]
     words += ["--evaluation", f"networks.clip={clip}", f"networks.dino={dino}"]
     words += ["sampling.steps=2", "sampling.images_per_prompt=2", "sampling.class_images=4"]
-    assert main(words) == 0
-    result = json.loads((tmp_path / "out" / "prior" / "cat" / "evaluation" / "metrics.json").read_text())
-    assert (result["about"]["step"], result["about"]["class_word"]) == (2, "cat")
+    script = re.search(
+        r"scripts/\w+\.py", (PROJECT / "docs" / "cluster.md").read_text().partition("exec python")[2]
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script.group(), *map(str, words)],
+            cwd=PROJECT,
+            env=os.environ
+            | {"SLURM_JOB_ID": f"{4711 + task}", "SLURM_JOB_NAME": "dreambooth", "SLURM_NTASKS": "1"}
+            | {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": f"{task}", "SLURM_PROCID": "0"}
+            | {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    for noun in ("cat", "vase"):
+        (metrics,) = (tmp_path / "out" / "prior" / noun).rglob("metrics.json")
+        about = json.loads(metrics.read_text())["about"]
+        assert (about["step"], about["class_word"]) == (2, noun)
+        assert sum(f"{noun}, DreamBooth" in line for one in told for line in one.splitlines()) >= 1
+    assert "| DreamBooth" in (tmp_path / "out" / "table.md").read_text()
