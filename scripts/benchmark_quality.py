@@ -1,12 +1,12 @@
-"""Train, sample and score every subject of a dataset, and write the paper's table with rows for us.
+"""Train, sample and score every subject of a dataset, and write the paper's table with our rows.
 
     python scripts/benchmark_quality.py --data assets/benchmark --outdir logs/benchmark
 
-The dataset has the layout of the DreamBooth dataset (prompts_and_classes.txt and a folder a subject). Stop it
-at any time and start it again; start it several times, on one machine or on several that share a disk, and
-the processes share the list (one GPU each: CUDA_VISIBLE_DEVICES=1 python ...). Words key.sub=value change the
-trainings, those right after --evaluation the measuring. A run's weights are removed once it is scored, unless
---keep_weights is given.
+The dataset has the layout of the DreamBooth dataset (prompts_and_classes.txt and a folder per subject). It can be
+stopped and restarted at any time. Several processes, on one machine or on several that share a disk, divide the
+tasks (one GPU each: CUDA_VISIBLE_DEVICES=1 python ...). Arguments key.sub=value override the training config, those
+after --evaluation the evaluation config. A run's weights are deleted once it is scored, unless --keep_weights is
+given.
 """
 
 import argparse
@@ -25,12 +25,12 @@ RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     return exit_code_of(start, parse(sys.argv[1:] if argv is None else argv))
 
 
 def start(options: argparse.Namespace) -> int:
-    """Run the benchmark that `options` describe."""
+    """Run the benchmark with `options`."""
     from ldm.evaluation import benchmark_run
     from ldm.evaluation.benchmark_tasks import ABLATION, STANDARD, Benchmark
 
@@ -54,7 +54,7 @@ def start(options: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Words that are not options override the trainings' config."""
+    """Parse the command line. Arguments that are not options override the training config."""
     parser = Parser(description=__doc__, formatter_class=Help)
     parser.add_argument(
         "--data", type=Path, default=PROJECT / "assets" / "benchmark", help="the dataset's folder"
@@ -63,15 +63,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--outdir", type=Path, default=Path("logs", "benchmark"), help="folder of all results"
     )
     parser.add_argument(
-        "--base", type=Path, nargs="*", default=[RECIPE], help="the trainings' configs, as main.py's"
+        "--base", type=Path, nargs="*", default=[RECIPE], help="training configs, as for main.py"
     )
     parser.add_argument(
-        "--config", type=Path, nargs="*", default=[], help="overlays over configs/evaluation.yaml"
+        "--config", type=Path, nargs="*", default=[], help="overlays for configs/evaluation.yaml"
     )
     parser.add_argument(
-        "--evaluation", nargs="*", default=[], metavar="key.sub=value", help="changes to that config"
+        "--evaluation", nargs="*", default=[], metavar="key.sub=value", help="overrides of that config"
     )
-    parser.add_argument("--subjects", nargs="*", default=[], help="only these of the dataset")
+    parser.add_argument("--subjects", nargs="*", default=[], help="only these subjects of the dataset")
     parser.add_argument(
         "--variants",
         nargs="*",
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--seeds",
         type=option(Count),
         default=1,
-        help="repetitions, each with other seeds; intervals need some",
+        help="repetitions with other seeds; intervals need several",
     )
     parser.add_argument(
         "--class_noun_ablation", action="store_true", help="add the rows of the paper's table 4"

@@ -1,8 +1,8 @@
-"""Measure a learned subject as the DreamBooth paper does: `python scripts/evaluate.py --ckpt logs/<run>`.
+"""Evaluate a learned subject as in the DreamBooth paper: `python scripts/evaluate.py --ckpt logs/<run>`.
 
-Draws the protocol's images (25 prompts x 4, and images of the bare class) from fixed seeds, or takes images
-made elsewhere (`--images FOLDER`), and writes metrics.json, images.csv and report.html. Images that are there
-already are not drawn again, so an interrupted evaluation goes on where it was.
+Draws the protocol's images (25 prompts x 4, and images of the bare class) from fixed seeds, or uses images
+made elsewhere (`--images FOLDER`), and writes metrics.json, images.csv and report.html. Existing images are
+not drawn again, so an interrupted evaluation continues.
 """
 
 import argparse
@@ -29,12 +29,12 @@ CONFIG = PROJECT / "configs" / "evaluation.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     return exit_code_of(run, parse(sys.argv[1:] if argv is None else argv))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read the config, evaluate, print the table."""
+    """Read the config, evaluate and print the table."""
     from ldm.config import load_settings
     from ldm.evaluation.evaluate import Evaluation, evaluate
     from ldm.evaluation.settings import EvaluationSettings
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Words that are no option are config overrides, `key.sub=value`."""
+    """Parse the command line. Arguments that are not options are config overrides, `key.sub=value`."""
     parser = Parser(description=__doc__, formatter_class=Help)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ckpt", type=Path, help="run folder, .ckpt of a run, exported model, or a plain base")
@@ -72,19 +72,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--hold_out",
         type=option(NonNegativeInt),
         default=0,
-        help="with --real: how many of them, the last ones, to score by; 0: all",
+        help="with --real: use only this many of them, the last ones, as reference; 0: all",
     )
     parser.add_argument("--class_word", help="the subject's class noun (default: the run's)")
     parser.add_argument("--identifier", help="the word or words for the subject (default: the run's)")
     parser.add_argument(
-        "--prompt_noun", help="noun in the prompts drawn from, '' for none (class-noun ablation)"
+        "--prompt_noun", help="noun in the prompts for drawing, '' for none (class-noun ablation)"
     )
     parser.add_argument(
-        "--config", type=Path, nargs="*", default=[], metavar="YAML", help=f"overlays over {CONFIG.name}"
+        "--config", type=Path, nargs="*", default=[], metavar="YAML", help=f"overlays for {CONFIG.name}"
     )
     parser.add_argument("--outdir", type=Path, help="default: <run>/evaluation, or outputs/evaluation")
-    parser.add_argument("--precision", choices=PRECISIONS, help="as txt2img's")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="as for txt2img.py")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
     add_base_options(parser)
     add_trust(parser)
     parser.add_argument(

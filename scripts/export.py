@@ -1,12 +1,12 @@
 """Write a trained model for other tools: `python scripts/export.py --ckpt logs/<run> --out dog.safetensors`.
 
-`--out` decides the form: a folder in diffusers' layout, or one `.safetensors` or `.ckpt` file in CompVis'
-layout, as AUTOMATIC1111's web UI and ComfyUI read it, with the base's VAE inside. A model of another size than
-Stable Diffusion's, such as the embedded one, has no such file: name a folder. Each comes with a model card:
-README.md in a folder, `<name>.safetensors.md` beside a file.
+`--out` decides the format: a folder in diffusers' layout, or one `.safetensors` or `.ckpt` file in CompVis'
+layout for AUTOMATIC1111's web UI and ComfyUI, including the base's VAE. Models of other sizes than Stable
+Diffusion's, such as the embedded one, can only be written to a folder. Each comes with a model card: README.md in
+a folder, `<name>.safetensors.md` beside a file.
 
-`--form lora` and `--form kohya` write a LoRA in place of a whole model: what a run with configs/lora.yaml has trained,
-or else one extracted from what the run has changed, by singular value decomposition.
+`--form lora` and `--form kohya` write a LoRA instead of a whole model: the one trained with configs/lora.yaml, or else
+one extracted from the weights' changes by singular value decomposition.
 """
 
 import argparse
@@ -22,28 +22,26 @@ from ldm.values import Count, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     return exit_code_of(run, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__, formatter_class=Help)
     parser.add_argument("--ckpt", required=True, help="run folder, .ckpt of a run, or any base model")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="new folder, or file in .safetensors or .ckpt"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="new folder, or a .safetensors or .ckpt file")
     parser.add_argument(
         "--form",
         choices=("model", "lora", "kohya"),
         default="model",
-        help="a whole model (an adapter is merged into it), a LoRA as diffusers reads it (file or folder), or one in"
-        " kohya's layout, which AUTOMATIC1111's web UI and ComfyUI read (file)",
+        help="a whole model (adapters are merged), a LoRA for diffusers (file or folder), or one in kohya's layout for"
+        " AUTOMATIC1111's web UI and ComfyUI (file)",
     )
     parser.add_argument(
         "--rank",
         type=option(Count),
-        help="of a LoRA extracted from a run that has trained none (default: 16)",
+        help="rank of a LoRA extracted from a run without one (default: 16)",
     )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the weights")
     add_lora_option(parser)
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
     if options.rank and options.form == "model":
-        raise UserError("--rank is of an extracted LoRA: add --form lora or --form kohya")
+        raise UserError("--rank is for an extracted LoRA: add --form lora or --form kohya")
     refuse_taken(options.out)
     loaded = load_for_sampling(options.ckpt, base_options=base_options(options), trust=options.trust)
     add_loras(loaded, options.lora)

@@ -1,4 +1,4 @@
-"""Draw the README's figure: what DreamBooth learns, and what the prior-preservation loss keeps.
+"""Draw the README's figure: what DreamBooth learns, and what the prior-preservation loss preserves.
 
 python scripts/figure.py --run logs/<run> --without_prior logs/<run with prior_loss_weight=0>
 """
@@ -16,7 +16,7 @@ from ldm.values import Count, NonNegativeFloat, Seed, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="a finished run")
     parser.add_argument(
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=option(NonNegativeFloat), default=4.0, help="classifier-free guidance"
     )
-    parser.add_argument("--seed", type=option(Seed), default=0, help="of a row's first image")
-    parser.add_argument("--zoom", type=option(Count), default=1, help="how many times to enlarge each image")
+    parser.add_argument("--seed", type=option(Seed), default=0, help="seed of each row's first image")
+    parser.add_argument("--zoom", type=option(Count), default=1, help="factor to enlarge each image")
     return exit_code_of(draw, parser.parse_args(argv))
 
 

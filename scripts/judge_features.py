@@ -1,10 +1,10 @@
-"""Judge the embedded feature networks: retrieval, nouns and scenes, and telling members of one class apart.
+"""Judge the embedded feature networks: retrieval, nouns and scenes, and distinguishing members of a class.
 
     python scripts/judge_features.py --clip assets/features/clip --dino assets/features/dino
 
-The pictures are unseen ones of the world; withheld members occur in no training. The AUC is what the paper uses
-DINO for: the probability that a picture of the same individual on another scene is nearer than one of another
-individual of its class (1: always; 0.5: chance). Raw pixels are a baseline.
+The world's pictures are unseen; withheld members occur in no training. The AUC measures the paper's use of DINO:
+the probability that a picture of the same individual on another scene is closer than one of another individual of
+its class (1: always; 0.5: chance). Raw pixels are a baseline.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ldm.values import Count, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="assets/features/clip", help="folder of the CLIP")
     parser.add_argument("--dino", default="assets/features/dino", help="folder of the ViT")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Judge; print the table, and write the figures."""
+    """Judge, then print the table and write the figures."""
     from ldm.evaluation.features import Clip, Dino
     from ldm.world.drawing import World
     from ldm.world.feature_judge import judge_features, table

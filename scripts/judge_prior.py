@@ -1,8 +1,8 @@
 """Compare ways to draw class-prior samples: python scripts/judge_prior.py
 
-16 pictures of every bare noun, judged by the classifier of scripts/judge_base.py. Variety: mean pairwise distance
-within a noun, relative to the world's. Shift: distance of a noun's mean look from the world's, in units of the
-world's mean pairwise distance. Time is proportional to the number of UNet passes.
+16 pictures per bare noun, judged by the classifier of scripts/judge_base.py. Variety: mean pairwise distance within
+a noun, relative to the world's. Shift: distance of a noun's mean from the world's, in units of the world's mean
+pairwise distance. Time is proportional to the number of UNet passes.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from ldm.values import option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="assets/base", help="a base of the embedded world")
     parser.add_argument("--art", type=Path, default=Path("assets/world"), help="folder of the world's art")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where the trained judge is kept")
-    several = option(Annotated[int, Ge(2)])  # a distance takes two
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for the trained judge")
+    several = option(Annotated[int, Ge(2)])  # a distance needs two
     parser.add_argument("--per_noun", type=several, default=16, help="pictures of each noun")
     return exit_code_of(run, parser.parse_args(argv))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw, judge, and print a row a way."""
+    """Draw, judge and print one row per way."""
     from tqdm import tqdm
 
     from ldm.world.drawing import World

@@ -1,6 +1,6 @@
 """Make the embedded world's art, tokenizer, sample subject and benchmark.
 
-The art is in the repository; only `art` needs the three packages it came from:
+The art is in the repository; only `art` needs the three packages it comes from:
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
     python scripts/make_world.py art --packages .
@@ -30,21 +30,21 @@ PLACES = {
     "tuning": Path(".cache/tuning"),
     "sheet": Path("world.png"),
 }
-"""What can be made, and where it goes unless --out says otherwise."""
+"""What can be made, and its default place."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=PLACES)
     parser.add_argument("--packages", type=Path, default=Path("."), help="folder with the three npm packages")
     parser.add_argument("--art", type=Path, default=PLACES["art"], help="folder of the world's art")
-    parser.add_argument("--out", type=Path, help="default: where the repository keeps it")
+    parser.add_argument("--out", type=Path, help="default: its place in the repository")
     return exit_code_of(make, parser.parse_args(argv))
 
 
 def make(options: argparse.Namespace) -> None:
-    """Make what the command line asks for, and print where it is."""
+    """Make `options.what`, and print its path."""
     out = options.out or PLACES[options.what]
     if options.what == "art":
         from ldm.world.art import make_art

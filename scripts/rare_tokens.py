@@ -1,7 +1,6 @@
-"""List rare tokens that can stand for a subject: `python scripts/rare_tokens.py --base assets/base`.
+"""List rare tokens to use as identifiers: `python scripts/rare_tokens.py --base assets/base`.
 
-The identifier of a run is set with `model.params.identifier=<text>`; `auto` takes the first of this list for
-the run's seed.
+Set a run's identifier with `model.params.identifier=<text>`; `auto` takes the first of this list for the run's seed.
 """
 
 import argparse
@@ -18,12 +17,12 @@ from ldm.values import Count, NonNegativeInt, Seed, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     return exit_code_of(search, parse(argv))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -32,9 +31,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--base", type=Path, default=clip, help="a diffusers folder, or its tokenizer's folder"
     )
     parser.add_argument("--count", type=option(Count), default=20, help="candidates to list")
-    parser.add_argument("--seed", type=option(Seed), default=23, help="of the order of the candidates")
+    parser.add_argument("--seed", type=option(Seed), default=23, help="seed of the candidates' order")
     parser.add_argument("--length", type=option(Count), default=1, help="tokens in an identifier, 1 to 3")
-    parser.add_argument("--max_chars", type=option(Count), default=3, help="most letters of a token")
+    parser.add_argument("--max_chars", type=option(Count), default=3, help="maximum letters of a token")
     parser.add_argument(
         "--ids",
         type=option(NonNegativeInt),
@@ -46,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def search(options: argparse.Namespace) -> None:
-    """Print one candidate a line: its text and its token ids."""
+    """Print one candidate per line: its text and its token ids."""
     from ldm.formats.diffusers_folder import load_tokenizer
     from ldm.models.identifier import search_rare_tokens
 

@@ -1,7 +1,7 @@
 """Sample images from text: `python scripts/txt2img.py --ckpt logs/<run> --prompt "a photo of [V] dog"`.
 
-Image k of a prompt is drawn from seed + k alone, whatever the batch size. Each PNG holds all it takes to draw
-it again: `python scripts/txt2img.py --from-image PNG`; other options override it.
+Image k of a prompt depends only on seed + k, whatever the batch size. Each PNG contains everything needed to draw
+it again: `python scripts/txt2img.py --from-image PNG`; other options override its settings.
 """
 
 import argparse
@@ -27,27 +27,27 @@ from ldm.values import Count, NonNegativeInt, Probability, Seed, option
 
 HINTS = {
     "-p": "--prompt",
-    "--config": "not needed: the model's own config is read",
-    "--C": "not needed: the number of latent channels is the model's",
-    "--f": "not needed: the size of the latents is the model's",
+    "--config": "nothing: the model's own config is read",
+    "--C": "nothing: the model defines the number of latent channels",
+    "--f": "nothing: the model defines the size of the latents",
     "--laion400m": "--ckpt",
-    "--embedding_path": "--ckpt RUN, whose identifier [V] in the prompt stands for",
+    "--embedding_path": "--ckpt RUN, whose identifier replaces [V] in the prompt",
     "--klms": "--sampler euler",
     "--n_prompts": "--from-file",
 }
-"""Options of the ancestor codebase and its relatives, and what replaces them here."""
+"""Options of other tools, and what to use here instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own when None); returns the exit code."""
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     return exit_code_of(run, argv)
 
 
 def run(argv: list[str]) -> None:
-    """Parse, draw, print where the images are."""
+    """Parse, draw and print the images' paths."""
     options = parse(argv)
-    from ldm.methods.txt2img import settings_of, txt2img  # heavy, so after the command line was read
+    from ldm.methods.txt2img import settings_of, txt2img  # heavy, so imported after parsing
 
     if options.from_image:
         options = parse(argv, **settings_of(options.from_image))
@@ -56,23 +56,23 @@ def run(argv: list[str]) -> None:
 
 
 def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
-    """The command line, with `defaults` in place of the options' own.
+    """Parse the command line, with `defaults` replacing the options' own.
 
-    `--plms`, `--ddim_steps`, `--fixed_code` and others are the ancestor's words.
+    `--plms`, `--ddim_steps`, `--fixed_code` and others are the ancestor's options.
     """
     parser = Parser(description=__doc__, formatter_class=Help)
     parser.add_argument("--ckpt", default="assets/base", help="run folder, .ckpt of a run, or base model")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--prompt", help="[V] stands for the learned subject (default: a photo of a dog)")
+    what.add_argument("--prompt", help="[V] is the learned subject (default: a photo of a dog)")
     what.add_argument(
         "--from-file",
         metavar="FILE",
-        help="prompts, one a line; a repeated prompt continues its seeds",
+        help="prompts, one per line; a repeated prompt continues its seeds",
     )
     parser.add_argument("--from-image", metavar="PNG", type=Path, help="draw this image or grid again")
-    parser.add_argument("--negative_prompt", default="", help="what guidance leads away from")
+    parser.add_argument("--negative_prompt", default="", help="prompt that guidance leads away from")
     parser.add_argument(
-        "--outdir", type=Path, default="outputs/txt2img", help="images are added here, none is overwritten"
+        "--outdir", type=Path, default="outputs/txt2img", help="folder for images; none is overwritten"
     )
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument(
@@ -83,7 +83,7 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
         "--spacing",
         choices=SPACINGS,
         default="",
-        help="which timesteps are visited; base: as in a pipeline of diffusers (default: the sampler's own)",
+        help="how timesteps are chosen; base: as in diffusers' pipelines (default: the sampler's own)",
     )
     parser.add_argument(
         "--ddim_eta", type=option(Probability), default=0.0, help="stochasticity of ddim, 0 to 1"
@@ -92,12 +92,12 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
         "--scale", type=option(float), default=7.5, help="classifier-free guidance; 1 for none"
     )
     parser.add_argument(
-        "--seed", type=option(Seed), default=42, help="of a prompt's first image; the next has seed + 1"
+        "--seed", type=option(Seed), default=42, help="seed of a prompt's first image; the next has seed + 1"
     )
-    parser.add_argument("--n_iter", type=option(Count), default=1, help="batches a prompt")
-    parser.add_argument("--n_samples", type=option(Count), default=4, help="images a batch")
+    parser.add_argument("--n_iter", type=option(Count), default=1, help="batches per prompt")
+    parser.add_argument("--n_samples", type=option(Count), default=4, help="images per batch")
     parser.add_argument(
-        "--n_rows", type=option(NonNegativeInt), default=0, help="images in a row of the grid; 0: n_samples"
+        "--n_rows", type=option(NonNegativeInt), default=0, help="images per row of the grid; 0: n_samples"
     )
     add_trust(parser)
     parser.add_argument("--H", type=option(Count), help="height, px (default: the model's)")
@@ -115,11 +115,11 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
         choices=PRECISIONS,
         help="full: fp32; autocast: fp16 on a GPU (default: autocast on a GPU, else full)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
     add_lora_option(parser)
     add_base_options(parser)
-    unasked = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_loras": []}
-    parser.set_defaults(**{**unasked, **defaults})
+    other_defaults = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_loras": []}
+    parser.set_defaults(**{**other_defaults, **defaults})
     parser.refuse(argv, HINTS)
     return parser.parse_args(argv)
 

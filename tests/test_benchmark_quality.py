@@ -55,7 +55,7 @@ def pretend(monkeypatch):
         return True
 
     monkeypatch.setattr(benchmark_tasks, "child", child)
-    monkeypatch.setattr(benchmark_run, "listen", lambda: None)
+    monkeypatch.setattr(benchmark_run, "stop_on_signals", lambda: None)
     return commands
 
 
@@ -144,7 +144,7 @@ def test_another_processs_task_is_left_to_it(pretend, tmp_path, capsys):
         assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
     assert not (folder / "evaluation").exists()
     assert (tmp_path / "no_prior" / "cat" / "evaluation" / "metrics.json").is_file()
-    assert "1 of 3 are still to do" in capsys.readouterr().err
+    assert "1 of 3 tasks are not finished" in capsys.readouterr().err
     assert main(["--outdir", str(tmp_path), "--subjects", "cat"]) == 0
     assert (folder / "evaluation" / "metrics.json").is_file()
 

@@ -99,7 +99,7 @@ def test_without_hold_out_the_result_warns(train, evaluate):
     run = train("lightning.trainer.max_steps=1", "model.params.prior_loss_weight=0", name="memorized")
     result, _ = evaluate("--ckpt", run / "checkpoints" / "last.ckpt")
     assert list(result["about"]["real_images"]) == ["training"]
-    assert "memorized" in result["about"]["note"]
+    assert "memorization" in result["about"]["note"]
 
 
 def test_a_base_gets_the_prompts_without_the_identifier(tiny, evaluate):
@@ -193,7 +193,7 @@ def test_a_folder_that_takes_nothing_is_told_first(place, tmp_path, monkeypatch,
         (["--images", DOG, "--class_word", "dog"], "--real"),
         (["--images", DOG, "--real", DOG], "--class_word"),
         (["--images", DOG, "sampling.step=3"], "steps"),
-        (["--images", DOG, "--real", DOG, "--class_word", "dog", "--hold_out", "5"], "some must be left"),
+        (["--images", DOG, "--real", DOG, "--class_word", "dog", "--hold_out", "5"], "some must remain"),
         (["--ckpt", "nowhere", "--real", DOG, "--class_word", "dog"], "nowhere"),
         (["--images", DOG, "--real", DOG, "--class_word", "dog", "networks.diversity=lpip"], "dino or clip"),
     ],

@@ -176,7 +176,7 @@ def test_a_benchmarks_difference_is_paired_and_shown_only_beside_its_interval():
     ours = {cell: result(value + 0.05 + n) for (cell, value), n in zip(level.items(), noise, strict=True)}
     theirs = {cell: result(value) for cell, value in level.items()}
     found = benchmark.differences(ours, theirs)["dino"]
-    assert benchmark.is_shown(found)
+    assert benchmark.is_significant(found)
     assert found["low"] < 0.05 < found["high"]
     apart = [benchmark.means(side)["metrics"]["dino"] for side in (ours, theirs)]
     assert apart[0]["low"] < apart[1]["high"]
@@ -252,7 +252,7 @@ def test_lpips_absent_or_present(networks, monkeypatch):
     settings = {"dino": str(networks[1]), "clip": str(networks[0]), "batch_size": 2}
     settings |= {"dino_revision": None, "clip_revision": None, "lpips": "alex"}
     monkeypatch.setitem(__import__("sys").modules, "lpips", None)
-    with pytest.raises(UserError, match="leave it null"):
+    with pytest.raises(UserError, match="set it to null"):
         load_networks(settings)
 
     class Fake(torch.nn.Module):

@@ -250,7 +250,7 @@ def test_mistakes_end_in_one_line(tiny, tmp_path, capsys, words, message):
         (["--H", "0"], "whole number of at least 1"),
         (["--seed", str(2**64)], "below 2**63"),
         (["-p", "a dog"], "use --prompt"),
-        (["--config", "v1.yaml"], "not needed: the model's own config is read"),
+        (["--config", "v1.yaml"], "nothing: the model's own config is read"),
         (["--prompt", "a dog", "--from-file", "x"], "not allowed with"),
     ],
 )

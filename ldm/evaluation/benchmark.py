@@ -1,4 +1,4 @@
-"""A benchmark over many subjects: the dataset's layout, and the means over subjects that the paper's tables hold."""
+"""A benchmark over many subjects: the dataset's layout, and means over subjects as in the paper's tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from ldm.evaluation.statistics import outermost, summary
 LIST = "prompts_and_classes.txt"
 
 Cell = tuple[str, int]
-"""A subject's name and the number of the repetition, which is one of seeds."""
+"""A subject's name and the number of the repetition, each with its own seeds."""
 
 Results = Mapping[Cell, Mapping[str, Any]]
-"""What evaluations found (the content of metrics.json) of one variant."""
+"""The content of metrics.json for every cell of one variant."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSubject:
-    """One subject of a dataset: its name, its class noun, the folder with its photographs."""
+    """One subject of a dataset: its name, class noun, and folder with photographs."""
 
     name: str
     class_word: str
@@ -32,15 +32,15 @@ class BenchmarkSubject:
 def read_dataset(folder: Path) -> list[BenchmarkSubject]:
     """The subjects of a folder in the layout of the DreamBooth dataset, in the list's order.
 
-    Its prompts_and_classes.txt holds lines `subject_name,class`; images lie in a folder of the subject's
-    name. Subjects of the list without a folder are left out, so that a part of the dataset is a dataset.
+    prompts_and_classes.txt lists `subject_name,class`; each subject's images are in a folder of its name. Subjects
+    without a folder are left out, so that a part of the dataset is a dataset too.
     """
     path = folder / LIST
     if not path.is_file():
         raise UserError(f"dataset {folder}: no {LIST} in it, with a line subject_name,class for each subject")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     if "subject_name,class" not in lines:
-        raise UserError(f"{path}: no line 'subject_name,class' at the head of the list of subjects")
+        raise UserError(f"{path}: the list of subjects needs the heading 'subject_name,class'")
     subjects = []
     for line in lines[lines.index("subject_name,class") + 1 :]:
         name, comma, class_word = (part.strip() for part in line.partition(","))
@@ -50,22 +50,22 @@ def read_dataset(folder: Path) -> list[BenchmarkSubject]:
             image_files(folder / name)
             subjects.append(BenchmarkSubject(name, class_word, folder / name))
     if not subjects:
-        raise UserError(f"dataset {folder}: none of the subjects of {LIST} has a folder there")
+        raise UserError(f"dataset {folder}: no subject of {LIST} has a folder in it")
     return subjects
 
 
 def wrong_noun(subject: BenchmarkSubject, subjects: Sequence[BenchmarkSubject]) -> str:
-    """Another subject's class noun, for the ablation of Table 4: the next different one of the list."""
+    """Another subject's class noun, for the ablation of Table 4: the next different one in the list."""
     place = subjects.index(subject)
     others = [other.class_word for other in (*subjects[place + 1 :], *subjects[:place])]
     different = next((word for word in others if word != subject.class_word), None)
     if different is None:
-        raise UserError("class-noun ablation: all subjects are of one class; a wrong noun needs a second one")
+        raise UserError("class-noun ablation: all subjects have the same class, so there is no wrong noun")
     return different
 
 
 def means(results: Results) -> dict[str, Any]:
-    """Each metric's mean over subjects and seeds, with its 95 % interval; see `interval_levels`."""
+    """Each metric's mean over subjects and seeds, with 95 % interval (see `interval_levels`)."""
     one = next(iter(results.values())) if len(results) == 1 else None
     ours = {key: one["metrics"][key] if one else _over_cells(results, "metrics", key) for key in METRICS}
     real = {
@@ -77,10 +77,10 @@ def means(results: Results) -> dict[str, Any]:
 
 
 def differences(results: Results, reference: Results) -> dict[str, dict[str, Any]]:
-    """Each metric's mean of `results` minus `reference`, paired by subject and seed, with its 95 % interval.
+    """Each metric's mean of `results` minus `reference`, paired by subject and seed, with 95 % interval.
 
-    What both have is compared. Where that is one subject at one seed, the interval is over the prompts' differences,
-    and metrics of the bare class, which has one prompt, get none.
+    Only cells in both are compared. For a single cell, the interval is over prompts, and metrics of the class,
+    which has one prompt, have none.
     """
     both = [cell for cell in results if cell in reference]
     if len(both) == 1:
@@ -93,16 +93,16 @@ def differences(results: Results, reference: Results) -> dict[str, dict[str, Any
 
 
 def interval_levels(cells: Sequence[Cell]) -> Sequence[Any] | None:
-    """What an interval over `cells` resamples: subjects with all their seeds, or the seeds of a single subject.
+    """The units that an interval over `cells` resamples: subjects with all their seeds, or a single subject's seeds.
 
-    Drawing again inside a subject, its prompts and images, would count their spread twice, since it is in the
-    subject's mean already: such intervals hold the truth in 99 cases of 100.
+    Resampling prompts and images within a subject too would count their spread twice, since the subject's mean
+    already contains it: 99 of 100 such intervals contain the truth.
     """
     return outermost([name for name, _ in cells], [seed for _, seed in cells])
 
 
-def is_shown(difference: Mapping[str, Any]) -> bool:
-    """Whether a difference is more than chance: its interval is known and does not hold zero."""
+def is_significant(difference: Mapping[str, Any]) -> bool:
+    """Whether a difference has an interval, which does not contain zero."""
     return difference.get("low") is not None and not difference["low"] <= 0 <= difference["high"]
 
 
@@ -130,7 +130,7 @@ def table_rows(
     titles: Mapping[str, str],
     published: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, Mapping[str, Mapping[str, Any]], str]]:
-    """Rows (name, metrics, kind) of the benchmark's table: ours by variant, real images, the paper's."""
+    """Rows (name, metrics, kind) of the benchmark's table: our variants, real images, the paper's rows."""
     rows = [
         (f"{titles[name]} ({_subjects(len(variant['subjects']))})", variant["metrics"], "ours")
         for name, variant in variants.items()
@@ -146,22 +146,22 @@ def markdown(
     differences: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     reference: str = "",
 ) -> str:
-    """The table as Markdown, and that of the variants' differences from `reference`. div: what DIV is here."""
+    """Markdown tables of the rows and of the variants' differences from `reference`. div: how DIV is measured."""
     texts = [
         _markdown_table({name: values for name, values, _ in rows}),
         f"DIV of our rows: {div}; the paper's: LPIPS.",
     ]
     if differences:
         texts.append(
-            f"Differences from: {reference}, paired by subject and seed. Bold: the interval leaves out zero, so "
-            "there is a difference; of the others none was shown."
+            f"Differences from: {reference}, paired by subject and seed. Bold: the interval excludes zero; the "
+            "other differences may be chance."
         )
         texts.append(_markdown_table(differences, signed=True))
     return "\n\n".join(texts) + "\n"
 
 
 def _markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], signed: bool = False) -> str:
-    """Metrics by row. signed: of differences, in bold where they are shown."""
+    """Metrics by row. signed: for differences, with signs, bold if significant."""
     lines = [
         "| | " + " | ".join(metric.title for metric in METRICS.values()) + " |",
         "|---|" + "---:|" * len(METRICS),
@@ -179,7 +179,7 @@ def _cell(found: Mapping[str, Any], signed: bool) -> str:
     text = f"{found['value']:{sign}.3f}"
     if found.get("low") is not None and found["low"] < found["high"]:
         text += f" ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"
-    return f"**{text}**" if signed and is_shown(found) else text
+    return f"**{text}**" if signed and is_significant(found) else text
 
 
 def _number(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""A quality benchmark from its list of tasks to its tables; several processes may share one list."""
+"""Runs the tasks of a quality benchmark and writes its tables; several processes may share the tasks."""
 
 import json
 import signal
@@ -10,26 +10,35 @@ from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
 from ldm.evaluation.benchmark import Cell, differences, markdown, means, table_rows
 from ldm.evaluation.benchmark_page import benchmark_page
-from ldm.evaluation.benchmark_tasks import ABLATION, VARIANTS, Benchmark, Task, claim, do, last_line, plan
+from ldm.evaluation.benchmark_tasks import (
+    ABLATION,
+    VARIANTS,
+    Benchmark,
+    Task,
+    claim,
+    last_line,
+    plan,
+    run_task,
+)
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT, check_writable, replacing
 
 REFERENCE = "prior"
-"""The variant that the others are compared with, where it was measured; else the first."""
+"""The variant to compare the others with, if measured; else the first."""
 
 
 def run(benchmark: Benchmark, only_table: bool = False) -> int:
-    """Work through the list until nothing on it is free, and write the table after every task; returns the exit code.
+    """Run tasks until none is free, and write the table after each; returns the exit code.
 
-    only_table: write the table of the results so far, and do nothing else.
-    Raises StoppedError where a signal ended it, with everything saved.
+    only_table: only write the table of the results so far.
+    Raises StoppedError if a signal ended it, with everything saved.
     """
     tasks = plan(benchmark)
     failed: list[str] = []
     if not only_table:
         check_writable(benchmark.outdir)
         check_settings(benchmark)
-        listen()
+        stop_on_signals()
         failed = work_through(tasks, benchmark)
     for name in failed:
         say(f"failed: {name}")
@@ -38,12 +47,12 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
         print(write_table(tasks, benchmark))
         print(benchmark.outdir / "benchmark.html")
     if missing:
-        say(f"{len(missing)} of {len(tasks)} are still to do, or in work by other processes")
+        say(f"{len(missing)} of {len(tasks)} tasks are not finished, or in progress in other processes")
     return 1 if failed else 0
 
 
 def check_settings(benchmark: Benchmark) -> None:
-    """One folder holds one benchmark: results of other settings must not end up in one table."""
+    """Raise UserError if the folder has results of other settings, which must not share a table."""
     settings = {
         "data": str(benchmark.data.resolve()),
         "base": [str(path.resolve()) for path in benchmark.base],
@@ -55,16 +64,16 @@ def check_settings(benchmark: Benchmark) -> None:
     if path.is_file():
         if (before := json.loads(path.read_text())) != settings:
             key = next(key for key in settings if before.get(key) != settings[key])
-            raise UserError(f"{benchmark.outdir} holds a benchmark with another {key}: give another --outdir")
+            raise UserError(f"{benchmark.outdir} has a benchmark with another {key}: choose another --outdir")
         return
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1))
 
 
 def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:
-    """Do every task that is neither done nor claimed by another process; returns a line for each that failed.
+    """Run every task that is neither done nor claimed by another process; returns a line for each that failed.
 
-    Goes over the list until nothing is left to do: a task that another process gave up is free again.
+    Repeats until none is left, since a task that another process abandoned is free again.
     """
     failed: dict[Task, str] = {}
     seconds: list[float] = []
@@ -75,11 +84,11 @@ def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:
             if task in failed or task.result.is_file() or (claimed := claim(task)) is None:
                 continue
             with claimed:
-                if task.result.is_file():  # done between the two looks
+                if task.result.is_file():  # done since the check above
                     continue
                 found, start = True, time.monotonic()
                 print(f"[{number}/{len(tasks)}] {task.name}", flush=True)
-                if not do(task, benchmark, claimed):
+                if not run_task(task, benchmark, claimed):
                     failed[task] = f"{task.name}: {last_line(task.log)} ({task.log})"
                     continue
             seconds.append(time.monotonic() - start)
@@ -89,7 +98,7 @@ def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:
 
 
 def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
-    """How many tasks are left, and how long they take at this pace with the present number of processes."""
+    """How many tasks are left, and how long they take at this pace with the current number of processes."""
     left = [task for task in tasks if not task.result.is_file()]
     if not left:
         return "all are done"
@@ -103,12 +112,12 @@ def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
     return f"{len(left)} left, about {minutes:.0f} min with {taken + 1} process{'es' if taken else ''}"
 
 
-def listen() -> None:
-    """SIGTERM and Ctrl-C let the running child save itself, then end this process."""
+def stop_on_signals() -> None:
+    """Make SIGTERM and Ctrl-C end this process after the running child has saved its state."""
 
     def stop(number: int, frame: Any) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_DFL)  # the second one ends it at once
+            signal.signal(signum, signal.SIG_DFL)  # a second signal ends it at once
         raise StoppedError("stopped; the same command continues")
 
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -140,7 +149,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
         "benchmark.html": benchmark_page(benchmark.outdir, rows, done, VARIANTS, content),
     }
     for name, text in texts.items():
-        # Several processes may end at once.
+        # Several processes may write at once.
         with replacing(benchmark.outdir / name, sync=False, shared=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return texts["table.md"]

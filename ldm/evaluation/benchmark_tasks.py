@@ -25,13 +25,13 @@ VARIANTS = {
     "wrong_noun": "DreamBooth, wrong class noun",
 }
 STANDARD, ABLATION = ("base", "prior", "no_prior"), ("no_noun", "wrong_noun")
-NOT_WHILE_MEASURING = ("validation", "samples")
-"""Callbacks that the trainings leave out: their pictures are drawn, and scored, afterwards."""
+UNUSED_CALLBACKS = ("validation", "samples")
+"""Callbacks left out of training: images are drawn and scored afterwards."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is to be done, and where."""
+    """The settings of a quality benchmark."""
 
     data: Path
     """The dataset's folder."""
@@ -40,26 +40,26 @@ class Benchmark:
     base: Sequence[Path]
     """The trainings' configs."""
     overrides: Sequence[str] = ()
-    """Changes to them, `key.sub=value`."""
+    """Overrides of these configs, `key.sub=value`."""
     config: Sequence[Path] = ()
-    """Overlays over configs/evaluation.yaml."""
+    """Overlays for configs/evaluation.yaml."""
     evaluation: Sequence[str] = ()
-    """Changes to that config."""
+    """Overrides of that config."""
     subjects: Sequence[str] = ()
-    """Only these of the dataset; all where it is empty."""
+    """Only these subjects of the dataset; empty for all."""
     variants: Sequence[str] = STANDARD
     """Keys of VARIANTS."""
     seeds: int = 1
-    """How often each variant of a subject is repeated, each time with other seeds of training and of images."""
+    """Repetitions of each variant of a subject, each with its own seeds for training and images."""
     keep_weights: bool = False
     """Keep checkpoints and models of scored runs."""
     trust: Sequence[str] = ()
-    """Packages whose classes the configs may build."""
+    """Other packages whose classes the configs may build."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One variant of one subject. `noun` stands in its prompts ('' for none). seed: number of the repetition."""
+    """One variant of one subject. noun: in its prompts, '' for none. seed: number of the repetition."""
 
     variant: str
     subject: BenchmarkSubject
@@ -69,28 +69,28 @@ class Task:
 
     @property
     def result(self) -> Path:
-        """Is there when the task is done."""
+        """Exists once the task is done."""
         return self.folder / "evaluation" / "metrics.json"
 
     @property
     def name(self) -> str:
-        """For the reader of the terminal."""
+        """For messages."""
         again = f", seed {self.seed}" if self.seed else ""
         return f"{self.subject.name}, {VARIANTS[self.variant]}{again}"
 
     @property
     def log(self) -> Path:
-        """What its child processes say."""
+        """Output of its child processes."""
         return self.folder / "log.txt"
 
 
 def plan(benchmark: Benchmark) -> list[Task]:
-    """All tasks, a subject's variants together, so that an unfinished table compares the same subjects.
+    """All tasks, ordered by seed, then subject, so that an unfinished table compares variants of the same subjects.
 
-    Seed after seed: with more of them, a finished benchmark goes on. The first lies where it does without seeds.
+    With more seeds, a finished benchmark continues. The first seed's folder is the same as without seeds.
     """
     if unknown := set(benchmark.variants) - VARIANTS.keys():
-        raise UserError(f"--variants {unknown.pop()}: one of {', '.join(VARIANTS)}")
+        raise UserError(f"--variants {unknown.pop()}: must be one of {', '.join(VARIANTS)}")
     every = read_dataset(benchmark.data)
     names = [subject.name for subject in every]
     if unknown := set(benchmark.subjects) - set(names):
@@ -107,9 +107,9 @@ def plan(benchmark: Benchmark) -> list[Task]:
 
 
 def claim(task: Task) -> IO[str] | None:
-    """The task's claim, held until it is closed or this process and its child end; None where another has it."""
+    """Claim the task until the file is closed or this process and its child end; None if another process has it."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    file = open(task.folder / ".claim", "a+")  # noqa: SIM115 - held for as long as the task takes
+    file = open(task.folder / ".claim", "a+")  # noqa: SIM115 - open for the duration of the task
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,28 +118,34 @@ def claim(task: Task) -> IO[str] | None:
     return file
 
 
-def do(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
+def run_task(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
     """Train, if the variant trains, then sample and score; returns whether both succeeded."""
     run_folder, trust = None, [word for package in benchmark.trust for word in ("--trust", package)]
     if task.variant == "base":
-        what = base_words(task, benchmark)
+        source = base_arguments(task, benchmark)
     else:
         run_folder = trained_run(task, benchmark, claimed)
         if run_folder is None:
             return False
-        what = ["--ckpt", run_folder, "--prompt_noun", task.noun]
-    words = [*what, "--class_word", task.subject.class_word, "--outdir", task.folder / "evaluation"]
-    words += [*trust, "--config", *benchmark.config, *benchmark.evaluation, *other_images(task, benchmark)]
-    if not child("scripts/evaluate.py", words, task, claimed):
+        source = ["--ckpt", run_folder, "--prompt_noun", task.noun]
+    arguments = [*source, "--class_word", task.subject.class_word, "--outdir", task.folder / "evaluation"]
+    arguments += [
+        *trust,
+        "--config",
+        *benchmark.config,
+        *benchmark.evaluation,
+        *seed_overrides(task, benchmark),
+    ]
+    if not child("scripts/evaluate.py", arguments, task, claimed):
         return False
     if run_folder is not None and not benchmark.keep_weights:
-        for heavy in ("checkpoints", "model", "prior"):
-            shutil.rmtree(run_folder / heavy, ignore_errors=True)
+        for large in ("checkpoints", "model", "prior"):
+            shutil.rmtree(run_folder / large, ignore_errors=True)
     return True
 
 
-def other_images(task: Task, benchmark: Benchmark) -> list[str]:
-    """Words for evaluate.py that let a repetition draw its images from seeds of its own."""
+def seed_overrides(task: Task, benchmark: Benchmark) -> list[str]:
+    """Overrides for evaluate.py that give a repetition its own image seeds."""
     if not task.seed:
         return []
     paths = [PROJECT / "configs" / "evaluation.yaml", *benchmark.config]
@@ -148,56 +154,63 @@ def other_images(task: Task, benchmark: Benchmark) -> list[str]:
     return [f"sampling.seed={sampling['seed'] + task.seed * stride}"]
 
 
-def base_words(task: Task, benchmark: Benchmark) -> list[Any]:
-    """Words for evaluate.py that measure the trainings' base, read and held against what theirs are."""
+def base_arguments(task: Task, benchmark: Benchmark) -> list[Any]:
+    """Arguments for evaluate.py to measure the base, loaded and compared as the trained models are."""
     config = load_config(benchmark.base, benchmark.overrides, benchmark.trust)
     model, data = config["model"]["params"], config["data"]["params"]
-    words = ["--ckpt", model["base"], "--real", task.subject.folder, "--hold_out", data.get("hold_out") or 0]
+    arguments = [
+        "--ckpt",
+        model["base"],
+        "--real",
+        task.subject.folder,
+        "--hold_out",
+        data.get("hold_out") or 0,
+    ]
     for name in ("revision", "variant", "vae", "prediction_type"):
         if model.get(name) is not None:
-            words += [f"--{name}", model[name]]
-    return words if model.get("use_ema", True) else [*words, "--no_ema"]
+            arguments += [f"--{name}", model[name]]
+    return arguments if model.get("use_ema", True) else [*arguments, "--no_ema"]
 
 
 def trained_run(task: Task, benchmark: Benchmark, claimed: IO[str]) -> Path | None:
-    """The task's finished run: found, resumed, or made; None where training failed."""
+    """The task's finished run, which is trained or resumed if needed; None if training failed."""
     runs = task.folder / "run"
     started = sorted(runs.glob("*/configs/config.yaml"))
     folder = started[-1].parents[1] if started else None
     if folder and (folder / "model" / "dreambooth.json").is_file():
         return folder
     if folder and any((folder / "checkpoints").glob("*.ckpt")):
-        words = ["--resume", folder]
+        arguments = ["--resume", folder]
     else:
         shutil.rmtree(runs, ignore_errors=True)  # ended before its first checkpoint
-        words = ["--base", *benchmark.base, "--logdir", runs, "--name", task.variant]
-        words += ["--data_root", task.subject.folder.resolve(), *variant_words(task)]
-        words += [f"lightning.callbacks.{name}=null" for name in NOT_WHILE_MEASURING]
-        words += benchmark.overrides
+        arguments = ["--base", *benchmark.base, "--logdir", runs, "--name", task.variant]
+        arguments += ["--data_root", task.subject.folder.resolve(), *variant_overrides(task)]
+        arguments += [f"lightning.callbacks.{name}=null" for name in UNUSED_CALLBACKS]
+        arguments += benchmark.overrides
         if task.seed:
             seed = load_config(benchmark.base, benchmark.overrides, benchmark.trust)["seed"]
-            words += ["--seed", seed + task.seed]
-    words += [word for package in benchmark.trust for word in ("--trust", package)]
-    if not child("main.py", words, task, claimed):
+            arguments += ["--seed", seed + task.seed]
+    arguments += [word for package in benchmark.trust for word in ("--trust", package)]
+    if not child("main.py", arguments, task, claimed):
         return None
     return next(runs.glob("*/model/dreambooth.json")).parents[1]
 
 
-def variant_words(task: Task) -> list[str]:
-    """Overrides that make the variant."""
+def variant_overrides(task: Task) -> list[str]:
+    """Overrides of the recipe for the variant."""
     if task.variant == "no_noun":  # without a noun there is no class to preserve
-        words = ["data.params.prompt=a photo of [V]", "model.params.prior_loss_weight=0"]
-        return [*words, f"data.params.class_word={task.subject.class_word}"]
-    words = [f"data.params.class_word={task.noun}"]
-    return words + (["model.params.prior_loss_weight=0"] if task.variant == "no_prior" else [])
+        overrides = ["data.params.prompt=a photo of [V]", "model.params.prior_loss_weight=0"]
+        return [*overrides, f"data.params.class_word={task.subject.class_word}"]
+    overrides = [f"data.params.class_word={task.noun}"]
+    return overrides + (["model.params.prior_loss_weight=0"] if task.variant == "no_prior" else [])
 
 
-def child(script: str, words: Sequence[Any], task: Task, claimed: IO[str]) -> bool:
-    """Run one of the project's commands with its output in the task's log.txt; returns whether it succeeded.
+def child(script: str, arguments: Sequence[Any], task: Task, claimed: IO[str]) -> bool:
+    """Run one of the project's programs, logging to the task's log.txt; returns whether it succeeded.
 
-    It inherits the claim: if this process is killed, the task stays claimed until the child has ended.
+    It inherits the claim: if this process is killed, the task remains claimed until the child ends.
     """
-    command = [sys.executable, str(PROJECT / script), *map(str, words)]
+    command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
     with open(task.log, "a") as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
@@ -214,7 +227,7 @@ def child(script: str, words: Sequence[Any], task: Task, claimed: IO[str]) -> bo
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, or that there is none."""
+    """The last line of a log that is not blank, or "no output"."""
     lines = [
         line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()
     ]

@@ -1,4 +1,4 @@
-"""Charts as SVG text: no drawing library, sharp at any size, and they follow the page's colours."""
+"""Charts as SVG: no plotting library needed, sharp at any size, in the page's colours."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; `low` and `high` are its interval, where it has one. kind: "ours", "real" or "paper"."""
+    """One bar; `low` and `high`: its interval, if any. kind: "ours", "real" or "paper"."""
 
     label: str
     value: float
@@ -45,7 +45,7 @@ def bar_chart(title: str, bars: Sequence[Bar], width: int = 520) -> str:
 def path_chart(
     points: Sequence[tuple[float, float, str]], x_label: str, y_label: str, marked: int | None = None
 ) -> str:
-    """Points (x, y, label) joined in their order, each labelled; `marked`: the index of one to stand out."""
+    """Labelled points (x, y, label) joined in order; `marked`: index of a point to highlight."""
     width, height, left, right, top, bottom = 640, 420, 70, 30, 24, 52
     x_low, x_high, x_ticks = _axis([x for x, _, _ in points])
     y_low, y_high, y_ticks = _axis([y for _, y, _ in points])
@@ -87,7 +87,7 @@ def path_chart(
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Lower end, upper end and round ticks of an axis that holds `values`."""
+    """Lower end, upper end and round ticks of an axis that covers `values`."""
     low, high = min(values), max(values)
     span = (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - 0.08 * span, high + 0.08 * span

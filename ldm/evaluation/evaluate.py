@@ -1,4 +1,4 @@
-"""One evaluation, from the command line's wishes to its pages (`scripts/evaluate.py`)."""
+"""One evaluation, from its settings to its pages (`scripts/evaluate.py`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,48 +30,48 @@ EMBEDDED_SIDE = 64
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be measured, and how. Of `ckpt` and `images` one is given."""
+    """The settings of an evaluation. Exactly one of `ckpt` and `images` is given."""
 
     config: Mapping[str, Any]
-    """As `ldm.evaluation.settings.EvaluationSettings` describes it."""
+    """Keys and values of `ldm.evaluation.settings.EvaluationSettings`."""
     ckpt: Path | None = None
-    """A run, a checkpoint, an exported model or a base, whose pictures are drawn here."""
+    """A run, a checkpoint, an exported model or a base, whose images are drawn here."""
     images: Path | None = None
-    """A folder of pictures made elsewhere."""
+    """A folder of images made elsewhere."""
     class_images: Path | None = None
-    """With `images`: a folder of pictures of the bare class."""
+    """With `images`: a folder of images of the bare class."""
     real: Path | None = None
-    """Folder of the subject's photographs; None takes the run's."""
+    """Folder of the subject's photographs; None for the run's."""
     hold_out: int = 0
-    """Of the images in `real`: how many, the last, are scored by; 0 for all."""
+    """How many of the images in `real`, the last ones, are the reference; 0 for all."""
     class_word: str | None = None
-    """The subject's class noun; None takes the run's."""
+    """The subject's class noun; None for the run's."""
     identifier: str | None = None
-    """The word or words for the subject; None takes the run's."""
+    """The word or words for the subject; None for the run's."""
     prompt_noun: str | None = None
-    """Noun of the prompts drawn from, '' for none; None takes the class word."""
+    """Noun in the prompts for drawing, '' for none; None for the class word."""
     outdir: Path | None = None
-    """None takes `evaluation` in the run, or `outputs/evaluation`."""
+    """None for `evaluation` in the run, or `outputs/evaluation`."""
     precision: str | None = None
     device: str | None = None
     base_options: Mapping[str, Any] = field(default_factory=dict)
-    """How a base is read, as `load_for_sampling` takes it."""
+    """Options for reading a base, as in `load_for_sampling`."""
     trust: Sequence[str] = ()
-    """Packages whose classes may be built."""
+    """Other packages whose classes may be built."""
 
     @property
     def run(self) -> Path | None:
-        """The run that is measured, if it is one."""
+        """The run that is evaluated, if any."""
         return run_of(find(self.ckpt)) if self.ckpt else None
 
     @property
     def out(self) -> Path:
-        """Where the result goes."""
+        """Folder of the results."""
         return self.outdir or (self.run / "evaluation" if self.run else Path("outputs", "evaluation"))
 
 
 def evaluate(evaluation: Evaluation) -> str:
-    """Draw or find the images, score them, write the result; returns the table and where the page is."""
+    """Draw or find the images, score them, write the results; returns the table and the page's path."""
     config, out = evaluation.config, evaluation.out
     for folder in (out, out / "subject", out / "class"):
         check_writable(folder)
@@ -106,7 +106,7 @@ def drawn_images(
         learned = replace(learned or Learned(""), identifier=evaluation.identifier)
         loaded.subjects = (learned, *loaded.subjects[1:])
     subject = find_subject(evaluation, learned.class_word if learned else None)
-    refuse_other_world(networks, loaded.model.native_size)
+    refuse_embedded_networks(networks, loaded.model.native_size)
     items = plan(
         evaluation.config,
         subject.class_word,
@@ -130,30 +130,30 @@ def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str,
 
 
 def find_subject(evaluation: Evaluation, learned_class: str | None) -> Subject:
-    """The subject, from what was given, the model (`learned_class`) and the run, in this order."""
+    """The subject, from the settings, the model (`learned_class`) or the run, in this order."""
     class_word = evaluation.class_word or learned_class
     if evaluation.real:
         return subject_in_folder(evaluation.real, evaluation.hold_out, evaluation.run, class_word)
     return subject_of_run(evaluation.run, class_word)
 
 
-def refuse_other_world(networks: Networks, side: int) -> None:
-    """The embedded networks have seen the embedded world alone, and would measure nothing of photographs.
+def refuse_embedded_networks(networks: Networks, side: int) -> None:
+    """Raise UserError for the embedded networks with a photographic model: they know only the embedded world.
 
-    side: of the model's pictures, in pixels.
+    side: of the model's images, px.
     """
     embedded = [
         net for net in (networks.dino, networks.clip) if PROJECT / "assets" in net.folder.resolve().parents
     ]
     if embedded and side > 2 * EMBEDDED_SIDE:
         raise UserError(
-            f"networks: {embedded[0].facts['network']} knows the embedded world alone, and this model draws"
+            f"networks: {embedded[0].facts['network']} knows only the embedded world, but this model draws"
             f" {side} px; add --config configs/stable-diffusion/evaluation.yaml"
         )
 
 
 def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> None:
-    """Draw those of `items` that are not there yet, as their PNGs say it; each is saved as it is drawn."""
+    """Draw and save those of `items` that do not exist yet with the same facts in their PNGs."""
     settings, side = evaluation.config["sampling"], loaded.model.native_size
     sampling = Sampling(settings["sampler"], settings["steps"], settings["guidance_scale"])
     loaded.model.passes(sampling)
@@ -177,9 +177,9 @@ def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> 
                 save_picture(image, item.path, facts(item))
             bar.update(len(batch))
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # for the networks that measure
+        torch.cuda.empty_cache()  # for the feature networks
 
 
 def is_same(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a picture was drawn as it would be now; a model that was moved is still the same."""
+    """Whether an image was drawn as it would be now; the model's path does not matter."""
     return {**found, "model": ""} == {**wanted, "model": ""}

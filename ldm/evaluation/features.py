@@ -1,7 +1,7 @@
-"""Feature networks, which turn images and texts into rows of features: CLIP and a self-supervised ViT (DINO).
+"""Feature networks for images and texts: CLIP and a self-supervised ViT (DINO).
 
-Each comes from a local folder in transformers' layout or from the hub, with its own preprocessing; `facts`
-says which network it was, for the result.
+Each is loaded from a local folder in transformers' layout or from the hub, with its own preprocessing; its `facts`
+identify it in results.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 
 
 class FeatureNetwork:
-    """What CLIP and DINO share: where their files come from, and images in batches."""
+    """The common parts of CLIP and DINO: finding files, and encoding images in batches."""
 
     def __init__(self, where: str, revision: str | None, device: Any, batch_size: int, files: Sequence[str]):
         self.folder, commit, weights = locate(where, revision, files)
@@ -39,7 +39,7 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def images(self, images: Iterable[Image.Image]) -> Tensor:
-        """Features [N, D] of RGB pictures, fp32 on the CPU. They are read one batch at a time."""
+        """Features [N, D] of RGB images, fp32 on the CPU. Images are read one batch at a time."""
         parts = []
         for batch in _batches(images, self.batch_size):
             pixels = torch.stack([self.preprocessing(image) for image in batch]).to(self.device)
@@ -77,14 +77,14 @@ class Clip(FeatureNetwork):
         self.tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
         self.window = self.model.config.text_config.max_position_embeddings
         if len(self.tokenizer) != self.model.config.text_config.vocab_size:
-            raise UserError(f"feature network {where}: the tokenizer there is not this network's own")
+            raise UserError(f"feature network {where}: its tokenizer does not match the network")
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return _rows(self.model.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features [N, D] of `texts`, fp32 on the CPU; what exceeds the text window is cut."""
+        """Features [N, D] of `texts`, fp32 on the CPU; long texts are truncated to the text window."""
         unique = list(dict.fromkeys(texts))
         options = {
             "padding": "max_length",
@@ -105,7 +105,7 @@ class Clip(FeatureNetwork):
 
 
 class Lpips:
-    """LPIPS (Zhang et al., arXiv 1801.03924) from the package `lpips`, which brings or fetches the weights."""
+    """LPIPS (Zhang et al., arXiv 1801.03924) from the package `lpips`, which contains or downloads the weights."""
 
     def __init__(self, backbone: str, device: Any = "cpu"):
         try:
@@ -115,14 +115,14 @@ class Lpips:
         except (ImportError, OSError, NotImplementedError) as error:
             raise UserError(
                 f"networks.lpips={backbone}: not available ({error}); pip install lpips on a machine with a"
-                " network, or leave it null and DIV is a distance in networks.diversity's features"
+                " network, or set it to null to measure DIV in the features of networks.diversity"
             ) from error
         self.device = device
         self.facts = {"network": f"lpips {backbone}", "preprocessing": "pixels in [-1, 1], as they are"}
 
     @torch.no_grad()
     def distances(self, images: Sequence[Image.Image]) -> Tensor:
-        """LPIPS of every image with every other, [N, N]."""
+        """LPIPS between all pairs of images, [N, N]."""
         pixels = torch.stack([to_tensor(image) for image in images]).to(self.device)
         rows = [
             self.model(pixels[i : i + 1].expand_as(pixels), pixels).flatten().cpu()
@@ -148,7 +148,7 @@ def locate(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path
     if folder.is_dir():
         weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
         if weights is None:
-            raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in that folder")
+            raise UserError(f"feature network {where}: no {' or '.join(WEIGHTS)} in this folder")
         return folder, None, weights
     if where.count("/") != 1 or where.startswith((".", "/", "assets/")):
         raise UserError(
@@ -167,7 +167,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
     def fetch_any(file: str) -> Path | None:
         try:
             return fetch(file)
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means: no connection
+        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means no connection
             raise
         except EntryNotFoundError:
             return None
@@ -186,7 +186,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
 
 
 def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:
-    """The network in eval mode, fp32. Raises UserError where the folder holds other or too few weights."""
+    """The network in eval mode, fp32. Raises UserError if the folder has other weights, or some are missing."""
     from transformers.utils import logging
 
     progress = logging.is_progress_bar_enabled()
@@ -208,7 +208,7 @@ def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:
 
 
 def _rows(features: Any) -> Tensor:
-    """The features themselves: transformers 5 wraps the tensor that version 4 returned."""
+    """The feature tensor, which transformers 5 wraps and version 4 does not."""
     rows: Tensor = getattr(features, "pooler_output", features)
     return rows
 

@@ -1,7 +1,7 @@
 """The DreamBooth paper's metrics as pure functions of features (Ruiz et al., arXiv 2208.12242, section 4).
 
-Features are [N, D] rows of any length; every similarity is a cosine, in [-1, 1]. METRICS, at the end, is the one
-list of what is measured: scores, tables, pages and the benchmark read it.
+Features are [N, D] rows of any length; every similarity is a cosine, in [-1, 1]. METRICS, at the end, lists all
+metrics: scores, tables, pages and the benchmark read it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,8 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def subject_fidelity(generated: Tensor, real: Tensor) -> Tensor:
     """Each generated image's mean cosine with the real ones, [N].
 
-    Its mean is DINO (self-supervised ViT features) or CLIP-I (CLIP's image features) of Table 1. On images
-    of the bare class it is PRES of Table 3, with DINO features: lower means that the class survived.
+    Its mean is DINO (self-supervised ViT features) or CLIP-I (CLIP's image features) of Table 1. On images of
+    the bare class, with DINO features, it is PRES of Table 3: lower means that the class survived.
     """
     return cosine(generated, real).mean(dim=1)
 
@@ -29,7 +29,7 @@ def subject_fidelity(generated: Tensor, real: Tensor) -> Tensor:
 def real_fidelity(real: Tensor) -> Tensor:
     """Each real image's mean cosine with the *other* real ones, [N]: the upper bound, first row of Table 1.
 
-    NaN where there is only one image.
+    NaN if there is only one image.
     """
     similar = cosine(real, real)
     others = len(real) - 1
@@ -43,9 +43,9 @@ def prompt_fidelity(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def feature_distances(features: Tensor) -> Tensor:
-    """1 - cosine of every row with every other, [N, N]: distances in a named feature space.
+    """1 - cosine between all pairs of rows, [N, N].
 
-    The stand-in for LPIPS in DIV where LPIPS's weights are not at hand.
+    Replaces LPIPS in DIV if LPIPS's weights are not available.
     """
     return 1 - cosine(features, features)
 
@@ -53,8 +53,8 @@ def feature_distances(features: Tensor) -> Tensor:
 def diversity(distances: Tensor) -> Tensor:
     """Each image's mean distance to the others of its group, [N], from distances [N, N].
 
-    Their mean is the mean over all pairs: DIV of Table 3, where a group is the images of one prompt. NaN for
-    a group of one.
+    Their mean is the mean over all pairs: DIV of Table 3, with the images of one prompt as group. NaN for a group
+    of one.
     """
     others = len(distances) - 1
     total = distances.double().sum(dim=1) - distances.diagonal().double()
@@ -62,7 +62,7 @@ def diversity(distances: Tensor) -> Tensor:
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """Probability that a score of `positive` [N] is above one of `negative` [M]; a tie counts half."""
+    """Probability that a score of `positive` [N] exceeds one of `negative` [M]; ties count half."""
     order = negative.double().sort().values
     below = torch.searchsorted(order, positive.double(), side="left").double()
     up_to = torch.searchsorted(order, positive.double(), side="right").double()
@@ -75,7 +75,7 @@ def _unit(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the feature networks see of N images of the protocol and of R real ones."""
+    """Features of N images of the protocol and R real ones."""
 
     dino: Tensor
     """[N, D]"""
@@ -88,9 +88,9 @@ class Seen:
     real_clip: Tensor
     """[R, E]"""
     groups: Sequence[Sequence[int]] = ()
-    """Indices of images that are compared with one another, such as those of one prompt."""
+    """Indices of images to compare with each other, such as those of one prompt."""
     distances: Callable[[Sequence[int]], Tensor] | None = None
-    """Distances [n, n] of n images, by their indices, with one another."""
+    """Distances [n, n] between n images, given by indices."""
 
     def spread(self) -> Tensor:
         """Mean distance of each image to the others of its group, [N]."""
@@ -106,20 +106,20 @@ class Metric:
     """One metric: a number for each image, whose mean over images is reported."""
 
     key: str
-    """In metrics.json and images.csv."""
+    """Key in metrics.json and images.csv."""
     title: str
-    """In tables."""
+    """Title in tables."""
     images: Literal["subject", "class"]
-    """Which images it looks at: the subject's, or those of the bare class."""
+    """The images it measures: the subject's, or those of the bare class."""
     measure: Callable[[Seen], Tensor]
-    """A number for every image, [N]; those of the other kind of image are dropped."""
+    """A number for every image, [N]; those for the other kind of image are ignored."""
     explanation: str = ""
-    """What it is, in a sentence for the report's reader; {dino}, {clip} and {div} are networks."""
+    """One sentence for the report's readers; {dino}, {clip} and {div} are networks."""
     lower_is_better: bool = False
     of_real: Callable[[Seen], Tensor] | None = None
-    """The same of each real image and the others, [R]: an upper bound, where there is one."""
+    """The same for each real image and the other real ones, [R]: an upper bound, if there is one."""
     compares_images: bool = False
-    """Whether the images of a group are compared with one another, so that their numbers depend on each other."""
+    """Whether images of a group are compared with each other, so that their numbers are not independent."""
 
 
 METRICS: Mapping[str, Metric] = {

@@ -1,4 +1,4 @@
-"""The frame of a self-contained HTML page: style and script are inside, and nothing is fetched."""
+"""The frame of a self-contained HTML page: style and script are inline, nothing is fetched."""
 
 import base64
 import io
@@ -76,8 +76,8 @@ if (order) order.onchange = () => {
 
 
 def page(title: str, body: str, data: Mapping[str, Any]) -> str:
-    """A whole page. `data` is embedded as JSON, so that the page's numbers can be read again."""
-    # Within a script element "</script" ends it, and "<!--<script>" keeps "</script>" from ending it.
+    """A complete page. `data` is embedded as JSON, so that programs can read its numbers."""
+    # In a script element "</script" ends it, and "<!--<script>" prevents "</script>" from ending it.
     payload = json.dumps(data).replace("<", "\\u003c")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -88,7 +88,7 @@ def page(title: str, body: str, data: Mapping[str, Any]) -> str:
 
 
 def picture(path: Path, alt: str, caption: str, side: int = 256) -> str:
-    """A figure with the picture inside the page, shrunk to `side` px where it is larger. `caption` is HTML."""
+    """A figure with an inline image, at most `side` px. `caption` is HTML."""
     image = load_image(path)
     buffer = io.BytesIO()
     if max(image.size) > side:

@@ -18,8 +18,8 @@ from ldm.errors import UserError
 class Preprocessing:
     """Resize, centre crop, normalize; every result records these settings.
 
-    resize: shorter side, px, or (height, width) where the picture is squashed. crop: (height, width), or
-    None. resample: Pillow's number of the filter. mean, std: of the channels, for pixels in [0, 1].
+    resize: shorter side, px, or (height, width) to squash the image. crop: (height, width), or None. resample:
+    Pillow's filter number. mean, std: of the channels, for pixels in [0, 1].
     """
 
     resize: int | tuple[int, int]
@@ -30,21 +30,21 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> "Preprocessing":
-        """From the file that the image processors of transformers 4 and 5 write."""
+        """Read a file written by the image processors of transformers 4 or 5."""
         try:
             config = json.loads(path.read_text())
             return cls.of(config.get("image_processor", config))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"feature network: {path} cannot be read ({error!r}); copy the network's own there"
+                f"feature network: {path} cannot be read ({error!r}); copy the network's own file there"
             ) from error
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Preprocessing":
-        """From the content of such a file."""
+        """Read the content of such a file."""
         size = config["size"]
         if isinstance(size, int):
-            # Old files hold one number: the shorter side where a crop follows (CLIP), else both (ViT).
+            # Old files have one number: the shorter side if a crop follows (CLIP), else both sides (ViT).
             size = (
                 {"shortest_edge": size} if config.get("do_center_crop") else {"height": size, "width": size}
             )
@@ -57,11 +57,11 @@ class Preprocessing:
         return cls(resize, crop, config.get("resample", Image.Resampling.BILINEAR), tuple(mean), tuple(std))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """[3, H, W] fp32, normalized, of an RGB picture."""
+        """An RGB image as [3, H, W] in fp32, normalized."""
         width, height = image.size
         if isinstance(self.resize, int):
             shorter = min(width, height)
-            # Integer division, as the library cuts; rounding would move the crop by half a pixel.
+            # Integer division as in the library; rounding would move the crop by half a pixel.
             new = (width * self.resize // shorter, height * self.resize // shorter)
         else:
             new = (self.resize[1], self.resize[0])
@@ -74,7 +74,7 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def facts(self) -> dict[str, Any]:
-        """The settings as JSON values; the filter by its name."""
+        """The settings as JSON values, with the filter's name."""
         plain = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }

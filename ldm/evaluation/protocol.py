@@ -1,4 +1,4 @@
-"""Which images are drawn and scored: the paper's prompts, filled in for one subject (section 4, "dataset")."""
+"""The images to draw and score: the paper's prompts, filled in for one subject (section 4, "dataset")."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,9 @@ from ldm.errors import UserError
 
 @dataclass(frozen=True)
 class Item:
-    """One image of the protocol. `kind`: of the subject, or of the bare class (for PRES).
+    """One image of the protocol. kind: of the subject, or of the bare class (for PRES).
 
-    prompt: what the image is drawn from, perhaps with [V]. text: what CLIP-T compares it with: the same
-    without the identifier.
+    prompt: for drawing, perhaps with [V]. text: for CLIP-T, the prompt without the identifier.
     """
 
     kind: Literal["subject", "class"]
@@ -26,26 +25,26 @@ class Item:
 
 
 def prompt_set(config: Mapping[str, Any], class_word: str) -> str:
-    """The name of the prompt set for this class: the setting `prompts`, or by the class where it is "auto"."""
+    """The name of the prompt set for this class: the setting `prompts`; "auto" chooses by class."""
     name: str = config["prompts"]
     if name == "auto":
         return "live" if class_word in config["live_classes"] else "object"
     if name not in config["prompt_sets"]:
-        raise UserError(f"config prompts: no set '{name}'; take auto, {', '.join(config['prompt_sets'])}")
+        raise UserError(f"config prompts: no set '{name}'; choose auto, {', '.join(config['prompt_sets'])}")
     return name
 
 
 def fill_in(template: str, noun: str) -> str:
-    """`template` with `noun` for {class}. Without a noun (the class-noun ablation) the word is left out."""
+    """`template` with {class} replaced by `noun`, or removed if that is empty (class-noun ablation)."""
     article = "an {class}" if noun[:1].lower() in tuple("aeiou") else "a {class}"
     return " ".join(re.sub(r"\ban? \{class\}", article, template).replace("{class}", noun).split())
 
 
 def without_identifier(prompt: str, identifier: str | None = None) -> str:
-    """`prompt` as CLIP knows it: "a [V] owl" is "an owl", "a photo of [V] dog" is "a photo of a dog".
+    """`prompt` in words CLIP knows: "a [V] owl" becomes "an owl", "a photo of [V] dog" "a photo of a dog".
 
-    identifier: the word or words that stand for the subject beside [V], in any case. Where no noun follows, what
-    led to it goes too: "a photo of [V], in oil" is "a photo, in oil".
+    identifier: also removed like [V], in any case. Without a following noun, "of [V]" is removed too: "a photo of
+    [V], in oil" becomes "a photo, in oil".
     """
     if identifier and identifier.strip():
         words = r"\s+".join(map(re.escape, identifier.split()))
@@ -65,10 +64,10 @@ def _with_article(match: re.Match[str]) -> str:
 def plan(
     config: Mapping[str, Any], class_word: str, folder: Path, noun: str | None = None, learned: bool = True
 ) -> list[Item]:
-    """Every image of the protocol for one subject, and where in `folder` it belongs.
+    """All images of the protocol for one subject, with their paths in `folder`.
 
-    noun: what stands for {class} in the prompts drawn from, where that is not the class word itself.
-    learned: whether the model knows [V]; a base does not, and gets the prompts without it.
+    noun: replaces {class} in the prompts for drawing; None for the class word. learned: whether the model knows [V];
+    for a base, prompts have no [V].
     """
     sampling = config["sampling"]
     templates = config["prompt_sets"][prompt_set(config, class_word)]
@@ -89,7 +88,7 @@ def plan(
 def groups(items: Sequence[Item], class_group: int) -> list[list[int]]:
     """Indices of the images that DIV compares: those of one prompt, and class images `class_group` at a time.
 
-    Class images all have one prompt; in groups as large as the prompts' they cost no more.
+    Class images all have the same prompt; in groups of the usual size they cost no more.
     """
     found: dict[tuple[str, str, int], list[int]] = {}
     number = 0

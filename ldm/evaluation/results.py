@@ -1,4 +1,4 @@
-"""What an evaluation leaves: metrics.json, images.csv, report.html, and a table for the terminal."""
+"""The results of an evaluation: metrics.json, images.csv, report.html, and a table for the terminal."""
 
 import csv
 import json
@@ -20,10 +20,10 @@ def write(
     real: Sequence[Path],
     published: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the three files into `out`. Raises UserError where one cannot be written.
+    """Write the three files into `out`. Raises UserError if one cannot be written.
 
-    An empty cell of images.csv was not measured of this kind of image. metrics.json comes last: where it is, the
-    others are too.
+    Cells of images.csv are empty for metrics of the other kind of image. metrics.json is written last: if it exists,
+    so do the others.
     """
     try:
         with replacing(out / "images.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
@@ -35,11 +35,11 @@ def write(
         with replacing(out / "metrics.json") as path:
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the result cannot be written to {out} ({error})") from error
+        raise UserError(f"the results cannot be written to {out} ({error})") from error
 
 
 def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
-    """The metrics beside the paper's, as text."""
+    """The metrics and the paper's, as text."""
     rows: list[tuple[str, Mapping[str, Any]]] = [
         ("this evaluation", {key: result["metrics"][key]["value"] for key in METRICS}),
         ("real images", {key: result["real"][key]["value"] for key in result["real"]}),

@@ -1,4 +1,4 @@
-"""Scores of the protocol's images: one row an image, and the metrics over them."""
+"""Scores of the protocol's images, one row per image, and the metrics over them."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from ldm.evaluation.protocol import Item, groups
 from ldm.evaluation.statistics import mean, summary
 
 FACTS = ("file", "kind", "prompt", "text", "seed")
-"""Columns of images.csv before the metrics'."""
+"""Columns of images.csv before the metrics."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Row:
     text: str
     seed: int | None
     group: int
-    """Number of the group of images that it is compared with."""
+    """Number of the group of images it is compared with."""
     scores: Mapping[str, float]
-    """By the metrics' keys; NaN for a metric of the other kind of image, or of more images than there are."""
+    """By metric key; NaN for metrics of the other kind of image, or that need more images."""
 
     def cells(self) -> dict[str, Any]:
-        """A line of images.csv, by column; None for what was not measured."""
+        """A line of images.csv by column; None if not measured."""
         scores = {key: None if math.isnan(value) else value for key, value in self.scores.items()}
         return {name: getattr(self, name) for name in FACTS} | scores
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that look at the images. diversity: "dino" or "clip", whose features give DIV without LPIPS."""
+    """The feature networks. diversity: "dino" or "clip", whose features give DIV without LPIPS."""
 
     dino: Dino
     clip: Clip
@@ -52,10 +52,10 @@ class Networks:
 
     def __post_init__(self) -> None:
         if self.diversity not in ("dino", "clip"):
-            raise UserError(f"config networks.diversity is '{self.diversity}': dino or clip")
+            raise UserError(f"config networks.diversity is '{self.diversity}': it must be dino or clip")
 
     def facts(self) -> dict[str, Any]:
-        """Which networks, revisions and preprocessing were used, and what DIV is."""
+        """The networks, revisions and preprocessing, and how DIV is measured."""
         name = {"dino": self.dino, "clip": self.clip}[self.diversity].facts["network"]
         div = (
             f"LPIPS ({self.lpips.facts['network']})"
@@ -72,17 +72,16 @@ def score(
     class_group: int = 4,
     root: Path | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Metrics and rows of the images `items`, which are on disk.
+    """Metrics and rows for the images `items`, which are on disk.
 
-    references: real images by their role ("held_out", "training", ...); rows and metrics compare with the
-    first. class_group: how many class images DIV compares at a time. root: files in the
-    rows are named relative to it.
+    references: real images by role ("held_out", "training", ...); rows and metrics use the first. class_group:
+    how many class images DIV compares at a time. root: file names in rows are relative to it.
     """
     real = {
         name: (networks.dino.images(map(load_image, paths)), networks.clip.images(map(load_image, paths)))
         for name, paths in references.items()
     }
-    seen = look(items, *next(iter(real.values())), networks, class_group)
+    seen = extract_features(items, *next(iter(real.values())), networks, class_group)
     place = {index: number for number, group in enumerate(seen.groups) for index in group}
     columns = {key: metric.measure(seen).tolist() for key, metric in METRICS.items()}
     rows = [
@@ -117,10 +116,10 @@ def score(
     return result, rows
 
 
-def look(
+def extract_features(
     items: Sequence[Item], real_dino: Tensor, real_clip: Tensor, networks: Networks, class_group: int
 ) -> Seen:
-    """The networks' features of `items`, beside those of the real images."""
+    """The networks' features of `items`, with those of the real images."""
     dino = networks.dino.images(load_image(item.path) for item in items)
     clip = networks.clip.images(load_image(item.path) for item in items)
     texts = networks.clip.texts([item.text for item in items])
@@ -135,10 +134,10 @@ def look(
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Every metric as mean, bootstrap interval, and count of images.
+    """Every metric's mean, bootstrap interval, and number of images.
 
-    The interval is over prompts: images of one prompt are nearly copies. Those of the bare class all have one,
-    and stand for themselves; where they are compared with one another, the groups of that comparison stand.
+    The interval resamples prompts, since images of one prompt are much alike. Class images share one prompt and are
+    resampled one by one, or by group if a metric compares images within groups.
     """
     found = {}
     for key, metric in METRICS.items():
@@ -150,7 +149,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Mean scores of each prompt's images, prompts in the order they came."""
+    """Mean scores of each prompt's images, in the order of the prompts."""
     by_prompt: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_prompt.setdefault((row.kind, row.prompt), []).append(row)
@@ -166,7 +165,7 @@ def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def against(items: Sequence[Item], seen: Seen) -> dict[str, Any]:
-    """The subject's metrics that depend on the real images, against those in `seen`."""
+    """The subject's metrics that depend on the real images, for those in `seen`."""
     subject = torch.tensor([item.kind == "subject" for item in items])
     values = {
         key: float(metric.measure(seen)[subject].mean())

@@ -1,4 +1,4 @@
-"""What `configs/evaluation.yaml` and its overlays may say; that file explains each key."""
+"""The settings of `configs/evaluation.yaml` and its overlays; that file explains each key."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The networks that measure."""
+    """The feature networks."""
 
     dino: Text
     dino_revision: Text | None
@@ -22,7 +22,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the images that are measured are drawn."""
+    """How the evaluated images are drawn."""
 
     images_per_prompt: Count
     class_images: Count
