@@ -150,7 +150,7 @@ def test_what_is_kept_of_a_photograph_is_what_training_sees_of_it(tmp_path, smoo
     assert torch.equal(cropped.pixels(0), now)
     assert torch.equal(at_random.without_augmentation().pixels(1), now.flip(-1))
     assert at_random.without_augmentation().images is at_random.images
-    assert set(at_random.without_augmentation()[0]) == {"view", "prompt"}
+    assert set(at_random.without_augmentation()[0]) == {"view", "prompt", "size_ids"}
 
 
 @pytest.mark.parametrize(("mode", "full"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])

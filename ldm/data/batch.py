@@ -31,6 +31,7 @@ class SubjectExample(TypedDict):
     """A photograph to train on: a view of it that is encoded once, or a random crop's pixels."""
 
     prompt: str
+    size_ids: list[int]
     view: NotRequired[int]
     pixels: NotRequired[Tensor]
 
@@ -43,6 +44,7 @@ class Sample(SubjectExample):
     draws: Draws
     prior_number: NotRequired[int]
     prior_prompt: NotRequired[str]
+    prior_size_ids: NotRequired[list[int]]
     prior_draws: NotRequired[Draws]
 
 
@@ -57,6 +59,8 @@ class Batch:
     """eps of eq. 1, [2B, C, h, w] in fp32."""
     timesteps: Tensor
     """[2B] integers."""
+    size_ids: Tensor
+    """Original size, crop corner and target size of the pictures, as `images.size_ids` has them, [2B, 6] in fp32."""
     subject_count: int
     """B."""
     concepts: list[int] = field(default_factory=list)
@@ -77,6 +81,7 @@ class LoadedBatch:
     prompts: list[str]
     noise: Tensor
     timesteps: Tensor
+    size_ids: Tensor
     posterior_noise: Tensor
     """Noise of the draws from the VAE's posterior, [B, C, h, w]."""
     numbers: list[int]
@@ -100,7 +105,15 @@ class LoadedBatch:
 
     def with_latents(self, latents: Tensor) -> Batch:
         """The batch to train on, given its latents [2B, C, h, w]."""
-        return Batch(self.prompts, latents, self.noise, self.timesteps, len(self.numbers), self.concepts)
+        return Batch(
+            self.prompts,
+            latents,
+            self.noise,
+            self.timesteps,
+            self.size_ids,
+            len(self.numbers),
+            self.concepts,
+        )
 
     def _with_tensors(self, act: Callable[[Tensor], Tensor]) -> "LoadedBatch":
         tensors: dict[str, Any] = {k: act(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -116,6 +129,10 @@ def collate(samples: Sequence[Sample]) -> LoadedBatch:
         prompts=[s["prompt"] for s in samples] + ([s["prior_prompt"] for s in samples] if with_prior else []),
         noise=torch.stack([d.noise for d in draws]),
         timesteps=torch.tensor([d.timestep for d in draws]),
+        size_ids=torch.tensor(
+            [s["size_ids"] for s in samples] + ([s["prior_size_ids"] for s in samples] if with_prior else []),
+            dtype=torch.float32,
+        ),
         posterior_noise=torch.stack([s["draws"].posterior_noise for s in samples]),
         numbers=[s["number"] for s in samples],
         concepts=[s["concept"] for s in samples],

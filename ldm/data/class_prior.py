@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from ldm.concepts import Concept
-from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.data.images import (
+    image_files,
+    load_image,
+    original_size,
+    resize_and_crop,
+    size_ids,
+    to_tensor,
+)
 from ldm.data.latents import LatentSource
 from ldm.data.order import PriorOrder
 from ldm.data.prior import NOT_IN_LATENTS, PriorBank
@@ -35,6 +42,7 @@ class ClassPrior:
         for path in self.files:
             # Too many to keep in memory, but an unreadable one must be reported before the run starts.
             load_image(path, size)
+        self.original_sizes = [original_size(path) for path in self.files]
         self.order = PriorOrder(seed, len(self.files) or settings["count"])
         self.bank: PriorBank
 
@@ -42,6 +50,11 @@ class ClassPrior:
     def count(self) -> int:
         """How many different prior samples there are."""
         return self.order.count
+
+    def size_ids(self, number: int) -> list[int]:
+        """What SDXL is told of sample `number`, see `images.size_ids`: nothing is cut from what is drawn."""
+        size = (self.size, self.size)
+        return size_ids(self.original_sizes[number] if self.files else size, size)
 
     @property
     def is_drawn(self) -> bool:

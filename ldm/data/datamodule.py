@@ -198,7 +198,10 @@ class TrainingSamples(Dataset[Sample]):
         self.subjects = data.subjects
         self.order = data.order
         self.with_prior = data.with_prior
-        self.priors = [(prior.members, prior.order, prior.prompt) for prior in data.class_of]
+        self.priors = [
+            (prior.members, prior.order, prior.prompt, [prior.size_ids(k) for k in range(prior.count)])
+            for prior in data.class_of
+        ]
         self.seed = data.seed
         self.shapes = (data.source.latent_shape, data.source.num_timesteps)
 
@@ -208,9 +211,10 @@ class TrainingSamples(Dataset[Sample]):
         example = self.subjects[concept].example(self.order.number_among(n, [concept]), n)
         sample: Sample = {**example, "number": n, "concept": concept, "draws": draws}
         if self.with_prior:
-            members, order, prompt = self.priors[concept]
+            members, order, prompt, size_ids = self.priors[concept]
             sample["prior_number"] = order(self.order.number_among(n, members))
             sample["prior_prompt"] = prompt
+            sample["prior_size_ids"] = size_ids[sample["prior_number"]]
             sample["prior_draws"] = Draws.of(self.seed, "prior", n, *self.shapes)
         return sample
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
 from ldm.errors import UserError, printable
@@ -205,6 +205,31 @@ def resize_and_crop(image: Image.Image, size: int, place: tuple[float, float] = 
     place: where the crop lies along x and y, from 0 (left, top) to 1 (right, bottom).
     """
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=place)
+
+
+def original_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in px of the picture at `path`, upright, whatever `load_image` shrinks it to."""
+    with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if lies else (image.width, image.height)
+
+
+def size_ids(
+    original: tuple[int, int],
+    size: tuple[int, int],
+    place: tuple[float, float] = (0.5, 0.5),
+    mirrored: bool = False,
+) -> list[int]:
+    """What SDXL is told of a picture that `resize_and_crop` made (Podell et al., arXiv 2307.01952, section 2.2), in px.
+
+    Original height and width; how much was cut off at the top and at the left, after scaling; height and width of
+    what is left. original, size: widths and heights before and after. mirrored: afterwards, left and right.
+    """
+    scale = max(new / old for new, old in zip(size, original, strict=True))
+    beyond = [round(old * scale) - new for new, old in zip(size, original, strict=True)]
+    left, top = (round(length * share) for length, share in zip(beyond, place, strict=True))
+    left = beyond[0] - left if mirrored else left
+    return [original[1], original[0], top, left, size[1], size[0]]
 
 
 def to_tensor(image: Image.Image) -> Tensor:

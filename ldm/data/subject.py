@@ -13,7 +13,14 @@ from torch.utils.data import Dataset
 from ldm.concepts import PLACEHOLDER
 from ldm.data.batch import SubjectExample
 from ldm.data.captions import caption_of
-from ldm.data.images import image_files, load_image, resize_and_crop, to_tensor
+from ldm.data.images import (
+    image_files,
+    load_image,
+    original_size,
+    resize_and_crop,
+    size_ids,
+    to_tensor,
+)
 from ldm.data.order import shuffled_index
 from ldm.errors import printable
 from ldm.randomness import generator
@@ -51,6 +58,7 @@ class SubjectImages(Dataset[SubjectExample]):
             sizes.append(image.size)
             self.images.append(image if random_crop else resize_and_crop(image, size))
         _warn_of_small(self.files, sizes, size)
+        self.original_sizes = [original_size(path) for path in self.files]
         self.size = size
         self.seed = seed
         self.flip_probability = flip_probability
@@ -82,8 +90,13 @@ class SubjectImages(Dataset[SubjectExample]):
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
         view = 2 * index + (flip < self.flip_probability)
         if self.random_crop:
-            return {"pixels": self.pixels(view, place=(x, y)), "prompt": self.prompts[index]}
-        return {"view": view, "prompt": self.prompts[index]}
+            place = (x, y)
+            return {
+                "pixels": self.pixels(view, place),
+                "prompt": self.prompts[index],
+                "size_ids": self.size_ids(view, place),
+            }
+        return {"view": view, "prompt": self.prompts[index], "size_ids": self.size_ids(view)}
 
     @property
     def views(self) -> range:
@@ -95,6 +108,11 @@ class SubjectImages(Dataset[SubjectExample]):
         index, mirrored = divmod(view, 2)
         pixels = to_tensor(resize_and_crop(self.images[index], self.size, place))
         return pixels.flip(-1) if mirrored else pixels
+
+    def size_ids(self, view: int, place: tuple[float, float] = (0.5, 0.5)) -> list[int]:
+        """Original size, crop corner and target size of one view cropped at `place`; see `images.size_ids`."""
+        index, mirrored = divmod(view, 2)
+        return size_ids(self.original_sizes[index], (self.size, self.size), place, bool(mirrored))
 
 
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:

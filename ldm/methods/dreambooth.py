@@ -156,7 +156,7 @@ class DreamBooth(LightningModule):
 
     def denoising_error(self, batch: Batch, target: Tensor | None = None) -> Tensor:
         """Error of every example of `batch`, [2B], in one pass of the denoiser. target: as in `target`."""
-        conditioning = self.model.embed(self.prompts(batch))
+        conditioning = self.model.embed(self.prompts(batch), batch.size_ids)
         return denoising_error(
             lambda x, timesteps: self.model.predict(x, timesteps, conditioning),
             batch.latents,

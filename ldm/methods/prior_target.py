@@ -19,5 +19,5 @@ def untrained_prior_target(base: LatentDiffusion, batch: Batch, prompts: Sequenc
     """
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     of_noise = base.schedule.target(batch.latents, batch.noise, batch.timesteps)
-    of_base = base.predict(noisy, batch.timesteps, base.embed(prompts))
+    of_base = base.predict(noisy, batch.timesteps, base.embed(prompts, batch.size_ids))
     return torch.cat([batch.halves(of_noise)[0], batch.halves(of_base)[1]])

@@ -134,7 +134,8 @@ class Validation(StepCallback):
             for i in range(len(mean))
         ]
         latents = mean + std * torch.stack(noise).to(mean.device)
-        return self._grid(latents, images.prompts, "validation subject", data)
+        size_ids = [images.size_ids(view) for view in images.views]
+        return self._grid(latents, images.prompts, size_ids, "validation subject", data)
 
     def _prior_grid(
         self, prior: ClassPrior, data: DreamBoothData, module: DreamBooth, mine: slice
@@ -143,11 +144,20 @@ class Validation(StepCallback):
         numbers = range(min(self.drift_samples, prior.count))
         prior.bank.fill(numbers)
         latents = prior.bank.latents(numbers, module.device)
-        batches = self._grid(latents, [prior.prompt] * len(numbers), "validation prior", data)[mine]
+        size_ids = [prior.size_ids(number) for number in numbers]
+        prompts = [prior.prompt] * len(numbers)
+        batches = self._grid(latents, prompts, size_ids, "validation prior", data)[mine]
         with module.latents.untrained_model() as base, torch.autocast(module.device.type, enabled=False):
             return [(batch, _prediction(base, batch)) for batch in batches]
 
-    def _grid(self, latents: Tensor, prompts: list[str], purpose: str, data: DreamBoothData) -> list[Batch]:
+    def _grid(
+        self,
+        latents: Tensor,
+        prompts: list[str],
+        size_ids: list[list[int]],
+        purpose: str,
+        data: DreamBoothData,
+    ) -> list[Batch]:
         """One batch per timestep; the timesteps are the midpoints of equal parts of the schedule."""
         batches = []
         for k in range(self.num_timesteps):
@@ -162,6 +172,7 @@ class Validation(StepCallback):
                     noise=torch.stack(noise).to(latents.device),
                     timesteps=torch.full((len(latents),), timestep, device=latents.device),
                     latents=latents,
+                    size_ids=torch.tensor(size_ids, dtype=torch.float32, device=latents.device),
                     subject_count=len(latents),
                 )
             )
@@ -171,7 +182,7 @@ class Validation(StepCallback):
 def _prediction(model: LatentDiffusion, batch: Batch) -> Tensor:
     """The prediction of `model` for the noisy latents of `batch`, [B, C, h, w]."""
     noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    return model.predict(noisy, batch.timesteps, model.embed(batch.prompts))
+    return model.predict(noisy, batch.timesteps, model.embed(batch.prompts, batch.size_ids))
 
 
 def _mean_over_processes(errors: list[Tensor], device: torch.device) -> float:
