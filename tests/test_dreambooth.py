@@ -18,7 +18,7 @@ from ldm.diffusion.schedule import VariancePreserving
 from ldm.diffusion.weighting import MinSnr
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
-from ldm.training.run import scale_learning_rates
+from ldm.training.run_config import scale_learning_rates
 from tests.conftest import PROJECT, RECIPE
 
 
@@ -92,7 +92,7 @@ def test_loss_is_equation_2_by_hand(tiny, tiny_config, tmp_path, min_snr_gamma):
 
     Min-SNR weighs every sample of the subject and of the prior by its own timestep.
     """
-    from ldm.training.run import build
+    from ldm.training.build import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
     trainer.strategy.connect(module)
@@ -287,7 +287,7 @@ def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_pat
     """The meta device stands in for a GPU here: nothing is computed with weights before the run starts."""
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
-    from ldm.training.run import build
+    from ldm.training.build import build
 
     monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("meta"))
     config = load_config([str(RECIPE), str(tiny_config)], [])
@@ -404,7 +404,7 @@ def copies_of_the_base(monkeypatch):
 def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
     tiny_config, tmp_path, monkeypatch
 ):
-    from ldm.training.run import build
+    from ldm.training.build import build
 
     data, module, trainer = build(load_config([RECIPE, tiny_config]), tmp_path)
     copies, held = copies_of_the_base(monkeypatch), []
@@ -417,7 +417,7 @@ def test_the_frozen_copy_goes_when_the_bank_is_full_and_the_drift_is_prepared(
 def test_a_bank_filled_at_the_start_frees_the_copy_at_once_and_changes_nothing(
     train, tiny_config, tmp_path, monkeypatch
 ):
-    from ldm.training.run import build
+    from ldm.training.build import build
 
     many = "data.params.prior.count=1000"  # more than the steps ask for: the rest is never drawn
     words = ["data.params.prior.fill_at_start=true", many]

@@ -12,8 +12,8 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 
 from ldm.config import load_config
 from ldm.errors import UserError
+from ldm.training.build import build
 from ldm.training.launch import FOLDER_VARIABLE, Launch
-from ldm.training.run import build
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, state
 

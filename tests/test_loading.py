@@ -16,7 +16,7 @@ from tests.runs import QUICK, resume
 def built(tiny_config, tmp_path, monkeypatch):
     """`built("key=value", ...)`: data module and model of the tiny recipe, connected as `fit` connects them."""
     from ldm.config import load_config
-    from ldm.training.run import build
+    from ldm.training.build import build
     from tests.conftest import PROJECT, RECIPE
 
     monkeypatch.chdir(PROJECT)

@@ -1,58 +1,35 @@
-"""A run, from command-line options to the exported model: config, objects, run folder, fit, export."""
+"""A run, from command-line options to the exported model: config, objects, run folder, fit, export.
+
+The config is read in `run_config`, the objects are built in `build`.
+"""
 
 import argparse
 import contextlib
-import json
-import logging
-import os
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffusers
-import pytorch_lightning as pl
-import transformers
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-from ldm import config as configs
 from ldm import processes
 from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ReportedError, UserError, printable, printable_lines, say
-from ldm.files import PROJECT
-from ldm.foreign import TRAINER_SETTINGS
-from ldm.formats.checkpoint_files import CONFIG, LAST
-from ldm.formats.modules import weights_on
+from ldm.formats.checkpoint_files import LAST
 from ldm.processes import agreed
-from ldm.targets import get_class, instantiate_from_config, parameters
 from ldm.training import resume, run_folder
 from ldm.training.averaged import averaged
-from ldm.training.callbacks import build_callbacks
-from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
+from ldm.training.build import Parts, build, checkpoint_facts, quiet
 from ldm.training.estimate import estimate
 from ldm.training.launch import Launch, local_rank
 from ldm.training.loggers import build_logger, close_loggers, log_config
 from ldm.training.messages import introduction, next_steps, results
-from ldm.training.precision import precision_options
+from ldm.training.run_config import read_config
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
-from ldm.values import Config, is_provided
-
-PATHS = ("base", "vae", "data_root", "reg_data_root")
-"""Settings that are paths, anywhere in a config."""
+from ldm.values import Config
 
 HEAD_START = 5.0
 """Seconds that the first process has to report an error that all find, before another ends the run."""
-
-
-class Parts(NamedTuple):
-    """The objects that a config builds."""
-
-    data: pl.LightningDataModule
-    model: pl.LightningModule
-    trainer: pl.Trainer
 
 
 @dataclass
@@ -176,161 +153,6 @@ def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
     return exported
 
 
-def read_config(options: argparse.Namespace) -> Config:
-    """The run's config: the merged YAML files or the resumed run's own, with the command line's overrides."""
-    if options.resume:
-        if options.base:
-            raise UserError(
-                "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
-            )
-        config = configs.read_plain(run_folder.folder_of(Path(options.resume)) / CONFIG)
-        config = configs.override(config, overrides_of(options), options.trust)
-    else:
-        config = configs.load_config(options.base, overrides_of(options), options.trust)
-        if options.scale_lr:
-            scale_learning_rates(config)
-    refuse_single_subject_options(config, options)
-    make_paths_absolute(config)
-    return config
-
-
-def refuse_single_subject_options(config: Mapping[str, Any], options: argparse.Namespace) -> None:
-    """Raise UserError for an option about a single subject if the config lists `concepts`."""
-    given = [
-        name for name in ("data_root", "class_word", "reg_data_root") if getattr(options, name) is not None
-    ]
-    if given and config["data"].get("params", {}).get("concepts"):
-        raise UserError(
-            f"--{given[0]} is for one subject, but the config has data.params.concepts: for the first, set"
-            f" data.params.concepts.0.{given[0]}=..."
-        )
-
-
-def make_paths_absolute(node: Any) -> None:
-    """Make paths relative to the working folder absolute, for resumes from another; the project's stay relative."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        is_here = key in PATHS and isinstance(value, str) and Path(value).exists()
-        if is_here and Path(value).absolute() != PROJECT / value:
-            node[key] = str(Path(value).absolute())
-        make_paths_absolute(value)
-    for item in node if isinstance(node, list) else ():
-        make_paths_absolute(item)
-
-
-def scale_learning_rates(config: Config) -> None:
-    """`--scale_lr`: multiply the config's learning rates by the samples per optimizer step."""
-    trainer, params = config["lightning"]["trainer"], config["model"]["params"]
-    factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
-    factor *= config["data"]["params"]["batch_size"]
-    for key in ("learning_rate", "text_encoder_learning_rate"):
-        rates = params.get(key)
-        if isinstance(rates, dict):
-            params[key] = {name: rate * factor for name, rate in rates.items()}
-        elif rates:
-            params[key] = rates * factor
-
-
-def device_count(settings: Config) -> int:
-    """Devices per node, as Lightning counts them: `devices` may also be -1 for all, or a list."""
-    chosen = {key: settings[key] for key in ("accelerator", "devices") if key in settings}
-    try:
-        return pl.Trainer(**chosen, **TRAINER_SETTINGS).num_devices
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"config lightning.trainer: {error}") from error
-
-
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """The ancestor's options as config overrides, followed by explicit overrides, which win."""
-    keys = {
-        "seed": options.seed,
-        "model.params.base": options.actual_resume,
-        "data.params.data_root": options.data_root,
-        "data.params.reg_data_root": options.reg_data_root,
-        "data.params.class_word": options.class_word,
-    }
-    # Quoted, so that a folder named 2024 or "a: b" remains text.
-    overrides = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items() if value is not None
-    ]
-    if options.gpus is not None:
-        if options.gpus == "0":
-            raise UserError(
-                "--gpus 0: write '0,' for the first GPU, '1' for one GPU, or lightning.trainer.accelerator=cpu for none"
-            )
-        devices = f"[{options.gpus.strip(',')}]" if "," in options.gpus else options.gpus
-        overrides += ["lightning.trainer.accelerator=gpu", f"lightning.trainer.devices={devices}"]
-    if options.no_test:
-        overrides += [f"lightning.callbacks.{name}.params.at_end=false" for name in ("validation", "samples")]
-    return overrides + options.overrides
-
-
-def build(
-    config: Config,
-    folder: Path,
-    trust: Sequence[str] = (),
-    signals: Signals | None = None,
-    launch: Launch | None = None,
-) -> Parts:
-    """The data module, model and trainer of `config`; the trainer writes into `folder`.
-
-    trust: other packages whose classes may be built. signals: passed to the callbacks that need it. launch: if
-    given, the trainer must match the running processes.
-    """
-    lightning = config["lightning"]
-    data = instantiate_from_config(config["data"], trust)
-    callbacks = build_callbacks(lightning["callbacks"], trust, [signals] if signals else [])
-    if not any(isinstance(callback, Checkpointing) for callback in callbacks):
-        warnings.warn(
-            "no callback saves checkpoints: an interrupted run starts from the beginning", stacklevel=2
-        )
-    io = AtomicCheckpointIO({"config": config})
-    trainer = build_trainer(lightning["trainer"], folder, callbacks, io, launch)
-    # A model gets its subjects from the data, so that no config repeats them.
-    hints = parameters(get_class(config["model"]["target"], trust))
-    provided = {key: getattr(data, key) for key, hint in hints.items() if is_provided(hint)}
-    with weights_on(trainer.strategy.root_device):
-        model = instantiate_from_config(config["model"], trust, **provided)
-    if hasattr(model, "check"):
-        model.check(data)
-    for callback in callbacks:
-        if hasattr(callback, "check"):
-            callback.check(model)
-    io.facts["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-    io.facts["data_fingerprint"] = getattr(data, "fingerprint", None)
-    return Parts(data, model, trainer)
-
-
-def build_trainer(
-    settings: Config,
-    folder: Path,
-    callbacks: list[pl.Callback],
-    io: AtomicCheckpointIO,
-    launch: Launch | None,
-) -> pl.Trainer:
-    """Lightning's Trainer with `settings`, the config's `lightning.trainer`, and the project's own plugins."""
-    precision, precision_plugins = precision_options(settings)
-    try:
-        trainer = pl.Trainer(
-            **{**settings, "precision": precision},
-            default_root_dir=folder,
-            callbacks=callbacks,
-            plugins=[io, *precision_plugins, *([launch.environment] if launch else [])],
-            **TRAINER_SETTINGS,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"config lightning.trainer: {error}") from error
-    if launch:
-        launch.check(trainer)
-    return trainer
-
-
-def checkpoint_facts(parts: Parts) -> Config:
-    """The facts stored in every checkpoint of this start beside its state: config, fingerprints."""
-    facts = dict(parts.trainer.strategy.checkpoint_io.facts)
-    parts.model.on_save_checkpoint(facts)
-    return facts
-
-
 def train(
     config: Config,
     folder: Path,
@@ -402,18 +224,3 @@ def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
         if launch.is_first:
             print(estimate(*parts, Path(options.resume or options.logdir)))
     return 0
-
-
-def quiet() -> None:
-    """Silence libraries' messages about choices made on purpose here."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*treespec, LeafSpec.*",
-        ".*module\\(s\\) in eval mode.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

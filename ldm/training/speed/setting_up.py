@@ -7,8 +7,8 @@ from typing import Any
 
 from ldm.config import load_config
 from ldm.files import PROJECT
-from ldm.training.run import build as build_run
-from ldm.training.run import quiet
+from ldm.training.build import build as build_run
+from ldm.training.build import quiet
 from ldm.training.speed.jobs import Job
 from ldm.values import Config
 
