@@ -22,7 +22,7 @@ from ldm.methods.all_weights import AllWeights
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
-from ldm.training.run import build
+from ldm.training.build import build
 from main import main
 from scripts import evaluate, export, txt2img
 from tests.conftest import PROJECT, RECIPE
