@@ -25,9 +25,10 @@ RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
 @dataclass(frozen=True)
 class Track:
-    """One prompt and seed over the steps."""
+    """Pictures of one prompt and seed over the steps."""
 
-    seed: int | None
+    label: str
+    """What tells it from the prompt's other tracks: its seed, or its run."""
     frames: Sequence[tuple[int, Figure]]
 
 
@@ -58,7 +59,8 @@ class Album:
             for cell, picture in samples:
                 found.setdefault(cell.title, {}).setdefault(cell.seed, []).append((int(digits), picture))
         tracks = [
-            (title, [Track(seed, frames) for seed, frames in of.items()]) for title, of in found.items()
+            (title, [Track("" if seed is None else f"seed {seed}", frames) for seed, frames in own.items()])
+            for title, own in found.items()
         ]
         return tracks, steps
 
@@ -165,14 +167,14 @@ def plots(record: RunRecord) -> list[Plot]:
             Series(f"{curve.title}, smoothed", smoothed(points), number),
         ]
         found.append(
-            plot(_capital(curve.title), lines, hint="in training: noisy, as each step draws its own noise")
+            plot(capitalized(curve.title), lines, hint="in training: noisy, as each step draws its own noise")
         )
     for name in (n for n in record.names() if n.startswith("val/") and n != "val/score"):
         curve = curve_of(name)
         hint = "higher is better" if name in ("val/dino", "val/clip_i", "val/clip_t") else "lower is better"
         kind = 1 if "drift" in name else 0
         series = Series(curve.title, record.series(name), kind, has_dots=True)
-        found.append(plot(_capital(curve.title), [series], hint=hint))
+        found.append(plot(capitalized(curve.title), [series], hint=hint))
     return [drawn for drawn in found if drawn]
 
 
@@ -243,5 +245,6 @@ def _start(start: dict[str, Any], usage: Sequence[dict[str, Any]], number: int) 
     ]
 
 
-def _capital(words: str) -> str:
+def capitalized(words: str) -> str:
+    """`words` as the head of a plot."""
     return words[:1].upper() + words[1:]

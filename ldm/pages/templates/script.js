@@ -11,7 +11,11 @@ if (slider) {
   const steps = slider.dataset.steps.split(" ").map(Number), said = document.getElementById("step-said");
   const show = () => {
     const step = steps[slider.value];
-    tracks.querySelectorAll("figure[data-step]").forEach(f => { f.hidden = Number(f.dataset.step) !== step; });
+    tracks.querySelectorAll(".track").forEach(track => {  // each shows its newest picture until this step
+      const until = [...track.children].filter(f => Number(f.dataset.step) <= step);
+      const shown = until.length ? until[until.length - 1] : track.children[0];
+      [...track.children].forEach(f => { f.hidden = f !== shown; });
+    });
     said.textContent = "step " + step;
     slider.setAttribute("aria-valuetext", "step " + step);
     document.querySelectorAll("svg.plot[data-follows]").forEach(svg => mark(svg, step));
