@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from ldm.data.png import png_text
 from ldm.errors import UserError
 from ldm.formats.base import load_base
-from ldm.formats.lora import LORA_FILE, read_lora
+from ldm.formats.lora import LAYOUTS, LORA_FILE, read_lora, save_lora
 from ldm.methods.load import load_for_sampling
 from ldm.methods.lora import add_lora, extract_lora, lora_of
+from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion
 from main import main
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK
+from tests.tiny_xl import tiny_xl
 
 LORA = str(PROJECT / "configs" / "lora.yaml")
 CONFIG = "model.params.tuning.params.config"
@@ -95,10 +97,58 @@ def test_diffusers_draws_the_same_picture_from_what_a_run_has_written(runs, tiny
     assert abs(ours - drawn(tmp_path / "base", "--ckpt", tiny)).max() > 5
     theirs = drawn_by_diffusers(tiny, (run / "model" / LORA_FILE, 1.0))
     assert abs(ours - theirs).max() <= 1
-    assert abs(ours - drawn(tmp_path / "added", "--ckpt", tiny, "--lora", run / "model")).max() <= 1
+    added = drawn(
+        tmp_path / "added", "--ckpt", tiny, "--lora", run / "model", "--prompt", "a photo of [V] dog"
+    )
+    assert abs(ours - added).max() <= 1
     about = json.loads((run / "model" / "dreambooth.json").read_text())
     assert about == {"identifier": "sks", "class_word": "dog", "step": 6}
     assert "base_model:" in (run / "model" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    """A tiny SDXL, and a LoRA of its UNet and both text encoders with random numbers in it."""
+    base = tiny_xl(tmp_path_factory.mktemp("xl") / "base")
+    model = LatentDiffusion.from_base(base)
+    node = {"target": "peft.LoraConfig", "params": {"r": 3}}
+    params = {
+        "seed": 1,
+        **{key: {**node, "params": {"r": 3, "target_modules": layers}} for key, layers in XL_LAYERS.items()},
+    }
+    tuning_of(
+        {"tuning": {"target": "ldm.methods.adapter.Adapter", "params": params}, "learning_rate": 1}
+    ).attach(model)
+    draws = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=draws)
+    return base, lora_of(model)
+
+
+XL_LAYERS = {"config": ["to_q", "to_v", "proj_in", "conv1"], "text_encoder_config": ["q_proj", "out_proj"]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lora_of_sdxl_is_read_by_diffusers_and_here(xl, tmp_path, layout):
+    base, lora = xl
+    assert set(lora) == {"unet", "text_encoder", "text_encoder_2"}
+    path = tmp_path / "xl.safetensors"
+    save_lora(lora, path, LAYOUTS[layout], torch.float32)
+    model = LatentDiffusion.from_base(base)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    add_lora(model, read_lora(path, model.trainable))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
+    pipeline.fuse_lora(components=list(lora))
+    pipeline.unload_lora_weights()
+    changed = 0
+    for network in lora:
+        fused = getattr(pipeline, network).state_dict()
+        for name, value in model.trainable[network].state_dict().items():
+            torch.testing.assert_close(value, fused[name])
+            changed += not torch.equal(value, before[f"{network}.{name}"])
+    assert changed == sum(map(len, lora.values()))
 
 
 def test_kohyas_layout_has_the_keys_and_alphas_of_diffusers_conversion(runs, tiny, tmp_path):

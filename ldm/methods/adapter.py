@@ -51,7 +51,7 @@ class Adapter(AllWeights):
                 add_adapter(network, config(), self.seed, f"adapter {name}")
         # DDP would wait for the gradients of layers that condition nothing.
         for layer in model.unused_text_layers():
-            layer.requires_grad_(False)
+            remove_adapters(layer)
 
     def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
         """The same model with its adapters switched off; only another precision needs a copy of it."""

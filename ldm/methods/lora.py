@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.files import find
 from ldm.formats.fingerprint import file_hash
-from ldm.formats.lora import Lora, LowRank, lora_file, read_lora
+from ldm.formats.lora import LORA_FILE, Lora, LowRank, lora_file, read_lora
+from ldm.formats.subject import read_subject
 from ldm.methods.adapter_layers import adapter_layers, merge_adapters
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -63,13 +64,19 @@ def file_and_scale(word: str) -> tuple[Path, float]:
 
 
 def add_loras(loaded: LoadedModel, words: Sequence[str]) -> None:
-    """Add the LoRAs that `words` of the command line name, as `FILE` or `FILE:SCALE`, to the weights of a model."""
+    """Add the LoRAs that `words` of the command line name, as `FILE` or `FILE:SCALE`, to the weights of a model.
+
+    The subjects of those in folders that a run has written become the model's, where their placeholders are free.
+    """
     chosen = [file_and_scale(word) for word in words]
     if not chosen:
         return
     merge_adapters(loaded.model)
     for path, scale in chosen:
         add_lora(loaded.model, read_lora(path, loaded.model.trainable), scale)
+        taken = {subject.placeholder for subject in loaded.subjects}
+        learned = read_subject(path.parent).learned() if path.name == LORA_FILE else ()
+        loaded.subjects = (*loaded.subjects, *(new for new in learned if new.placeholder not in taken))
     hashes = [loaded.weights, *(f"{file_hash(path)} {scale}" for path, scale in chosen)]
     loaded.weights = hashlib.blake2b("\n".join(hashes).encode(), digest_size=16).hexdigest()
 
