@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages; tests that need it are skipped where there is none."""
+"""A headless Chromium for the tests of pages; without it they are skipped."""
 
 import shutil
 from collections.abc import Iterator

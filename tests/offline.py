@@ -7,9 +7,9 @@ import pytest
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every socket call raises and fails the test, even where a library catches the error.
+    """Every socket call raises and fails the test, even if a library catches the error.
 
-    The hub's own offline switch, which the suite sets, is turned off: nothing but the code keeps calls away.
+    The hub's offline switch, which the suite sets, is turned off: only the code itself must avoid calls.
     """
     attempts = []
 

@@ -1,4 +1,4 @@
-"""What the tests of interrupted runs share: interrupt a run, resume it, compare it with an uninterrupted one."""
+"""Helpers for tests of interrupted runs: interrupt a run, resume it, compare it with an uninterrupted one."""
 
 import os
 import signal

@@ -36,7 +36,7 @@ SMALL_VAE = {"block_out_channels": [32, 64, 96, 96], "sample_size": 64}
 
 @pytest.fixture(autouse=True, scope="module")
 def tokenizers_are_read_once():
-    """CLIP's vocabulary takes longer to read than a small model; for modules that import this fixture."""
+    """Read CLIP's vocabulary once per module that imports this fixture: it takes longer than a small model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers_folder, "load_tokenizer", functools.cache(diffusers_folder.load_tokenizer))
         yield
@@ -54,7 +54,7 @@ def small_configs(folder: Path, version: str) -> Path:
 
 
 def small_sd(configs: Path, seed: int = 0) -> Components:
-    """Random networks of the sizes in `configs`; no two parameters are alike, zeros and ones included."""
+    """Random networks of the sizes in `configs`; no two parameters are equal, even those that usually start as 0 or 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json")).eval()

@@ -1,4 +1,4 @@
-"""Adapters through peft: they start as the base, train as peft's own do, and leave the base alone."""
+"""Adapters through peft: they start as the base, train like peft's own, and leave the base unchanged."""
 
 import json
 import re
@@ -47,7 +47,7 @@ KINDS = {
 
 
 def adapter(kind: str = "lora", seed: int = 5, text: bool = True, **rates) -> Adapter:
-    """A tuning, built as a run's config describes it."""
+    """A tuning, built from a config."""
     node = KINDS[kind]
     config, text_config = (
         {**node, "params": {**node["params"], "target_modules": layers}}
@@ -66,14 +66,14 @@ def adapter(kind: str = "lora", seed: int = 5, text: bool = True, **rates) -> Ad
 
 
 def prediction(model: LatentDiffusion) -> torch.Tensor:
-    """What `model` makes of two fixed noisy latents."""
+    """The prediction of `model` for two fixed noisy latents."""
     noise = torch.randn(2, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.predict(noise, torch.tensor([10, 700]), model.embed(["a dog", "a photo of a cat"]))
 
 
 def disturb(model: LatentDiffusion) -> None:
-    """Move what trains away from where it began."""
+    """Change the trained weights."""
     draws = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -211,7 +211,7 @@ def test_what_peft_must_not_be_told_is_refused(tiny, params, told):
 
 
 def test_oft_of_wide_convolutions_is_refused(tiny):
-    """With peft 0.21 it predicts otherwise than the base before any training."""
+    """With peft 0.21 its predictions differ from the base's before any training."""
     node = {"target": "peft.OFTConfig", "params": {"target_modules": ["to_q", "conv1"], "oft_block_size": 4}}
     tuning = {"target": "ldm.methods.adapter.Adapter", "params": {"config": node, "seed": 1}}
     with pytest.raises(UserError, match="conv1 is a convolution larger than 1 x 1"):
@@ -233,14 +233,14 @@ def test_only_known_kinds_of_adapters_are_built(target, key):
 
 @pytest.fixture(scope="module")
 def whole(tiny_config, tmp_path_factory):
-    """A run of 10 steps that nothing interrupts."""
+    """An uninterrupted run of 10 steps."""
     logs = tmp_path_factory.mktemp("whole")
     assert main(["-b", RECIPE, str(tiny_config), LORA, "-l", str(logs), *QUICK]) == 0
     return next(logs.iterdir())
 
 
 def test_five_steps_are_those_of_a_plain_loop_over_pefts_own_function(tiny, tiny_config, tmp_path):
-    """The loop: peft injects, torch optimizes equation 2 on the data module's draws, nothing else."""
+    """In the loop, peft injects the adapter, and torch optimizes equation 2 on the data module's draws."""
     words = [
         "-b",
         RECIPE,
@@ -308,7 +308,7 @@ def test_the_checkpoint_holds_the_adapter_alone_and_samples_as_the_run(whole, ti
 def test_a_frozen_base_in_bf16_with_checkpointing_trains_an_adapter_in_fp32(
     tiny_config, tmp_path, monkeypatch
 ):
-    """No copy of the base is made, and the prior's loss on the untrained model's predictions begins at exactly 0."""
+    """No copy of the base is made, and the prior loss on the untrained model's predictions starts at exactly 0."""
     monkeypatch.setattr(LatentDiffusion, "frozen_copy", None)
     words = [
         "model.params.weights_precision=bf16",
@@ -379,7 +379,7 @@ def test_accumulation_walks_the_same_curve(whole, tiny_config, tmp_path):
     "words", [[], ["model.params.text_encoder_learning_rate=0", "model.params.clip_skip=2"]]
 )
 def test_two_processes_walk_the_same_curve(tiny_config, tmp_path, words):
-    """With an adapter of the text encoder, and without: DDP then waits for no gradients of it."""
+    """With and without an adapter for the text encoder; without, DDP must not wait for its gradients."""
     words = ["-b", RECIPE, str(tiny_config), LORA, *QUICK, *words]
     assert main([*words, "-l", str(tmp_path / "one")]) == 0
     command = [sys.executable, "main.py", *words, "-l", str(tmp_path / "two"), "data.params.batch_size=1"]

@@ -1,4 +1,4 @@
-"""A user's mistakes, one by one: one line that says what, where and how to mend it, exit code 2, nothing written."""
+"""Users' mistakes, one by one: one line that says what, where and how to fix it, exit code 2, nothing written."""
 
 import fcntl
 import shutil
@@ -198,7 +198,7 @@ def test_options_that_cannot_be(mistake):
 
 
 def test_an_option_is_text_as_it_was_typed(tmp_path, tiny_config, capsys):
-    """Folders and words that look like numbers, dates, truth values or YAML."""
+    """Folders and words that look like numbers, dates, booleans or YAML."""
     for word in ("2024", "007", "1e3", "no", "a: b", "#1", "2024-01-01"):
         options = ["-b", RECIPE, str(tiny_config), "-t", "false"]
         assert main([*options, "--data_root", word]) == 2

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def shrunk(tmp_path, monkeypatch):
-    """Writes an overlay that makes a shipped config tiny; returns the command-line words for it."""
+    """Writes an overlay that makes a shipped config tiny; returns the command-line arguments for it."""
     monkeypatch.chdir(ROOT)
 
     def words(model_params: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""scripts/benchmark_speed.py runs and counts right. What it measures is no test's business: machines differ."""
+"""scripts/benchmark_speed.py runs and counts correctly. Speeds are not tested, since machines differ."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_every_group_has_jobs_that_name_a_measure_and_a_change_to_the_recipe(mod
 
 
 def test_a_ratio_is_taken_within_rounds():
-    """A machine that slows down between rounds slows both variants of a round."""
+    """A machine that slows down between rounds slows both variants in a round."""
 
     def row(seconds, images=4):
         return {"seconds": seconds, "images": images, "flops": 8, "peak_bytes": int(seconds)}

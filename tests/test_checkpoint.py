@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, when they should be, and no more of them than asked for."""
+"""Checkpoints are written atomically, at the right times, and no more are kept than configured."""
 
 import contextlib
 import os
@@ -61,7 +61,7 @@ def umask_022():
 
 
 def test_every_file_of_a_run_has_the_usual_permissions(train, umask_022):
-    """safetensors writes files that their owner alone may read."""
+    """safetensors writes files that only their owner may read."""
     files = [path for path in train(*QUICK).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".ckpt", ".safetensors", ".jsonl", ".json", ".yaml"}
     assert {path: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(files, "0o644")
@@ -90,7 +90,7 @@ def test_nothing_that_is_not_finite_replaces_a_good_checkpoint(tmp_path):
 
 
 def test_a_full_disk_in_scheduled_saves_is_a_warning(train, monkeypatch, capsys):
-    """RLIMIT_FSIZE stands for the disk: no file can grow beyond 100 KB from step 4 to step 7."""
+    """RLIMIT_FSIZE simulates the disk: no file can grow beyond 100 KB from step 4 to step 7."""
     words = (*QUICK, "lightning.callbacks.checkpoint.params={every_steps: 2, milestone_every_steps: 6}")
     whole = train(*words, name="whole")
     at_call(monkeypatch, DreamBooth, "training_step", {4}, lambda: limit(100_000))
@@ -152,7 +152,7 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_full_altogether(train, small_disk, tiny_config, monkeypatch, capsys):
-    """Not a byte left from step 4 on, then room again in step 8: loss record and weights are as ever."""
+    """No free byte from step 4 on, then space again in step 8: loss record and weights are as usual."""
     from main import main
     from tests.conftest import RECIPE
 
@@ -203,7 +203,7 @@ def test_milestones_and_the_best_are_weights_alone(train):
 
 
 def test_by_the_clock(train, monkeypatch):
-    """A clock that goes on by 10 seconds whenever it is read."""
+    """A clock that advances by 10 seconds whenever it is read."""
     seconds, saved = iter(range(0, 10**6, 10)), []
     original = AtomicCheckpointIO.save_checkpoint
 

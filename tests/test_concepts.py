@@ -1,4 +1,4 @@
-"""Several subjects in one model: which sample is whose, what a run writes of each, and how prompts name them."""
+"""Several subjects in one model: how samples are divided, what a run writes for each, and how prompts name them."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ def listed(folder: Path, *concepts: dict) -> str:
 
 @pytest.fixture(scope="module")
 def several(tiny_config, tmp_path_factory):
-    """A run of 6 steps on a cat, twice as much a dog called [rex], and a vase that is taught as a dog."""
+    """A run of 6 steps on a cat, a dog called [rex] with twice the weight, and a vase with the class word dog."""
     from main import main
 
     folder = tmp_path_factory.mktemp("several")

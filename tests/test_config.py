@@ -1,4 +1,4 @@
-"""Configs: merged left to right, complete, and closed to misspelt keys."""
+"""Configs: merged left to right, complete, and without unknown keys."""
 
 from typing import get_args
 
@@ -129,7 +129,7 @@ def test_overlays_fit_the_recipe(name):
 
 
 def test_every_key_of_the_recipe_is_a_parameter_and_every_parameter_a_key():
-    """The first YAML holds every key that can be set."""
+    """The first YAML has every key that can be set."""
     config = load_config([RECIPE, PROJECT / "configs" / "fidelity.yaml"])  # the one callback it leaves out
     nodes = [config["model"], config["data"], *config["lightning"]["callbacks"].values()]
     for node in nodes:

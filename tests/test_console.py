@@ -1,4 +1,4 @@
-"""What a run says while it works: one bar on a terminal, a line now and then in a file, words at both ends."""
+"""A run's output: one bar on a terminal, occasional lines in a file, messages at its start and end."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from tests.runs import QUICK
 
 @pytest.fixture
 def log(monkeypatch, capsys):
-    """Lines as often as asked, and a function that returns what was written."""
+    """Write lines at a given interval; returns a function that returns the output."""
     monkeypatch.setattr(console, "LINE_EVERY", 0.0)
     return lambda: capsys.readouterr().err
 
@@ -66,7 +66,7 @@ def test_durations_in_words(seconds, words):
 
 
 def test_a_run_on_a_terminal(train, monkeypatch, capsys):
-    """One bar tells losses and phases; the first words say what is about to be done, the last what was learnt."""
+    """One bar shows losses and phases; the first message describes the plan, the last the results."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run = train()
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What the README, docs/ and CONTRIBUTING.md name exists: files, scripts, config keys, overlays."""
+"""Everything named in the README, docs/ and CONTRIBUTING.md exists: files, scripts, config keys, overlays."""
 
 import json
 import re

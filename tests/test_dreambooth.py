@@ -1,4 +1,4 @@
-"""The main job through the real entry point: what trains, what it minimises, what it writes."""
+"""The main job through the real entry point: trained weights, loss, and written files."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ from tests.conftest import PROJECT, RECIPE
 
 @pytest.fixture(scope="module")
 def finished(tiny, tiny_config, tmp_path_factory):
-    """A run of 30 steps at a high rate, for the tests that only look at it."""
+    """A run of 30 steps at a high learning rate, for tests that do not change it."""
     from main import main
 
     logs = tmp_path_factory.mktemp("finished")
@@ -46,7 +46,7 @@ def test_the_loss_falls(finished):
         assert row["loss"] == pytest.approx(row["subject_loss"] + row["prior_loss"], rel=1e-6)
 
 
-def test_validation_sees_the_subject_learnt_and_the_class_drift(finished):
+def test_validation_sees_the_subject_learned_and_the_class_drift(finished):
     rows = read_rows(finished / "validation.jsonl")
     assert rows[0]["step"] == 0
     assert rows[0]["drift"] == 0  # nothing has moved yet: exactly the base
@@ -218,7 +218,7 @@ def test_without_prior_loss_nothing_is_drawn_for_training(train):
 
 
 def test_encoding_once_gives_the_losses_of_encoding_every_step(train):
-    """Random crops of square images are the images themselves, but encoded anew in every step."""
+    """Random crops of square images are the whole images, but are encoded anew in every step."""
     words = ["data.params.flip_probability=0.5", "lightning.trainer.max_steps=20"]
     once = train(*words, name="once")
     each = train(*words, "data.params.random_crop=true", name="each")
@@ -254,7 +254,7 @@ def test_weights_in_bf16_take_half_and_learn_all_the_same(train):
 
 
 def test_compiled_blocks_have_the_gradients_of_plain_ones(tiny):
-    """The graphs that a GPU's compiler would get, run operation by operation; the names of weights stay."""
+    """The graphs that a GPU's compiler would get, run operation by operation; weights keep their names."""
     gradients = {}
     for compiled in (False, True):
         model = LatentDiffusion.from_base(tiny)
@@ -284,7 +284,7 @@ def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tiny, tmp
 
 
 def test_weights_are_read_straight_onto_the_trainers_device(tiny_config, tmp_path, monkeypatch):
-    """The meta device stands in for a GPU here: nothing is computed with weights before the run starts."""
+    """The meta device replaces a GPU here: nothing is computed with weights before the run starts."""
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
     from ldm.training.build import build
@@ -389,7 +389,7 @@ def test_wandb_offline_gets_scalars_images_and_config(train, tmp_path):
 
 
 def copies_of_the_base(monkeypatch):
-    """A list that gets a weak reference to the UNet of every frozen copy, which lives as long as the copy."""
+    """A list that gets a weak reference to the UNet of every frozen copy."""
     copies, copy = [], LatentDiffusion.frozen_copy
 
     def watched(self, dtype):

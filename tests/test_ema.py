@@ -1,4 +1,4 @@
-"""`model.params.ema`: an average of what trains, which is judged in the weights' place, whatever the tuning."""
+"""`model.params.ema`: an average of the trained weights that is evaluated instead of them, with any tuning."""
 
 import signal
 

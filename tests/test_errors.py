@@ -1,4 +1,4 @@
-"""What reaches the terminal, and the exit code a shell sees."""
+"""Messages on the terminal, and exit codes."""
 
 import errno
 import warnings

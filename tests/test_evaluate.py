@@ -74,13 +74,13 @@ def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate):
     assert result["metrics"]["pres"]["count"] == 6
     assert all("[V]" not in row["text"] and "sks" not in row["text"] for row in rows)
 
-    # Training images are not their own test: the scores are against the two that were kept apart.
+    # Training images do not test themselves: scores use the two held-out images.
     names = [path.name for path in image_files(DOG)]
     assert result["about"]["real_images"] == {"held_out": names[-2:], "training": names[:-2]}
     assert result["metrics"]["dino"]["value"] == result["against"]["held_out"]["dino"]
     assert "never saw" in result["about"]["note"]
 
-    # What was interrupted goes on: an image that is there is kept, a missing one is drawn again as it was.
+    # An interrupted evaluation continues: existing images are kept, a missing one is drawn again identically.
     kept, lost = folder / "subject" / "00-0.png", folder / "subject" / "00-1.png"
     before, age = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()

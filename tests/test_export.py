@@ -66,7 +66,7 @@ def run(runs):
 
 @pytest.fixture
 def published(root, monkeypatch):
-    """The scaled-down sizes stand for the published ones."""
+    """Treat the scaled-down sizes as the published ones."""
     small = [
         dataclasses.replace(family, configs=root / "configs" / family.configs.name) for family in FAMILIES
     ]
@@ -121,7 +121,7 @@ def test_a_single_file_holds_what_was_trained_here_and_in_diffusers(runs, versio
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_diffusers_draws_the_images_of_txt2img(runs, version, tmp_path):
-    """DDIM, the same seed: equal within a level or two of 255, which rounding moves."""
+    """DDIM, the same seed: equal up to rounding by a level or two of 255."""
     folder = exported(runs[version], tmp_path / "model", "--dtype", "fp32")
     words = ["--prompt", "a photo of a [V] dog", "--n_samples", "2", "--steps", "4", "--scale", "3"]
     words += ["--spacing", "leading", "--seed", "7", "--device", "cpu", "--outdir", str(tmp_path / "images")]
@@ -176,7 +176,7 @@ def test_a_ckpt_may_lie_beside_a_safetensors_file(tmp_path):
 
 
 def test_how_a_base_is_read_is_said_as_in_training(tiny, tmp_path):
-    """The same options in all scripts: here the prediction type of a base that does not say it."""
+    """The same options in all scripts; here, the prediction type of a base that does not say it."""
     folder = exported(tiny, tmp_path / "model", "--prediction_type", "v_prediction")
     assert load_base(folder).scheduler_config["prediction_type"] == "v_prediction"
 

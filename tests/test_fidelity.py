@@ -53,7 +53,7 @@ def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
     for key in ("dino", "clip_t", "drift"):
         assert [point.step for point in events.Scalars(f"val/{key}")] == [0, 5, 10]
 
-    # A resumed run measures again what came after its checkpoint, and nothing else.
+    # A resumed run measures again only what came after its checkpoint.
     again = tmp_path / "again"
     shutil.copytree(run, again)
     assert main(["--resume", str(again), "lightning.trainer.max_steps=15"]) == 0

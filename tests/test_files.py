@@ -1,4 +1,4 @@
-"""Files are found, are whole or absent, and nothing is written through a link."""
+"""Files are found, are complete or absent, and are never written through a link."""
 
 import os
 
@@ -65,7 +65,7 @@ def test_a_path_is_found_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "dreambooth.yaml").write_text("mine")
     assert str(find("configs/dreambooth.yaml")) == "configs/dreambooth.yaml"
-    assert str(find("nowhere")) == "nowhere"  # an error names what was asked for
+    assert str(find("nowhere")) == "nowhere"  # an error names the requested path
 
 
 @pytest.mark.parametrize("place", ["file", "folder/file", "folder", ".file.tmp"])

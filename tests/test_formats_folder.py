@@ -69,7 +69,7 @@ def test_what_is_written_loads_back_here_and_in_diffusers(base, saved):
 
 
 def test_written_files_are_those_that_transformers_4_reads(base, saved):
-    """Version 4 silently loads random weights where keys lack `text_model.`, and wants a vocab.json."""
+    """Version 4 silently loads random weights if keys lack `text_model.`, and needs a vocab.json."""
     keys = load_file(saved / "text_encoder" / "model.safetensors")
     assert all(key.startswith("text_model.") for key in keys)
     config = read_json(saved / "text_encoder" / "config.json")
@@ -300,7 +300,7 @@ def test_a_hub_model_of_another_family_is_refused_before_its_weights_are_fetched
 
 
 class TestFingerprint:
-    """It depends on the contents alone, is computed once, and leaves nothing in the base's folder."""
+    """It depends only on the contents, is computed once, and leaves nothing in the base's folder."""
 
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def files(root, models):
 
 @pytest.fixture
 def v1(files):
-    """The tensors of an SD 1.x file, to be changed and written again."""
+    """The tensors of an SD 1.x file, for tests that change and write them."""
     return load_file(files["v1"])
 
 
@@ -115,7 +115,7 @@ def test_networks_of_the_loaded_file_compute_what_the_originals_do(files, models
 
 
 def test_the_published_files_wrappings_are_all_read(tmp_path, v1, models, configs):
-    """With and without `state_dict`, both prefix layouts, and buffers that carry nothing."""
+    """With and without `state_dict`, both prefix layouts, and buffers without information."""
     start = "cond_stage_model.transformer."
     flat = {key.replace(start + "text_model.", start): value for key, value in v1.items()}
     buffers = {
@@ -249,7 +249,7 @@ def test_inpainting_models_are_refused_by_name(tmp_path, v1, configs):
 
 
 def test_hostile_shapes_and_values_are_refused_like_any_other(tmp_path, v2, configs):
-    """Numbers instead of matrices, a matrix that would fill the memory, an answer that is not text."""
+    """Numbers instead of matrices, a matrix that would fill the memory, a value that is not text."""
     key = "model.diffusion_model.input_blocks.0.0.weight"
     one = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
     huge = torch.ones(1).expand(10**9, 10**6)

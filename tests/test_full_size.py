@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x at its full size through the whole path: train, save, resume, export, sample.
+"""Stable Diffusion 1.x at full size through the whole path: train, save, resume, export, sample.
 
-Random weights at 64 px on the CPU: 19 GB of memory, 35 GB of disk and some ten minutes. Pictures mean nothing.
+Random weights at 64 px on the CPU: 19 GB of memory, 35 GB of disk and about ten minutes. Pictures mean nothing.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A base with the networks' own starting weights, fp16 on disk."""
+    """A base with the networks' own initial weights, fp16 on disk."""
     return write_random_base(V1, tmp_path_factory.mktemp("full") / "base")
 
 

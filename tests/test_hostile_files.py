@@ -40,7 +40,7 @@ def in_time():
 
 
 def told(act, *arguments) -> str:
-    """The one line that `act(*arguments)` is refused with."""
+    """The one line with which `act(*arguments)` is refused."""
     with pytest.raises(UserError) as caught:
         act(*arguments)
     assert "\n" not in str(caught.value)
@@ -139,7 +139,7 @@ def test_names_that_are_too_long():
 
 
 def put(content: dict, path: str, value) -> dict:
-    """`content` with the key at `path` changed; "no" takes it out."""
+    """`content` with the key at `path` changed; "no" removes it."""
     content = copy.deepcopy(content)
     *parents, key = path.split("/")
     node = content

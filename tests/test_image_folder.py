@@ -1,4 +1,4 @@
-"""Folders of images: which files are used, which are skipped and why, links that lead out, captions."""
+"""Folders of images: which files are used, which are skipped and why, links out of the folder, captions."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Pictures as users have them: every mode, size and orientation, and files that are not pictures."""
+"""Users' images in every mode, size and orientation, and files that are not images."""
 
 import numpy as np
 import pytest
@@ -155,7 +155,7 @@ def test_what_is_kept_of_a_photograph_is_what_training_sees_of_it(tmp_path, smoo
 
 @pytest.mark.parametrize(("mode", "full"), [("I;16", 65535), ("I", 65535), ("F", 1.0)])
 def test_deep_pictures_are_scaled_in_strips(tmp_path, mode, full):
-    """The result is that of a single pass: the pictures have more rows than a strip."""
+    """The result equals that of a single pass; the pictures have more rows than a strip."""
     values = np.linspace(0, full, 1_001_000).reshape(1001, 1000)
     image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
     assert image.mode == mode

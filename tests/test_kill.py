@@ -1,4 +1,4 @@
-"""Real processes, killed at any moment and resumed until they finish: the result is an unkilled run's, bit for bit."""
+"""Real processes, killed at any moment and resumed until they finish: bit for bit the result of an unkilled run."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ SLOWEST = 120
 
 
 class Harness:
-    """Starts a run, ends it as told, and resumes it."""
+    """Starts a run, ends it, and resumes it."""
 
     def __init__(self, logs: Path, words: tuple[str, ...], launcher: tuple[str, ...] = ()):
         self.logs, self.words, self.launcher = logs, words, launcher
@@ -54,7 +54,7 @@ class Harness:
     def strike(
         self, draw: random.Random, phase: str, number: signal.Signals, rank: int = 0, group: bool = False
     ) -> int | None:
-        """Start a process and send it a signal in `phase`; its exit code, or None where it was done before that."""
+        """Start a process and send it a signal in `phase`; returns its exit code, or None if it had already finished."""
         process = self.start()
         for _ in self.until(self.moment(draw, phase), process):
             time.sleep(0.001)
@@ -92,7 +92,7 @@ class Harness:
             yield
 
     def end_of(self, process: subprocess.Popen) -> tuple[int, str]:
-        """Exit code and stderr, once every process of the run has ended by itself."""
+        """Exit code and stderr, after every process of the run has ended by itself."""
         told = process.communicate(timeout=SLOWEST)[1].decode()
         deadline = time.monotonic() + 30
         while group_lives(process.pid):
@@ -108,7 +108,7 @@ def count_rows(run: Path | None) -> int:
 
 
 def child_of(pid: int) -> int | None:
-    """The second process that the first one, `pid`, has started; None until it is there."""
+    """The second process, started by the first one, `pid`; None until it exists."""
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
@@ -140,7 +140,7 @@ def whole(words, tmp_path_factory) -> Path:
 
 
 def test_three_kills(words, whole, tmp_path):
-    """In the middle of the prior's filling, in training, and while the model is written."""
+    """While prior samples are drawn, in training, and while the model is written."""
     harness = Harness(tmp_path, words)
     codes = [
         harness.strike(random.Random(0), phase, signal.SIGKILL) for phase in ("prior", "training", "export")
@@ -153,7 +153,7 @@ def test_three_kills(words, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_many_kills(words, whole, tmp_path, seed, record_property):
-    """Eight kills a seed at least, in every phase, each seed another run folder."""
+    """At least eight kills per seed, in every phase, with a new run folder for each seed."""
     draw, kills, ends = random.Random(seed), [], 0
     while len(kills) < 8:
         harness = Harness(tmp_path / str(ends), words)
@@ -204,7 +204,7 @@ def test_two_processes_either_ended_in_any_phase(two, whole_of_two, tmp_path, nu
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_loader_processes_too(words, whole, tmp_path):
-    """They serve the step in progress, and end with the run."""
+    """They finish the current step, and end with the run."""
     harness = Harness(tmp_path, (*words, "data.params.num_workers=2"))
     assert harness.strike(random.Random(3), "training", signal.SIGINT, group=True) == 75
     assert_same_run(harness.finish(), whole)

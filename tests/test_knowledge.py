@@ -1,4 +1,4 @@
-"""What a base says it knows: the embedded one's nouns, and a warning for a class word that is none of them."""
+"""The nouns that the embedded base says it knows, and a warning for other class words."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_another_content_is_one_line(tmp_path, content):
 
 
 def test_the_fingerprint_is_that_of_a_base_that_says_nothing(tiny, tmp_path):
-    """Runs that began before their base said what it knows can still be resumed."""
+    """Runs from before bases said what they know can still be resumed."""
     told = tmp_path / "told"
     shutil.copytree(tiny, told)
     (told / FILE).write_text(json.dumps({"nouns": ["dog"]}))

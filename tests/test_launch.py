@@ -1,4 +1,4 @@
-"""Processes that srun or torchrun start meet before anything is written, and none waits for one that has ended."""
+"""Processes of srun or torchrun connect before anything is written, and none waits for one that has ended."""
 
 import json
 import os
@@ -28,7 +28,7 @@ AT_ONCE = (
 
 
 def srun_environment(rank: int, port: int = 29500) -> dict[str, str]:
-    """What srun sets for task `rank` of two; tasks share no environment."""
+    """The environment variables that srun sets for task `rank` of two."""
     return {
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
@@ -101,7 +101,7 @@ def test_two_tasks_of_srun_train_one_run(run):
 
 
 def test_a_mistake_that_only_the_first_finds_ends_both(run, words):
-    """The folder is there already: known to rank 0 alone, while the other waits for it."""
+    """The folder exists already: only rank 0 knows, and the other waits for it."""
     (code, _, told), (other_code, _, other_told) = ends_of(srun(*words))
     assert (code, other_code) == (2, 2), told + other_told
     assert told.count("error: ") == 1
@@ -116,7 +116,7 @@ def test_a_mistake_that_all_find_is_said_once(words):
 
 
 def test_sigterm_ends_a_process_that_waits_for_another(run, words):
-    """A new run has nothing to go on with yet; a resume can be resumed."""
+    """A new run cannot be resumed yet; a resume can."""
     starting = srun(*words, ranks=[0], program=("-c", AT_ONCE))
     resuming = srun("--resume", str(run), ranks=[1], program=("-c", AT_ONCE))
     for process in starting + resuming:
@@ -128,7 +128,7 @@ def test_sigterm_ends_a_process_that_waits_for_another(run, words):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """`launched({name: value})`: how this process would see its start with these variables in its environment."""
+    """`launched({name: value})`: the Launch of this process with these variables in its environment."""
 
     def launch(variables: dict[str, str]) -> Launch:
         for name in [
@@ -164,7 +164,7 @@ def test_a_single_task_may_start_processes_itself(launched, variables):
     assert isinstance(launch.environment, LightningEnvironment)
     assert not launch.environment.creates_processes_externally
     assert launch.is_first
-    launch.meet()  # nobody to wait for
+    launch.meet()  # no process to wait for
 
 
 def test_what_lightning_started(launched):

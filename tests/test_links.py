@@ -1,4 +1,4 @@
-"""A run folder may be a stranger's, and nothing in it is followed out of it: no link at any path that is written."""
+"""A run folder may come from a stranger: links out of it are never followed, at any path that is written."""
 
 import shutil
 from pathlib import Path
@@ -40,7 +40,7 @@ def networks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tiny_config, networks, tmp_path_factory):
-    """A run that has written everything that a run writes, and was evaluated."""
+    """A run with all files that a run can write, evaluated."""
     logs = tmp_path_factory.mktemp("logs")
     assert main(["-b", RECIPE, str(tiny_config), "-l", str(logs), *ALL_FILES]) == 0
     folder = next(logs.iterdir())
@@ -49,7 +49,7 @@ def run(tiny_config, networks, tmp_path_factory):
 
 
 class Linked:
-    """`with Linked(path, outside)`: a link out of the run stands in the place of `path`."""
+    """`with Linked(path, outside)`: replaces `path` by a link out of the run."""
 
     def __init__(self, path: Path, outside: Path):
         self.path, self.outside, self.aside = path, outside, outside / "aside"
@@ -93,7 +93,7 @@ def test_every_path_that_a_resume_a_sampling_and_an_evaluation_write(run, tmp_pa
             told = capsys.readouterr().err
             assert told.startswith("error: ")
             assert told.count("\n") == 1
-            if path != run / "configs":  # without them it is no run
+            if path != run / "configs":  # without them it is not a run
                 assert f"{path} is a link" in told
                 with pytest.raises(UserError, match="is a link"):
                     load_for_sampling(run)
@@ -116,7 +116,7 @@ def test_the_scripts_say_it_in_one_line(run, networks, tmp_path, capsys):
 
 
 def test_files_are_not_opened_through_links_either(tmp_path):
-    """A second bar: the walk is over before they are opened."""
+    """A second barrier: the check for links ends before they are opened."""
     (tmp_path / "outside").write_text(SECRET)
     for name in (".lock", "metrics.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "outside")

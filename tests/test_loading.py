@@ -1,4 +1,4 @@
-"""How batches reach a step: loader processes of every start method, pinned memory, encoding that is exact."""
+"""How batches reach a step: loader processes of every start method, pinned memory, exact encoding."""
 
 import multiprocessing
 
@@ -60,7 +60,7 @@ def test_a_run_with_spawned_loader_processes_resumes_as_one_without(train, start
 
 
 def test_the_loader_is_asked_to_pin_batches_that_can_be_pinned(built, monkeypatch):
-    """Whole batches leave the loader, and pinning reaches each of their tensors."""
+    """The loader returns whole batches, and pinning reaches each of their tensors."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
     data, _ = built()
@@ -75,7 +75,7 @@ def test_the_loader_is_asked_to_pin_batches_that_can_be_pinned(built, monkeypatc
 
 
 def test_the_vae_never_computes_under_autocast(built):
-    """In bf16 the error of the posterior's mean would be larger than its own deviation."""
+    """In bf16 the error of the posterior's mean would exceed its standard deviation."""
     data, module = built("data.params.random_crop=true")
     batch = collate([TrainingSamples(data)[n] for n in (0, 1)])
     expected, pictures = data.on_after_batch_transfer(batch, 0).latents, module.model.decode(batch.noise)
@@ -99,7 +99,7 @@ def test_a_sample_is_values_alone(built):
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_speaks_for_products_and_convolutions(built, allowed):
-    """torch's own default rounds the factors of convolutions to 10 bits."""
+    """By default torch rounds the inputs of convolutions to 10 bits."""
     torch.backends.cudnn.allow_tf32 = not allowed
     built(f"model.params.tf32={allowed}")
     assert torch.backends.cudnn.allow_tf32 is allowed

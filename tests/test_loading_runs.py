@@ -1,4 +1,4 @@
-"""A run's checkpoint holds exactly what the run trains: anything else is an error before it is sampled or resumed."""
+"""A run's checkpoint must contain exactly the trained weights; else it is an error, before sampling or resuming."""
 
 import shutil
 

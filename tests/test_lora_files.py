@@ -1,4 +1,4 @@
-"""LoRA files: what diffusers, kohya's layout and this project make of the same LoRA, and pictures with several."""
+"""LoRA files: the same LoRA in diffusers, in kohya's layout and here, and pictures with several."""
 
 import json
 import re
@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(tiny_config, tmp_path_factory):
-    """Runs of 6 steps at a high rate: a LoRA and a DoRA on some convolutions too, and all weights."""
+    """Runs of 6 steps at a high learning rate: a LoRA and a DoRA, also on convolutions, and all weights."""
     found = {}
     for kind, words in {**KINDS, "full": ["model.params.learning_rate=2e-3"]}.items():
         logs = tmp_path_factory.mktemp(kind)
@@ -55,7 +55,7 @@ def exported(run, out, *words):
 
 
 def drawn(out, *words):
-    """A picture of txt2img, as numbers."""
+    """A picture of txt2img, as an array."""
     common = [
         "--prompt",
         "a photo of sks dog",

@@ -1,4 +1,4 @@
-"""The command line of main.py: what it takes, what it hints at, and that it works from any folder."""
+"""The command line of main.py: options, hints, and running from any folder."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J"
 
 @pytest.fixture
 def refused(capsys):
-    """`refused(*words)` expects exit code 2 while the words are read, and returns the one line on stderr."""
+    """`refused(*words)` expects exit code 2 from parsing, and returns the one line on stderr."""
 
     def read(*words: str) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -81,7 +81,7 @@ def test_names_of_files_do_not_reach_the_terminal_as_they_are(tiny_config, capsy
 
 
 def test_from_any_folder(tiny_config, tmp_path, monkeypatch):
-    """Configs and images of the project by their names in it; those of the working folder, on a resume too."""
+    """Configs and images relative to the project or the working folder, also on a resume."""
     place, other = tmp_path / "place", tmp_path / "other"
     place.mkdir()
     other.mkdir()
@@ -116,7 +116,7 @@ EARLY = [
 
 
 def test_mistakes_are_told_before_the_heavy_imports(tmp_path):
-    """All of them in one process, which then has imported neither PyTorch nor diffusers."""
+    """All in one process, which afterwards has imported neither PyTorch nor diffusers."""
     code = (
         "import json, sys; from main import main\n"
         "for words in json.loads(sys.argv[1]): assert main(words) == 2, words\n"

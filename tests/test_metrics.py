@@ -1,4 +1,4 @@
-"""The metrics, against values computed by hand and against libraries that have them too."""
+"""The metrics, against values computed by hand and against other libraries."""
 
 import math
 import types
@@ -85,7 +85,7 @@ def test_bootstrap_interval_holds_the_mean_shrinks_and_repeats():
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.98])
 def test_intervals_over_prompts_hold_the_truth_as_often_as_they_say(correlation):
-    """25 prompts of 4 images: about 95 % of intervals hold the mean, where resampling images holds it less often."""
+    """25 prompts of 4 images: about 95 % of intervals contain the mean; by resampling images, fewer would."""
     draws = generator(4, "test")
     clusters = [prompt for prompt in range(25) for _ in range(4)]
     by_prompt, by_image = 0, 0
@@ -107,7 +107,7 @@ def test_a_single_prompt_is_resampled_by_its_images():
 
 
 def test_the_widening_is_students():
-    """Quantiles of Student's t from the tables, over 1.960; hardly any of many."""
+    """Tabulated quantiles of Student's t, divided by 1.960; close to 1 for many clusters."""
     for count, quantile in ((3, 4.303), (6, 2.571), (12, 2.201), (30, 2.045)):
         assert widening(count, 0.95) == pytest.approx(
             quantile / 1.960 * math.sqrt(count / (count - 1)), rel=0.01
@@ -125,7 +125,7 @@ def test_clusters_weigh_by_their_images():
 
 
 def test_a_metric_is_one_entry_of_one_table(monkeypatch):
-    """A new entry comes out in the rows, the result, the tables and the page."""
+    """A new entry appears in the rows, the result, the tables and the page."""
     added = metrics.Metric("size", "SIZE", "subject", lambda seen: seen.dino.norm(dim=1), "SIZE: length.")
     monkeypatch.setitem(metrics.METRICS, "size", added)
     rows = [
@@ -145,7 +145,7 @@ def test_a_metric_is_one_entry_of_one_table(monkeypatch):
 @pytest.mark.parametrize(("subjects", "seeds"), [(6, 1), (6, 3), (1, 3)])
 @pytest.mark.parametrize("spread", [(1, 0.3, 0.3), (0.1, 1, 1)])  # of subjects, seeds, and prompts
 def test_intervals_of_a_benchmark_hold_the_truth_as_often_as_they_say(subjects, seeds, spread):
-    """Also of few subjects, where a bootstrap's bare percentiles hold it in 86 cases of 100."""
+    """Even for few subjects, where a plain percentile bootstrap contains the truth in 86 cases of 100."""
     draws = generator(6, "test", subjects, seeds)
     cells = [(str(subject), seed) for subject in range(subjects) for seed in range(seeds)]
     held = 0
@@ -163,7 +163,7 @@ def test_intervals_of_a_benchmark_hold_the_truth_as_often_as_they_say(subjects, 
 
 
 def test_a_benchmarks_difference_is_paired_and_shown_only_beside_its_interval():
-    """Subjects far apart, a difference much smaller than that: only pairing shows it."""
+    """The difference is much smaller than the spread of subjects, so only pairing reveals it."""
     draws = generator(7, "test")
 
     def result(value: float) -> dict:

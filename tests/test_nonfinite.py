@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: the update is skipped, and everything else stays in step."""
+"""Losses and gradients that are not finite: the update is skipped, and everything else continues."""
 
 import os
 import subprocess
@@ -133,7 +133,7 @@ def test_the_guard_leaves_a_sound_run_as_it_is(train):
 
 
 def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, tmp_path, capsys):
-    """Whatever makes them so; here, something other than the guard."""
+    """Whatever the cause; here, one that the guard cannot see."""
     original = SkipNonFinite.on_step
 
     def on_step(self, trainer, module):
@@ -151,7 +151,7 @@ def test_weights_that_are_not_finite_are_never_saved(train, monkeypatch, tmp_pat
 
 
 def test_two_processes_skip_together(tiny_config, tmp_path):
-    """Both processes skip a bad share of one: DDP compares nothing, so their weights must not diverge."""
+    """A bad value on one process skips the step on both: DDP checks nothing, so weights could diverge."""
     command = [
         sys.executable,
         "tests/bad_share.py",
@@ -173,7 +173,7 @@ def test_two_processes_skip_together(tiny_config, tmp_path):
     assert [step for step, loss in losses.items() if loss != loss] == [3]
 
 
-def test_a_run_that_skipped_every_update_has_learnt_nothing_and_says_so(train, monkeypatch, capsys):
+def test_a_run_that_skipped_every_update_learned_nothing_and_says_so(train, monkeypatch, capsys):
     spoil(monkeypatch, range(1, 11))
     run = train(*QUICK, "lightning.callbacks.validation=null", expect=2)
     assert "all 10 updates were skipped" in capsys.readouterr().err

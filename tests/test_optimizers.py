@@ -1,4 +1,4 @@
-"""Optimizers from other packages: schedule-free ones, which train and are judged by different weights, and Prodigy."""
+"""Optimizers from other packages: schedule-free ones, which train and evaluate different weights, and Prodigy."""
 
 import signal
 import sys
@@ -40,7 +40,7 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(run_with, monkeypatch, overla
     assert_same_run(cut, whole)
     losses = [row["loss"] for row in read_rows(whole / "metrics.jsonl")]
     assert len(set(losses)) == len(losses)
-    # An accepted change of a setting does not reset what the optimizer has found out.
+    # An accepted change of a setting does not reset the optimizer's state.
     group = state(whole)["optimizer_states"][0]["param_groups"][0]
     assert group["d"] > group["d0"] if overlay == PRODIGY else group["weight_sum"] > 0
     words = ["lightning.trainer.max_steps=11", "model.params.optimizer.params.weight_decay=0.1"]

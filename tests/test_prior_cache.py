@@ -1,4 +1,4 @@
-"""Prior samples that are drawn once on a machine: equal bits with and without the cache, and no harm by it."""
+"""The cache of prior samples: equal bits with and without it, and no harm done by it."""
 
 import threading
 
@@ -32,7 +32,7 @@ def latents_of(numbers):
 
 @pytest.fixture
 def bank(tmp_path):
-    """`bank(name, **changes)`: a bank of its own folder, whose `drawn` lists the chunks that it had to draw."""
+    """`bank(name, **changes)`: a bank in its own folder, whose `drawn` lists the chunks that it had to draw."""
     cache = PriorCache(tmp_path / "cache", gigabytes=1.0)
 
     def make(name="run", cache=cache, computed_by="torch on a CPU", **changes):

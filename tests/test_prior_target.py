@@ -1,4 +1,4 @@
-"""The prior's target: the samples' noise (eq. 2), or what the untrained model predicts of them."""
+"""The prior's target: the samples' noise (eq. 2), or the untrained model's predictions."""
 
 import signal
 import subprocess

@@ -113,7 +113,7 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
     ("name", "file"), [("v1", CONFIGS / "v1.yaml"), ("v2", CONFIGS / "v2.yaml"), ("paper", PAPER)]
 )
 def test_a_recipe_says_what_arithmetic_it_asks_for(name, file, full_size):
-    """The PFLOP in the comment are those of the networks, counted on tensors without data."""
+    """The PFLOP in the comment match those counted on the networks without data."""
     full_size(RECIPES[name][0])
     config = load_config(files(name), ["lightning.callbacks={}"])
     data = instantiate_from_config(config["data"])

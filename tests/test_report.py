@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing else, whose numbers are the JSON's."""
+"""The report: one self-contained file with the JSON's numbers."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Interrupted runs resume to the same result, bit for bit, and only with the settings they had."""
+"""Interrupted runs resume to the same result, bit for bit, and only with unchanged settings."""
 
 import json
 import math
@@ -25,7 +25,7 @@ STOPPED = 75
 
 @pytest.fixture(scope="module")
 def whole(tiny_config, tmp_path_factory):
-    """A run of 10 steps that nothing interrupts."""
+    """An uninterrupted run of 10 steps."""
     logs = tmp_path_factory.mktemp("whole")
     assert main(["-b", RECIPE, str(tiny_config), "-l", str(logs), *QUICK]) == 0
     return next(logs.iterdir())
@@ -33,7 +33,7 @@ def whole(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tiny_config, tmp_path_factory):
-    """The same run, stopped by SIGTERM in step 5. Copy it before you go on with it."""
+    """The same run, stopped by SIGTERM in step 5. Copy it before continuing it."""
     logs = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, DreamBooth, "training_step", {5}, send(signal.SIGTERM))
@@ -116,7 +116,7 @@ def test_a_signal_while_a_resume_starts(cut, whole, monkeypatch, capsys):
     ("words", "code"), [(("--resume", "configs"), STOPPED), (("-b", RECIPE), -signal.SIGTERM)]
 )
 def test_a_signal_while_a_process_still_imports(words, code):
-    """A resume can itself be resumed; a run that has not begun ends on a signal as any program does."""
+    """A resume can itself be resumed; a run that has not started ends on a signal like any program."""
     strike = (
         "import os, signal, sys; from main import main\n"
         "class Strike:\n"
@@ -304,7 +304,7 @@ def test_an_accepted_change_is_recorded_and_stays(cut, monkeypatch, capsys):
     assert (
         "continuing with changes: model.params.learning_rate was 0.0002, now 0.001" in capsys.readouterr().err
     )
-    assert resume(cut) == 0  # alone, although no checkpoint of the new course was saved yet
+    assert resume(cut) == 0  # alone, although the new run has not saved a checkpoint yet
     assert state(cut)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Which room of the code may import which."""
+"""Which rooms of the code may import which."""
 
 import ast
 import os

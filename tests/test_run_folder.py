@@ -1,4 +1,4 @@
-"""A run folder's own records: made whole or not at all, numbered, and read as data from outside."""
+"""A run folder's records: created atomically, numbered, and read as untrusted data."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ CONFIG = {"seed": 1}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder of one start."""
+    """A run folder with one start."""
     run_folder.make(tmp_path / "run", CONFIG, ["-b", "recipe.yaml"]).close()
     return tmp_path / "run"
 

@@ -1,4 +1,4 @@
-"""A run's page: what it tells, that it is kept up to date, and how it looks in a browser."""
+"""A run's page: its content, its updates, and its look in a browser."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_a_warning(train, capsys
 
 
 def test_a_run_of_an_earlier_version_has_a_page_too(run, tmp_path):
-    """Sheets that do not say where their pictures are, no usage, no machine; columns of several subjects."""
+    """Sheets without the places of their pictures, no usage, no machine; columns of several subjects."""
     old = tmp_path / "old"
     shutil.copytree(run, old, ignore=shutil.ignore_patterns("checkpoints", "usage.json", "prior*"))
     for path in (old / "images").glob("*.png"):

@@ -1,4 +1,4 @@
-"""No file that a user downloads runs code, and every refusal is one line that helps."""
+"""No downloaded file can run code, and every refusal is one helpful line."""
 
 import argparse
 import collections
@@ -33,7 +33,7 @@ class Calls:
 
 
 def torch_zip(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file as torch.save writes it, whose pickle is `data`."""
+    """A file in torch.save's format, whose pickle is `data`."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/version", b"3\n")
@@ -96,7 +96,7 @@ def test_the_refusal_names_what_the_file_asks_for(tmp_path):
 
 
 def test_stub_names_run_nothing_of_the_packages_they_name(tmp_path):
-    """A stub stands in for a callback's name even where its arguments and state look like a call."""
+    """A stub replaces a callback's name even if its arguments and state look like a call."""
     data = (
         b"\x80\x02}(X\x05\x00\x00\x00inert"
         b"cpytorch_lightning.utilities.cloud_io\nload\n(X\x04\x00\x00\x00fileX\x05\x00\x00\x00othert"
@@ -106,7 +106,7 @@ def test_stub_names_run_nothing_of_the_packages_they_name(tmp_path):
 
 
 def compvis_content() -> dict:
-    """What Lightning left in the published CompVis files beside the weights."""
+    """Lightning's content in the published CompVis files beside the weights."""
     weight = torch.arange(6.0).view(2, 3)
     return {
         "state_dict": {"betas": weight[0], "model.diffusion_model.out.2.weight": weight},

@@ -1,4 +1,4 @@
-"""Where samplers start and where they end, at every number of steps; pictures that are not finite."""
+"""The start and end of samplers for every number of steps; pictures that are not finite."""
 
 import diffusers
 import pytest
@@ -49,7 +49,7 @@ def test_every_number_of_steps_starts_where_the_noise_is(sampler, steps):
 
 @pytest.mark.parametrize("sampler", ["ddim", "plms", "ddpm"])
 def test_no_noise_remains_where_steps_do_not_divide_the_schedule(sampler):
-    """A stride of 1000 // 600 = 1 would leave 7 % too much."""
+    """A stride of 1000 // 600 = 1 would leave the standard deviation 7 % too large."""
     even, uneven = (drawn_from_a_gaussian(Sampling(sampler, steps, 1.0)) for steps in (500, 600))
     assert uneven == pytest.approx(even, rel=0.01)
 
@@ -74,7 +74,7 @@ def test_spacings_are_diffusers_own(spacing, steps):
 
 @pytest.mark.parametrize(("sampler", "own"), [("ddim", 999), ("dpmpp_2m", 961)])
 def test_what_the_base_says_is_a_spacing_too(sampler, own):
-    """As diffusers' pipeline does; the multistep solvers do so by default."""
+    """As in diffusers' pipeline; the multistep solvers do so by default."""
     said = {**SCHEDULE, "timestep_spacing": "leading"}
     theirs = getattr(diffusers, SAMPLERS[sampler].scheduler).from_config(said)
     theirs.set_timesteps(30)

@@ -61,7 +61,7 @@ def test_guidance_is_two_passes_in_one(model):
 
 
 @torch.no_grad()
-def test_the_first_stage_takes_large_images_one_by_one(model, monkeypatch):
+def test_the_vae_takes_large_images_one_by_one(model, monkeypatch):
     """Activations of several at once would add up: 3.4 GB for five images of 512 px."""
     pixels = torch.randn(5, 3, 16, 16, generator=image_generator(0)).clamp(-1, 1)
     alone = [model.posterior(image[None]) for image in pixels]
@@ -156,7 +156,7 @@ def test_batch_size_and_order_do_not_matter(run, tmp_path):
 
 
 def nearly(one: bytes, other: bytes) -> bool:
-    """Equal pixels but for the last bit: other batch shapes round differently."""
+    """Equal pixels except for the last bit: other batch shapes round differently."""
     return len(one) == len(other) and max(abs(a - b) for a, b in zip(one, other, strict=True)) <= 1
 
 

@@ -1,4 +1,4 @@
-"""Sheets: every picture comes back pixel for pixel, and what a stranger writes into one is not believed."""
+"""Sheets: every picture is recovered pixel for pixel, and a stranger's metadata is not trusted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The feature networks in assets/features see what evaluation needs. Their full figures: scripts/judge_features.py."""
+"""The networks in assets/features distinguish what evaluation needs. Full figures: scripts/judge_features.py."""
 
 import json
 

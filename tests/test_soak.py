@@ -1,4 +1,4 @@
-"""A long run on the embedded base with many saves: its memory, disk and speed. Some 15 minutes; Linux."""
+"""A long run on the embedded base with many saves: memory, disk and speed. About 15 minutes; Linux."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_memory_and_disk_stay_as_they_are(tmp_path):
 
 
 def look(pid: int, logs: Path) -> dict | None:
-    """Step, seconds, memory and disk in bytes, and open files; None before there is a step or after the end."""
+    """Step, seconds, memory and disk in bytes, and open files; None before the first step and after the end."""
     try:
         (run,) = logs.iterdir()
         step = read_rows(run / "metrics.jsonl")[-1]["step"]
@@ -59,7 +59,7 @@ def look(pid: int, logs: Path) -> dict | None:
 
 
 def table(seen: list[dict]) -> str:
-    """The run in tenths: memory, disk, and steps a second with everything that happens between them."""
+    """Memory, disk and steps per second, including everything between steps, for each tenth of the run."""
     lines = []
     for end in range(STEPS // 10, STEPS + 1, STEPS // 10):
         part = [row for row in seen if end - STEPS // 10 <= row["step"] < end]

@@ -32,7 +32,7 @@ def ids(tokenizer, prompt):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_sd_2_reads_what_sd_1_reads_and_pads_with_0(tokenizers, prompt):
-    """OpenCLIP and CLIP share the vocabulary; only what follows the end differs."""
+    """OpenCLIP and CLIP share the vocabulary; only the padding differs."""
     first, second = ids(tokenizers[SD1], prompt), ids(tokenizers[SD2], prompt)
     length = first.index(END) + 1
     assert second[:length] == first[:length]
@@ -56,7 +56,7 @@ def test_other_tokenizers_read_as_transformers_does(folder):
 
 
 def test_what_is_written_for_other_tools_is_as_it_was(tokenizers, tmp_path):
-    """The exclamation mark stays the padding in the files, where it is a convention of all tools."""
+    """In the files the exclamation mark remains the padding, as all tools expect."""
     ids(tokenizers[SD2], "wow!")
     plain = CLIPTokenizer.from_pretrained(SD2.configs / "tokenizer")
     sizes = type("Config", (), {"max_position_embeddings": 77})

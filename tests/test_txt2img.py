@@ -1,4 +1,4 @@
-"""scripts/txt2img.py: each picture is saved as it is drawn, and can be drawn again from what its PNG says."""
+"""scripts/txt2img.py: each picture is saved once drawn, and can be drawn again from its PNG's facts."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def nearly(one: Path, other: Path) -> bool:
-    """Equal pixels but for the last bit: other batch shapes round differently."""
+    """Equal pixels except for the last bit: other batch shapes round differently."""
     return pixels(one).shape == pixels(other).shape and abs(pixels(one) - pixels(other)).max() <= 1
 
 
@@ -90,7 +90,7 @@ def test_options_beside_an_image_win(draw, tmp_path):
 
 
 def test_an_image_of_an_earlier_version_is_drawn_as_it_was(draw, tmp_path):
-    """Spacings had no names, and ddim took diffusers'."""
+    """Spacings had no names, and ddim used diffusers' default."""
     now = draw("--steps", 3, "--n_samples", 1, "--spacing", "base", "--precision", "full")
     facts = png_text(now / "samples" / "00000.png")
     old = {key: facts[key] for key in ("prompt", "negative_prompt", "seed", "sampler", "steps", "model")}
@@ -155,7 +155,7 @@ def run(tiny_config, tmp_path_factory):
 
 
 def test_a_run_is_sampled_from_any_folder(draw, run, tmp_path, tiny, monkeypatch):
-    """Its base was named relative to the folder that the run was started from."""
+    """Its base is relative to the folder where the run was started."""
     home = tmp_path / "home"
     shutil.copytree(tiny, home / "bases" / "tiny")
     run = shutil.copytree(run, home / "logs" / "run")

@@ -1,4 +1,4 @@
-"""A run folder or checkpoint that a stranger made: its config reads nothing outside and builds nothing of its own."""
+"""A stranger's run folder or checkpoint: its config cannot read outside files or build its own classes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.runs import QUICK, resume, state
 
 @pytest.fixture(scope="module")
 def finished(tiny_config, tmp_path_factory):
-    """A run of 10 steps. Copy it before you change it."""
+    """A run of 10 steps. Copy it before changing it."""
     logs = tmp_path_factory.mktemp("finished")
     assert main(["-b", RECIPE, str(tiny_config), "-l", str(logs), *QUICK]) == 0
     return next(logs.iterdir())
@@ -122,7 +122,7 @@ def test_a_strangers_recipe_builds_nothing_of_its_own(
 
 
 class Own(Callback):
-    """What a user of this project writes."""
+    """A class written by a user of this project."""
 
     def __init__(self, times: Count = 1):
         self.times = times
@@ -132,7 +132,7 @@ class Own(Callback):
 
 
 class OwnTuning(AllWeights):
-    """A tuning of the user's own."""
+    """A user's own tuning."""
 
 
 def test_what_the_user_trusts_is_built_and_checked_and_a_resume_asks_again(tiny_config, tmp_path, capsys):
@@ -245,7 +245,7 @@ def test_a_tokenizer_that_is_no_tokenizer(tiny, tmp_path, capsys, tiny_config):
 
 
 def test_a_tokenizer_that_names_code_runs_none_of_it(tiny, tmp_path, tiny_config):
-    """transformers would run such files with trust_remote_code, which is never given."""
+    """transformers would run such files with trust_remote_code, which is never set."""
     base = shutil.copytree(tiny, tmp_path / "base")
     config = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (base / "tokenizer" / "tokenizer_config.json").write_text(yaml.safe_dump(config, default_flow_style=True))

@@ -1,4 +1,4 @@
-"""Images that a stranger made: bombs, truncated files and false names end in one line."""
+"""A stranger's images: bombs, truncated files and wrong extensions end in one line."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Types of settings: what they let through, what they refuse, and how they say it."""
+"""Types of settings: accepted values, refused values, and messages."""
 
 import argparse
 import importlib

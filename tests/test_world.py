@@ -1,4 +1,4 @@
-"""The embedded world: pictures by number, members kept apart, and a tokenizer that knows its words."""
+"""The embedded world: numbered pictures, withheld members, and a tokenizer that knows its words."""
 
 from pathlib import Path
 

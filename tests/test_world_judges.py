@@ -14,7 +14,7 @@ from scripts.judge_prior import main as judge_prior
 
 @pytest.fixture
 def small_world(monkeypatch, tmp_path):
-    """Two nouns, scenes and colours, hardly trained judges, few pictures, and samplers of one step."""
+    """Two nouns, scenes and colours, barely trained judges, few pictures, and one sampler step."""
     whole = World.__init__
 
     def shrunk(self, *args, **options):

@@ -1,4 +1,4 @@
-"""Every key of every shipped config with wrong types and values just out of range, and mistakes once let through."""
+"""Every key of every shipped config with wrong types and values just out of range, and past omissions."""
 
 import copy
 import math
@@ -168,7 +168,7 @@ NETWORKS = (
 
 
 def all_settings():
-    """(config, path) of every key of every shipped config, once for each type that it has."""
+    """(config, path) of every key of every shipped config, once for each of its types."""
     seen = set()
     for files in RUNS:
         config = load_config(files)
@@ -190,7 +190,7 @@ def with_value(config, path, value):
 
 
 def told(config):
-    """The line of a config's refusal, by its check or else by its networks; empty where it is accepted."""
+    """The message that refuses a config, from its check or its networks; empty if accepted."""
     try:
         check(config)
         if config["model"]["target"].startswith("ldm.world."):

@@ -1,4 +1,4 @@
-"""A base in Stable Diffusion XL's layout that is small enough for tests, written by diffusers' own pipeline."""
+"""A base in Stable Diffusion XL's layout small enough for tests, written by diffusers' own pipeline."""
 
 import json
 from pathlib import Path
