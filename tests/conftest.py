@@ -8,9 +8,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes started by tests
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(
-    prefix="cache-of-tests-"
-)  # not the user's cache
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-of-tests-")  # not the user's cache
 
 import pytest
 import torch

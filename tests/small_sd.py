@@ -54,7 +54,7 @@ def small_configs(folder: Path, version: str) -> Path:
 
 
 def small_sd(configs: Path, seed: int = 0) -> Components:
-    """Random networks of the sizes in `configs`; no two parameters are equal, even those that usually start as 0 or 1."""
+    """Random networks of the sizes in `configs`; no two parameters are equal, not even those that start as 0 or 1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json")).eval()

@@ -54,7 +54,7 @@ class Harness:
     def strike(
         self, draw: random.Random, phase: str, number: signal.Signals, rank: int = 0, group: bool = False
     ) -> int | None:
-        """Start a process and send it a signal in `phase`; returns its exit code, or None if it had already finished."""
+        """Start a process and send it a signal in `phase`; its exit code, or None if it had finished before."""
         process = self.start()
         for _ in self.until(self.moment(draw, phase), process):
             time.sleep(0.001)
