@@ -5,6 +5,7 @@ logger stays in the run's folder. peft's configs name modules to import, files t
 here are settings that adapt a linear or convolutional layer and leave the model as the base at the start.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -169,13 +170,52 @@ def oft_config(
     """peft.OFTConfig: rotations of the weights, in blocks. One of `r`, their number, and `oft_block_size` is 0."""
 
 
+Betas = Annotated[
+    Sequence[float],
+    Must(
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "two numbers from 0 to below 1",
+    ),
+]
+
+
+def adamw_schedule_free(
+    betas: Betas = (0.9, 0.999),
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
+    warmup_steps: NonNegativeInt = 0,
+    r: NonNegativeFloat = 0.0,
+    weight_lr_power: NonNegativeFloat = 2.0,
+    foreach: bool = True,
+) -> None:
+    """schedulefree.AdamWScheduleFree, which checks no value."""
+
+
+def prodigy(
+    betas: Betas = (0.9, 0.999),
+    beta3: NonNegativeFloat | None = None,
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.0,
+    decouple: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: PositiveFloat = 1e-6,
+    d_coef: PositiveFloat = 1.0,
+    growth_rate: PositiveFloat = math.inf,
+    slice_p: Count = 1,
+) -> None:
+    """prodigyopt.Prodigy, whose own signature has no types that are checked."""
+
+
 SIGNATURES: dict[str, Callable[..., None]] = {
     "peft.LoHaConfig": loha_config,
     "peft.LoKrConfig": lokr_config,
     "peft.LoraConfig": lora_config,
     "peft.OFTConfig": oft_config,
+    "prodigyopt.Prodigy": prodigy,
     "pytorch_lightning.loggers.CSVLogger": csv_logger,
     "pytorch_lightning.loggers.TensorBoardLogger": tensorboard_logger,
     "pytorch_lightning.loggers.WandbLogger": wandb_logger,
+    "schedulefree.AdamWScheduleFree": adamw_schedule_free,
 }
 """Keywords that a config may give to a library's class, by its target."""

@@ -29,8 +29,8 @@ PAGES = sorted(
     for path in PROJECT.glob(pattern)
 )
 EXAMPLES = {  # of CONTRIBUTING.md
-    "ldm/methods/cross_attention.py",
-    "configs/cross-attention.yaml",
+    "ldm/methods/biases.py",
+    "configs/biases.yaml",
     "configs/stable-diffusion/xl.yaml",
 }
 NOT_IN_THE_FIRST_YAML = {"model.params.parameterization"}  # a key of CompVis' configs
@@ -110,15 +110,15 @@ def test_sks_is_an_unused_word_of_the_embedded_vocabulary():
 
 def test_the_tuning_of_contributing_trains_checkpoints_and_samples(train, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", text_of("CONTRIBUTING.md"), re.S)
-    name = "ldm.methods.cross_attention"
+    name = "ldm.methods.biases"
     module = types.ModuleType(name)
-    exec(next(block for block in blocks if "class CrossAttention" in block), vars(module))
+    exec(next(block for block in blocks if "class Biases" in block), vars(module))
     monkeypatch.setitem(sys.modules, name, module)
-    run = train(f"model.params.tuning.target={name}.CrossAttention", "lightning.trainer.max_steps=4")
+    run = train(f"model.params.tuning.target={name}.Biases", "lightning.trainer.max_steps=4")
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     held = checkpoint["state_dict"]
     assert held
-    assert all(re.fullmatch(r"model\.unet\..*\.attn2\.to_[kv]\.weight", key) for key in held)
+    assert all(re.fullmatch(r"model\.unet\..*\.bias", key) for key in held)
     loaded = load_for_sampling(run).model.state_dict()
     base = LatentDiffusion.from_base(checkpoint["base"])
     moved = {key for key, value in base.state_dict().items() if not torch.equal(value, loaded[key])}

@@ -141,8 +141,20 @@ WRONG = {
     "version": FOLDER[:-1],
     "warmup_steps": COUNT_FROM_0,
     "weight_decay": ["abc", -1, math.nan, math.inf, None, [1]],
+    "token_learning_rate": [value for value in ABOVE_0 if value is not None],
     "weighting": ["abc", 5, True, {"gamma": 5}],
     "weights_precision": [*NAME, "fp16"],
+    "zero_terminal_snr": TRUTH,
+    "r": COUNT,
+    "lora_alpha": ABOVE_0,
+    "target_modules": ["to_q", [], [5], [".*"], None],
+    "token": ["", "a dog", 5, None, True],
+    "initial_word": TEXT,
+    "vectors": COUNT,
+    "d_coef": ABOVE_0,
+    "use_bias_correction": TRUTH,
+    "safeguard_warmup": TRUTH,
+    "beside": ["abc", 5, True, {"r": 5}],
 }
 """Wrong values of each key."""
 
@@ -184,7 +196,7 @@ def with_value(config, path, value):
     config = node = copy.deepcopy(config)
     *parents, key = path.split(".")
     for parent in parents:
-        node = node[parent]
+        node = node[int(parent) if isinstance(node, list) else parent]
     node[key] = value
     return config
 

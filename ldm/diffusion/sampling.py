@@ -4,6 +4,7 @@ A sampler sees only `denoise(x, t)`, which hides guidance and text. Every image 
 not depend on its batch.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from torch import Tensor
 from ldm.diffusion.loss import Denoiser
 from ldm.errors import UserError
 from ldm.samplers import SAMPLERS, SPACINGS
+
+ZERO_TERMINAL_SNR = "rescale_betas_zero_snr"
+"""diffusers' name, in a scheduler's config, for a schedule that ends in noise alone (arXiv 2305.08891)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Sampling:
             )
 
 
+def respects_zero_terminal_snr(scheduler: str) -> bool:
+    """Whether diffusers' class `scheduler` reads that setting; others ignore it without a word."""
+    return ZERO_TERMINAL_SNR in inspect.signature(getattr(diffusers, scheduler).__init__).parameters
+
+
 def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any], **options: Any) -> Any:
     """The diffusers scheduler `sampler` on the base's noise schedule and prediction type."""
     chosen = SAMPLERS[sampler]
@@ -67,8 +76,15 @@ def scheduler_for(
     """The scheduler, ready to step, and the timestep of each model evaluation, [S].
 
     S exceeds `sampling.steps` for samplers that evaluate the model twice in a step (plms in one, heun in nearly all).
-    Raises UserError if the base's schedule does not allow this number of steps.
+    Raises UserError if the base's schedule does not allow this sampler or this number of steps.
     """
+    if scheduler_config.get(ZERO_TERMINAL_SNR):
+        able = [name for name, own in SAMPLERS.items() if respects_zero_terminal_snr(own.scheduler)]
+        if sampling.sampler not in able:
+            raise UserError(
+                f"sampler {sampling.sampler} cannot begin where all is noise, as this model's schedule does: take one"
+                f" of {', '.join(able)}"
+            )
     spacing = {} if sampling.spacing == "base" else {"timestep_spacing": sampling.spacing}
     scheduler = make_scheduler(sampling.sampler, scheduler_config, **spacing)
     settings = scheduler.config

@@ -15,6 +15,7 @@ from ldm.formats.families import Family, family_of
 from ldm.formats.fingerprint import files_fingerprint
 from ldm.formats.network_configs import refuse_other_latents, spelt_prediction_type
 from ldm.formats.safe_loading import refuse_unreadable_name
+from ldm.formats.zero_terminal_snr import with_zero_terminal_snr
 
 __all__ = ["Components", "fingerprint", "load_base", "load_vae"]
 
@@ -27,6 +28,7 @@ def load_base(
     use_ema: bool = True,
     vae: str | Path | None = None,
     prediction_type: str | None = None,
+    zero_terminal_snr: bool = False,
     configs: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Components:
@@ -38,6 +40,7 @@ def load_base(
     use_ema: take the moving average of the UNet where a single file has one.
     vae: a folder, hub id or file with a VAE to use in place of the base's own.
     prediction_type: "epsilon" or "v_prediction", where it differs from what the base says (`single_file`).
+    zero_terminal_snr: rescale the noise schedule so that it ends in noise alone.
     configs: component configs and tokenizer for a single file that is not of Stable Diffusion's size.
 
     Only hub ids use the network. Raises `UserError` for whatever a user can mend.
@@ -63,7 +66,8 @@ def load_base(
         parts["vae"] = load_vae(vae, family_of(texts), variant=variant, dtype=dtype)
         refuse_other_latents(parts["vae"].config, parts["unet"].config, f"vae {vae}")
     identity = fingerprint(base, revision=revision, variant=variant, use_ema=use_ema, vae=vae)
-    return Components(**parts, source=str(base), fingerprint=identity)
+    components = Components(**parts, source=str(base), fingerprint=identity)
+    return with_zero_terminal_snr(components) if zero_terminal_snr else components
 
 
 def load_vae(

@@ -265,6 +265,9 @@ def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTex
     write_json(folder / "vocab.json", model["vocab"], indent=None)
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
+    new = {token: id for token, id in tokenizer.added_tokens_encoder.items() if token not in model["vocab"]}
+    if new:  # for transformers 4
+        write_json(folder / "added_tokens.json", new)
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     write_json(folder / "special_tokens_map.json", special)
     config = {

@@ -1,22 +1,21 @@
 """LoRA files: which layers of a model they change, and by which matrices."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import replacing, replacing_folder
+from ldm.files import replacing
 from ldm.formats.lora_diffusers import DIFFUSERS
 from ldm.formats.lora_kohya import KOHYA
 from ldm.formats.lora_layout import Layout
 from ldm.formats.modules import listed
 from ldm.formats.safe_loading import load_checkpoint
+from ldm.formats.small_folder import save_small_folder, told
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
@@ -140,7 +139,7 @@ def save_lora(
     lora: Lora, path: Path, layout: Layout, dtype: torch.dtype, facts: Mapping[str, str] | None = None
 ) -> None:
     """Write one file, whole or not at all. facts: further metadata. Raises UserError where it cannot be written."""
-    with _told(path), replacing(path) as temporary:
+    with told(path), replacing(path) as temporary:
         save_file(lora_tensors(lora, layout, dtype), temporary, metadata={"format": "pt", **(facts or {})})
 
 
@@ -149,19 +148,4 @@ def save_lora_folder(lora: Lora, folder: Path, dtype: torch.dtype, notes: Mappin
 
     Replaces an earlier LoRA; raises UserError where `folder` holds anything else, or cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not has_lora(folder):
-        raise UserError(f"{folder} exists and holds no LoRA: choose another name, or move it away")
-    with _told(folder), replacing_folder(folder) as temporary:
-        save_file(lora_tensors(lora, DIFFUSERS, dtype), temporary / LORA_FILE, metadata={"format": "pt"})
-        for name, text in notes.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while weights are written
-        raise UserError(
-            f"{path} cannot be written ({error}): free some space, or choose another place"
-        ) from None
+    save_small_folder(folder, {LORA_FILE: lora_tensors(lora, DIFFUSERS, dtype)}, dtype, notes)

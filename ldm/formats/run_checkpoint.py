@@ -28,6 +28,7 @@ class ModelParams(Content):
     use_ema: bool = True
     vae: str | None = None
     prediction_type: str | None = None
+    zero_terminal_snr: bool = False
     clip_skip: Count = 1
     learning_rate: NonNegativeFloat
     text_encoder_learning_rate: Rates | None = None

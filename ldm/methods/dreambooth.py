@@ -84,6 +84,7 @@ class DreamBooth(LightningModule):
         use_ema: Annotated[bool, Unaffecting] = True,
         vae: Annotated[Text | None, Unaffecting] = None,
         prediction_type: PredictionType | None = None,
+        zero_terminal_snr: bool = False,
         export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
         concepts: Annotated[Sequence[Concept], Provided] = (),
     ):
@@ -113,12 +114,12 @@ class DreamBooth(LightningModule):
             use_ema=use_ema,
             vae=vae,
             prediction_type=prediction_type,
+            zero_terminal_snr=zero_terminal_snr,
         )
         for network in self.model.trainable.values():
             network.to(DTYPES[weights_precision])
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
         self.base = base
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -136,6 +137,8 @@ class DreamBooth(LightningModule):
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
         self.tuning.attach(self.model)
+        # Only now, because a tuning may add tokens.
+        self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Equation 2 of the paper: the subject's error plus lambda times the class prior's."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ldm.diffusion.sampling import ZERO_TERMINAL_SNR
 from ldm.errors import UserError
 from ldm.files import check_writable, replacing
 from ldm.formats.components import Components
@@ -52,6 +53,11 @@ def refuse_other_sizes(components: Components, out: Path) -> None:
         raise UserError(
             f"--out {out}: this model is not of Stable Diffusion's size, and a single file cannot say so;"
             f" a folder can: --out {out.with_suffix('')}"
+        )
+    if components.scheduler_config.get(ZERO_TERMINAL_SNR):
+        raise UserError(
+            f"--out {out}: this model's noise schedule ends in noise alone, and a single file cannot say so; a folder"
+            f" can: --out {out.with_suffix('')}"
         )
 
 

@@ -100,6 +100,8 @@ def _is_word(identifier: str, tokens: list[int], tokenizer: CLIPTokenizer) -> bo
     """Whether an identifier already means something: a listed word, or a single token that is not rare."""
     if identifier.lower() in dictionary_words():
         return True
+    if identifier in tokenizer.added_tokens_encoder:
+        return False
     first, _ = default_id_range(tokenizer)
     # A small vocabulary has no rare end: there, a token of more than three letters is a word.
     return len(tokens) == 1 and (tokens[0] < first or (first == BYTE_TOKENS and len(identifier) > 3))
@@ -143,7 +145,7 @@ def search_rare_tokens(
 
 def default_id_range(tokenizer: CLIPTokenizer) -> tuple[int, int]:
     """First and last id of the vocabulary's rare end, without the start and end tokens, which come last."""
-    last = len(tokenizer) - 3
+    last = tokenizer.vocab_size - 3  # new tokens come after them
     return max(BYTE_TOKENS, last + 1 - RARE_MERGES), last
 
 

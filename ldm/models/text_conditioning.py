@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import UserError
 from ldm.formats.components import Components
+from ldm.models.new_tokens import with_all_vectors
 
 
 class TextConditioning(Protocol):
@@ -39,14 +40,15 @@ def text_transformer(text_encoder: nn.Module) -> CLIPTextModel:
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], window: int) -> Tensor:
     """Token ids [B, window], padded; a longer prompt is cut."""
+    written_out = [with_all_vectors(prompt, tokenizer) for prompt in prompts]
     return tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=window, return_tensors="pt"
+        written_out, padding="max_length", truncation=True, max_length=window, return_tensors="pt"
     ).input_ids
 
 
 def warn_of_cut(tokenizer: CLIPTokenizer, prompt: str, window: int) -> None:
     """Quote what is cut from a prompt of more tokens than `window`."""
-    words = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    words = tokenizer(with_all_vectors(prompt, tokenizer), add_special_tokens=False, verbose=False).input_ids
     room = window - 2  # start and end tokens
     if len(words) > room:
         cut = tokenizer.decode(words[room:]).strip()

@@ -1,0 +1,72 @@
+"""Custom Diffusion: what reads the text trains, the keys and values of the UNet's cross-attention.
+
+Kumari et al., arXiv 2212.04488. The paper's new token beside them: see `ldm.methods.textual_inversion`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.formats.small_folder import save_small_folder
+from ldm.formats.subject import notes_of
+from ldm.methods.all_weights import AllWeights
+from ldm.models.latent_diffusion import LatentDiffusion
+
+DELTAS_FILE = "pytorch_custom_diffusion_weights.safetensors"
+"""The name that diffusers' `load_attn_procs` is given in its documentation."""
+
+
+class CustomDiffusion(AllWeights):
+    """Keys and values of the cross-attention train; see `ldm.methods.tuning.Tuning`.
+
+    Everything else stays the base's, and out of checkpoints and exports.
+    """
+
+    def attach(self, model: LatentDiffusion) -> None:
+        if self.learning_rate == 0:
+            raise UserError("model.params.learning_rate is 0: Custom Diffusion trains nothing but the UNet")
+        for network in model.trainable.values():
+            network.requires_grad_(False)
+        for _, projection in projections(model):
+            projection.requires_grad_(True)
+            projection.register_forward_hook(_start_token_detached)
+
+    def export(
+        self,
+        model: LatentDiffusion,
+        folder: Path,
+        dtype: torch.dtype,
+        subject: Mapping[str, Any],
+        card: str | None,
+    ) -> None:
+        """Write what trained, as `load_attn_procs` of diffusers' UNet reads it."""
+        save_small_folder(folder, {DELTAS_FILE: deltas(model)}, dtype, notes_of(subject, card))
+
+
+def projections(model: LatentDiffusion) -> Iterator[tuple[str, nn.Module]]:
+    """Names in the UNet and layers of the keys' and values' projections of its cross-attention."""
+    for name, module in model.unet.named_modules():
+        if re.search(r"\battn2\.to_[kv]$", name):
+            yield name, module
+
+
+def deltas(model: LatentDiffusion) -> dict[str, Tensor]:
+    """The trained projections under diffusers' names, and an empty tensor for each attention that stays the base's."""
+    tensors = {name: torch.empty(0) for name in model.unet.attn_processors if ".attn1." in name}
+    for name, module in projections(model):
+        attention, _, projection = name.rpartition(".")
+        tensors |= {
+            f"{attention}.processor.{projection}_custom_diffusion.{key}": value
+            for key, value in module.state_dict().items()
+        }
+    return tensors
+
+
+def _start_token_detached(module: nn.Module, inputs: tuple[Tensor, ...], states: Tensor) -> Tensor:
+    """No gradient from the start token, which all prompts share, as in the original's code. states: [B, L, D]."""
+    return torch.cat([states[:, :1].detach(), states[:, 1:]], dim=1)

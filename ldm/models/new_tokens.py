@@ -1,0 +1,77 @@
+"""New tokens of a text encoder: their ids in the tokenizer, and rows of the embedding table that train on their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class ExtendedEmbedding(nn.Embedding):
+    """An embedding table with new rows behind the old ones, as a parameter of their own.
+
+    Its state is that of the whole table, `weight` [old + new, D], so that files are as any other tool has them.
+    """
+
+    def __init__(self, table: nn.Embedding, first: int, rows: Tensor):
+        """table: the old one, whose weight is taken over. first: id of the first new row. rows: [new, D] in fp32."""
+        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
+        self.weight = table.weight
+        self.first = first
+        self.rows = nn.Parameter(rows)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., D] of `ids` [...], in the old table's dtype."""
+        is_new = ids >= self.first
+        old = embedding(ids.masked_fill(is_new, 0), self.weight)
+        new = embedding((ids - self.first).clamp(min=0), self.rows.to(old.dtype))
+        return torch.where(is_new.unsqueeze(-1), new, old)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        rows = self.rows.to(self.weight.dtype)
+        whole = torch.cat([self.weight[: self.first], rows])
+        destination[f"{prefix}weight"] = whole if keep_vars else whole.detach()
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        whole = state_dict.get(f"{prefix}weight")
+        if whole is not None:
+            self.weight[: self.first].copy_(whole[: self.first])
+            self.rows.copy_(whole[self.first :])
+
+
+def add_tokens(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, tokens: Sequence[str], sources: Sequence[int]
+) -> ExtendedEmbedding:
+    """Add `tokens` to both, each beginning with the embedding of the token id in `sources`; returns the new table."""
+    first = len(tokenizer)
+    table = text_encoder.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    rows = table.weight.detach()[list(sources)].float().clone()
+    if isinstance(table, ExtendedEmbedding):
+        raise ValueError("tokens are added once")
+    tokenizer.add_tokens(list(tokens))
+    extended = ExtendedEmbedding(table, first, rows)
+    text_encoder.set_input_embeddings(extended)
+    text_encoder.config.vocab_size = first + len(rows)
+    return extended
+
+
+def vectors_of(token: str, count: int) -> list[str]:
+    """The names of the `count` vectors of a token, as diffusers has them: <dog>, <dog>_1, <dog>_2."""
+    return [token, *(f"{token}_{number}" for number in range(1, count))]
+
+
+def with_all_vectors(prompt: str, tokenizer: CLIPTokenizer) -> str:
+    """`prompt` with the names of all vectors of a new token in place of its first, as diffusers' pipelines have it."""
+    added = tokenizer.added_tokens_encoder
+    for token in sorted(
+        (own for own in added if f"{own}_1" in added and own in prompt), key=len, reverse=True
+    ):
+        count = 1
+        while f"{token}_{count}" in added:
+            count += 1
+        prompt = prompt.replace(token, " ".join(vectors_of(token, count)))
+    return prompt

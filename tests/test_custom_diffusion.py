@@ -1,0 +1,100 @@
+"""Custom Diffusion: what trains, what is saved, and what diffusers makes of it."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from ldm.formats.described import read_json
+from ldm.formats.modules import empty_module
+from ldm.methods.custom_diffusion import DELTAS_FILE, CustomDiffusion, projections
+from ldm.models.latent_diffusion import LatentDiffusion
+from main import main
+from scripts import export, txt2img
+from tests.conftest import PROJECT, RECIPE
+from tests.runs import QUICK, state
+
+OVERLAY = str(PROJECT / "configs" / "custom-diffusion.yaml")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("custom")
+    words = ["model.params.learning_rate=5e-2", "lightning.trainer.max_steps=6"]
+    assert main(["-b", RECIPE, str(tiny_config), OVERLAY, "-l", str(logs), *QUICK, *words]) == 0
+    return next(logs.iterdir())
+
+
+def test_what_trains_is_what_the_originals_code_chooses():
+    """crossattn_kv there: parameters of the UNet with attn2.to_k or attn2.to_v in their names, 19.2 M in SD 1.x."""
+    unet = empty_module("unet", read_json(PROJECT / "configs/stable-diffusion/v1/unet/config.json"))
+
+    class Model:
+        trainable = {"unet": unet}
+
+    Model.unet = unet
+    CustomDiffusion(learning_rate=1e-5).attach(Model())
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    assert set(trained) == {
+        name for name, _ in unet.named_parameters() if "attn2.to_k" in name or "attn2.to_v" in name
+    }
+    # 16 blocks: 5 each of widths 320, 640 and 1280, and one of 1280 in the middle; no biases.
+    assert len(trained) == 32
+    assert sum(p.numel() for p in trained.values()) == 2 * 768 * (5 * 320 + 5 * 640 + 6 * 1280)
+
+
+def test_the_checkpoint_holds_the_deltas_and_nothing_else_moves(run, tiny):
+    held = state(run)["state_dict"]
+    base = LatentDiffusion.from_base(tiny)
+    names = {f"unet.{name}.weight" for name, _ in projections(base)}
+    assert {key.removeprefix("model.") for key in held} == names
+    before = base.state_dict()
+    assert all(not torch.equal(before[name], held[f"model.{name}"]) for name in names)
+    assert {path.name for path in (run / "model").iterdir()} == {DELTAS_FILE, "README.md", "dreambooth.json"}
+
+
+def test_diffusers_draws_the_same_picture_from_the_deltas_and_from_the_whole_model(run, tiny, tmp_path):
+    ours = drawn(tmp_path / "run", run)
+    assert abs(ours - drawn(tmp_path / "base", tiny)).max() > 5
+    assert export.main(["--ckpt", str(run), "--out", str(tmp_path / "whole"), "--dtype", "fp32"]) == 0
+    whole = StableDiffusionPipeline.from_pretrained(tmp_path / "whole")
+    deltas = StableDiffusionPipeline.from_pretrained(tiny)
+    # diffusers 0.42 sets the processors only where it is given the pipeline.
+    deltas.unet.load_attn_procs(run / "model", weight_name=DELTAS_FILE, _pipeline=deltas)
+    for name, pipeline in {"whole": whole, "deltas": deltas}.items():
+        assert abs(ours - drawn_by(pipeline)).max() <= 1, name
+
+
+def drawn(out, model):
+    words = ["--prompt", "a photo of sks dog", "--steps", "4", "--n_samples", "1", "--skip_grid"]
+    words += ["--spacing", "base", "--outdir", str(out), "--ckpt", str(model)]
+    assert txt2img.main(words) == 0
+    return np.asarray(Image.open(next((out / "samples").iterdir()))).astype(int)
+
+
+def drawn_by(pipeline):
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(42)
+    image = pipeline("a photo of sks dog", 32, 32, 4, guidance_scale=7.5, generator=generator).images[0]
+    return np.asarray(image).astype(int)
+
+
+def test_the_start_token_gives_no_gradient(tiny):
+    """As in the original: all prompts share it, so what trains would move every picture."""
+    model = LatentDiffusion.from_base(tiny)
+    CustomDiffusion(learning_rate=1e-5).attach(model)
+    _, key = next(iter(projections(model)))
+    states = torch.randn(1, 3, 32, requires_grad=True)
+    key(states).square().sum().backward()
+    expected = 2 * (key.weight @ states[0, 1:].T) @ states[0, 1:]
+    torch.testing.assert_close(key.weight.grad, expected)
+    assert states.grad[0, 0].abs().max() == 0
+
+
+def test_a_rate_of_0_is_refused(tiny, capsys):
+    words = ["-b", RECIPE, OVERLAY, "-t", "false", "--actual_resume", str(tiny)]
+    words += ["model.params.learning_rate=0", "model.params.text_encoder_learning_rate=1e-4"]
+    assert main(words) == 2
+    assert "trains nothing but the UNet" in capsys.readouterr().err
