@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ldm.concepts import Learned, fill_in_identifiers
-from ldm.data.order import ConceptOrder
+from ldm.data.order import Rounds
 from ldm.formats.subject import read_subject
 from ldm.methods.load import load_for_sampling
 from ldm.models.identifier import ids_of, resolve_identifiers
@@ -42,17 +42,17 @@ def several(tiny_config, tmp_path_factory):
 
 
 def test_rounds_hold_each_subject_as_often_as_its_weight_says():
-    order = ConceptOrder.of_weights(5, [1.0, 2.5, 1])
+    order = Rounds.of_weights(5, [1.0, 2.5, 1])
     assert sum(order.shares) == 9
     drawn = [order(n) for n in range(900)]
     for start in range(0, 900, 9):
         assert Counter(drawn[start : start + 9]) == {0: 2, 1: 5, 2: 2}
     assert len({tuple(drawn[start : start + 9]) for start in range(0, 900, 9)}) > 20  # shuffled anew
-    assert drawn != [ConceptOrder.of_weights(6, [1.0, 2.5, 1])(n) for n in range(900)]
+    assert drawn != [Rounds.of_weights(6, [1.0, 2.5, 1])(n) for n in range(900)]
     for n in (0, 8, 9, 500):
         assert order.number_among(n, [1]) == drawn[:n].count(1)
         assert order.number_among(n, [0, 2]) == n - drawn[:n].count(1)
-    assert [ConceptOrder.of_weights(5, [3.0]).number_among(n, [0]) for n in range(4)] == [0, 1, 2, 3]
+    assert [Rounds.of_weights(5, [3.0]).number_among(n, [0]) for n in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_list_of_one_is_the_run_of_one_bit_for_bit(train, tmp_path):

@@ -34,6 +34,7 @@ class SubjectExample(TypedDict):
     size_ids: list[int]
     view: NotRequired[int]
     pixels: NotRequired[Tensor]
+    cell_weights: NotRequired[Tensor]
 
 
 class Sample(SubjectExample):
@@ -65,6 +66,8 @@ class Batch:
     """B."""
     concepts: list[int] = field(default_factory=list)
     """Which subject each example of the first half is of, [B]; that of its class stands B further on."""
+    cell_weights: Tensor | None = None
+    """How much each cell of a latent counts in its error, [2B, 1, h, w]; None: all alike."""
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """`values` [2B, ...] of the subject's examples and of the prior's, each [B, ...]."""
@@ -88,6 +91,8 @@ class LoadedBatch:
     """Sample numbers, [B]."""
     concepts: list[int]
     """Which subject each sample is of, [B]."""
+    cell_weights: Tensor | None
+    """[B, 1, h, w], where there are masks; the prior's cells all weigh 1."""
     views: list[int]
     """Which view of the photographs each subject example is, [B]; empty where crops are random."""
     pixels: Tensor | None
@@ -105,6 +110,9 @@ class LoadedBatch:
 
     def with_latents(self, latents: Tensor) -> Batch:
         """The batch to train on, given its latents [2B, C, h, w]."""
+        weights = self.cell_weights
+        if weights is not None and self.prior_numbers:
+            weights = torch.cat([weights, torch.ones_like(weights)])
         return Batch(
             self.prompts,
             latents,
@@ -113,6 +121,7 @@ class LoadedBatch:
             self.size_ids,
             len(self.numbers),
             self.concepts,
+            weights,
         )
 
     def _with_tensors(self, act: Callable[[Tensor], Tensor]) -> "LoadedBatch":
@@ -124,7 +133,7 @@ def collate(samples: Sequence[Sample]) -> LoadedBatch:
     """Samples to one batch, the prior's half last."""
     with_prior = "prior_draws" in samples[0]
     draws = [s["draws"] for s in samples] + ([s["prior_draws"] for s in samples] if with_prior else [])
-    random_crops = "pixels" in samples[0]
+    random_crops, masked = "pixels" in samples[0], "cell_weights" in samples[0]
     return LoadedBatch(
         prompts=[s["prompt"] for s in samples] + ([s["prior_prompt"] for s in samples] if with_prior else []),
         noise=torch.stack([d.noise for d in draws]),
@@ -136,6 +145,7 @@ def collate(samples: Sequence[Sample]) -> LoadedBatch:
         posterior_noise=torch.stack([s["draws"].posterior_noise for s in samples]),
         numbers=[s["number"] for s in samples],
         concepts=[s["concept"] for s in samples],
+        cell_weights=torch.stack([s["cell_weights"] for s in samples]) if masked else None,
         views=[] if random_crops else [s["view"] for s in samples],
         pixels=torch.stack([s["pixels"] for s in samples]) if random_crops else None,
         prior_numbers=[s["prior_number"] for s in samples] if with_prior else [],

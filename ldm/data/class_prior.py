@@ -1,6 +1,7 @@
 """Prior samples of one class, which the subjects of that class share."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ldm.concepts import Concept
+from ldm.data.buckets import Shape
 from ldm.data.images import (
+    check_images,
     image_files,
     load_image,
     original_size,
@@ -27,59 +30,77 @@ from ldm.randomness import generator
 class ClassPrior:
     """The class of one or several subjects: samples that the untrained model draws of it, or a folder's pictures."""
 
-    def __init__(self, concepts: Mapping[int, Concept], size: int, seed: int, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        concepts: Mapping[int, Concept],
+        shapes: Sequence[Shape],
+        seed: int,
+        settings: Mapping[str, Any],
+    ):
         """concepts: the subjects of this class by their place in the config's list; they agree in all but the subject.
 
-        size: side of the pictures in px. settings: those of `ldm.data.prior.PriorSettings`.
+        shapes: of the pictures, in px; prior samples have the shape of the batch that they are in, so that both halves
+        go through the denoiser together, and being a square is no mark of the class.
+        settings: those of `ldm.data.prior.PriorSettings`.
         Raises UserError for pictures that cannot be read.
         """
         first = next(iter(concepts.values()))
         self.members = tuple(concepts)
         self.class_word = first.class_word
         self.prompt = first.prior_prompt
-        self.size, self.seed, self.settings = size, seed, settings
+        self.shapes, self.seed, self.settings = list(shapes), seed, settings
         self.files = image_files(first.reg_data_root) if first.reg_data_root else []
-        for path in self.files:
-            # Too many to keep in memory, but an unreadable one must be reported before the run starts.
-            load_image(path, size)
+        check_images(self.files)  # too many to keep in memory
         self.original_sizes = [original_size(path) for path in self.files]
         self.order = PriorOrder(seed, len(self.files) or settings["count"])
-        self.bank: PriorBank
+        self.banks: list[PriorBank] = []
+        """One for each shape."""
 
     @property
     def count(self) -> int:
         """How many different prior samples there are."""
         return self.order.count
 
-    def size_ids(self, number: int) -> list[int]:
-        """What SDXL is told of sample `number`, see `images.size_ids`: nothing is cut from what is drawn."""
-        size = (self.size, self.size)
-        return size_ids(self.original_sizes[number] if self.files else size, size)
+    def size_ids(self, number: int, shape: Shape) -> list[int]:
+        """What SDXL is told of sample `number` in `shape`, see `images.size_ids`: nothing is cut from what is drawn."""
+        return size_ids(self.original_sizes[number] if self.files else shape, shape)
+
+    @property
+    def bank(self) -> PriorBank:
+        """The bank of the first shape, for measures and sheets of the class."""
+        return self.banks[0]
 
     @property
     def is_drawn(self) -> bool:
         """Whether the untrained model will not be asked any more."""
-        return bool(self.files) or self.bank.full
+        return bool(self.files) or all(bank.full for bank in self.banks)
 
-    def connect(self, source: LatentSource, folder: Path, images: str, wanted: int) -> None:
-        """Make the bank. folder: for its chunks. images: fingerprint of the pictures, for a folder of them.
+    def connect(self, source: LatentSource, folder: Path, images: str, wanted: Sequence[int]) -> None:
+        """Make the banks. folder: for their chunks. images: fingerprint of the pictures, for a folder of them.
 
-        wanted: how many of the samples the run will ask for.
+        wanted: how many samples of each shape the run will ask for.
         """
         self.source = source
-        settings = {"base": source.fingerprint, "size": self.size, "seed": self.seed}
+        several = len(self.shapes) > 1
+        self.banks = [
+            self._bank(shape, folder / f"{shape[0]}x{shape[1]}" if several else folder, images, count)
+            for shape, count in zip(self.shapes, wanted, strict=True)
+        ]
+
+    def _bank(self, shape: Shape, folder: Path, images: str, wanted: int) -> PriorBank:
+        source = self.source
+        size: int | Shape = shape[0] if shape[0] == shape[1] else shape
+        settings: dict[str, Any] = {"base": source.fingerprint, "size": size, "seed": self.seed}
         if self.files:
             settings |= {"images": images}
-            draw = self._encode_files
+            draw = partial(self._encode_files, shape=shape)
         else:
             settings |= {"prompt": self.prompt}
             settings |= {key: value for key, value in self.settings.items() if key not in NOT_IN_LATENTS}
-            draw = self._draw
+            draw = partial(self._draw, shape=shape)
         cache = None if self.files else self._cache()
         chunk_size = self.settings["chunk_size"]
-        self.bank = PriorBank(
-            folder, self.count, chunk_size, settings, draw, cache, source.computed_by, wanted
-        )
+        return PriorBank(folder, self.count, chunk_size, settings, draw, cache, source.computed_by, wanted)
 
     def _cache(self) -> PriorCache | None:
         place = self.settings.get("cache")
@@ -88,23 +109,23 @@ class ClassPrior:
         folder = user_cache("prior") if place == "auto" else Path(place).expanduser()
         return PriorCache(folder, self.settings["cache_gigabytes"])
 
-    def _draw(self, numbers: Sequence[int]) -> Tensor:
-        return self.source.draw_prior(self.prompt, numbers, self.seed, self.settings)
+    def _draw(self, numbers: Sequence[int], shape: Shape) -> Tensor:
+        return self.source.draw_prior(self.prompt, numbers, self.seed, self.settings, shape)
 
-    def _encode_files(self, numbers: Sequence[int]) -> Tensor:
-        images = [load_image(self.files[number], self.size) for number in numbers]
-        pixels = torch.stack([to_tensor(resize_and_crop(image, self.size)) for image in images])
+    def _encode_files(self, numbers: Sequence[int], shape: Shape) -> Tensor:
+        images = (load_image(self.files[number], max(shape)) for number in numbers)
+        pixels = torch.stack([to_tensor(resize_and_crop(image, shape)) for image in images])
         mean, std = self.source.posterior(pixels)
-        shape = self.source.latent_shape
-        noise = [torch.randn(shape, generator=generator(self.seed, "prior posterior", i)) for i in numbers]
+        latent = self.source.latent_shape(shape[1], shape[0])
+        noise = [torch.randn(latent, generator=generator(self.seed, "prior posterior", i)) for i in numbers]
         return mean + std * torch.stack(noise).to(mean.device)
 
 
 def classes_of(
-    concepts: Sequence[Concept], size: int, seed: int, settings: Mapping[str, Any]
+    concepts: Sequence[Concept], shapes: Sequence[Shape], seed: int, settings: Mapping[str, Any]
 ) -> list[ClassPrior]:
     """One prior for each class among `concepts`: subjects of equal class prompts, or of one folder of pictures."""
     members: dict[tuple[str, Path | None], dict[int, Concept]] = {}
     for place, concept in enumerate(concepts):
         members.setdefault((concept.prior_prompt, concept.reg_data_root), {})[place] = concept
-    return [ClassPrior(those, size, seed, settings) for those in members.values()]
+    return [ClassPrior(those, shapes, seed, settings) for those in members.values()]

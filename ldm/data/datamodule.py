@@ -1,10 +1,11 @@
 """Pairs subject photographs with class-prior samples; the sample number keys every draw."""
 
+import functools
 import hashlib
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.concepts import Concept, Subjects, concepts_of
 from ldm.data.batch import Batch, Draws, LoadedBatch, Sample, collate
+from ldm.data.buckets import buckets
+from ldm.data.captions import CaptionChanges
 from ldm.data.class_prior import ClassPrior, classes_of
 from ldm.data.images import image_files
 from ldm.data.latents import LatentSource, SubjectLatents
-from ldm.data.order import ConceptOrder
+from ldm.data.order import SampleOrder
 from ldm.data.prior import PriorSettings
 from ldm.data.sampler import CountingBatchSampler
 from ldm.data.subject import SubjectImages, split_held_out
@@ -43,6 +46,11 @@ class DreamBoothData(LightningDataModule):
         flip_probability: Probability = 0.0,
         random_crop: bool = False,
         captions: Annotated[bool, Unaffecting] = False,
+        tag_shuffle: bool = False,
+        tag_dropout: Probability = 0.0,
+        caption_dropout: Probability = 0.0,
+        unmasked_weight: Probability = 1.0,
+        bucket_step: Count | None = None,
         hold_out: NonNegativeInt = 0,
         reg_data_root: Annotated[Text | None, Unaffecting] = None,
         concepts: Subjects | None = None,
@@ -65,6 +73,8 @@ class DreamBoothData(LightningDataModule):
         self.num_workers = num_workers
         self.prior = asdict(prior)
 
+        allowed = buckets(size, bucket_step)
+        self.unmasked_weight = unmasked_weight
         self.subjects: list[SubjectImages] = []
         self.validation: list[SubjectImages] = []
         """Of each subject, the images that are held out, or all where none are."""
@@ -76,6 +86,9 @@ class DreamBoothData(LightningDataModule):
                 "size": size,
                 "seed": seed,
                 "captions": captions,
+                "shapes": allowed,
+                "unmasked_weight": unmasked_weight,
+                "changes": CaptionChanges(tag_shuffle, tag_dropout, caption_dropout),
                 "order": f"subject order{f' {place}' if place else ''}",
             }
             subject = SubjectImages(
@@ -84,8 +97,12 @@ class DreamBoothData(LightningDataModule):
             held_out_images = SubjectImages(held_out, **options) if held_out else None
             self.subjects.append(subject)
             self.validation.append(held_out_images or subject.without_augmentation())
-        self.order = ConceptOrder.of_weights(seed, [concept.weight for concept in self.concepts])
-        self.classes = classes_of(self.concepts, size, seed, self.prior)
+        had = {shape for subject in self.subjects for shape in subject.shapes}
+        self.shapes = [shape for shape in allowed if shape in had]
+        """Those of the photographs, in px."""
+        counts = [[subject.shapes.count(shape) for shape in self.shapes] for subject in self.subjects]
+        self.order = SampleOrder.of(seed, [concept.weight for concept in self.concepts], counts)
+        self.classes = classes_of(self.concepts, self.shapes, seed, self.prior)
         self.class_of = [
             next(prior for prior in self.classes if place in prior.members)
             for place in range(len(self.concepts))
@@ -96,37 +113,41 @@ class DreamBoothData(LightningDataModule):
         """Whether training may still ask the untrained model for prior samples."""
         return self.with_prior and not all(prior.is_drawn for prior in self.classes)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the training images and their captions, wherever they are stored."""
+        """Hash of the training images, their captions and masks, wherever they are stored."""
         prompts = [prompt for subject in self.subjects for prompt in subject.prompts]
         digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16)
         files = [path for subject in self.subjects for path in subject.files]
         for path in files + [path for prior in self.classes for path in prior.files]:
             digest.update(hashlib.blake2b(path.read_bytes()).digest())
+        for mask in (mask for subject in self.subjects for mask in subject.masks):
+            digest.update(mask.tobytes() if mask is not None else b"")
         return digest.hexdigest()
 
     def connect(self, source: LatentSource, with_prior: bool) -> None:
         """Connect to the model through `source`. with_prior: whether batches have the prior's half."""
         self.source = source
         self.with_prior = with_prior
+        step = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        self.order = replace(self.order, step=step)
         folder = Path(self.trainer.default_root_dir) / "prior"
-        trainer = self.trainer
-        micro_batches = trainer.max_steps * trainer.accumulate_grad_batches
-        examples = micro_batches * self.batch_size * trainer.world_size
+        examples = self.trainer.max_steps * step
         images = self.fingerprint if any(prior.files for prior in self.classes) else ""
         for number, prior in enumerate(self.classes):
             word = re.sub(r"[^\w.-]", "_", prior.class_word)
             own = folder / f"{number}-{word}" if len(self.classes) > 1 else folder
-            prior.connect(source, own, images, self.prior_samples_beside(examples, prior))
+            wanted = [self.prior_samples_beside(examples, prior, shape) for shape in range(len(self.shapes))]
+            prior.connect(source, own, images, wanted)
 
     def prepare_latents(self) -> None:
         """Encode the photographs, and read the prior samples that an earlier part of this run has drawn."""
         self.subject_latents = SubjectLatents(self.subjects, self.source)
         for prior in self.classes:
-            prior.bank.load_existing()
-            if self.with_prior and self.prior.get("fill_at_start"):
-                prior.bank.fill(range(prior.bank.wanted))
+            for bank in prior.banks:
+                bank.load_existing()
+                if self.with_prior and self.prior.get("fill_at_start"):
+                    bank.fill(range(bank.wanted))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """An endless loader that starts at the sample after the last one trained on."""
@@ -154,13 +175,13 @@ class DreamBoothData(LightningDataModule):
             latents = torch.cat([latents, self._prior_latents(batch, latents.device)])
         return batch.with_latents(latents)
 
-    def prior_samples_beside(self, examples: int, prior: ClassPrior) -> int:
-        """How many different samples of a class accompany the first `examples` subject samples of a run."""
-        return min(prior.count, self.order.number_among(examples, prior.members))
+    def prior_samples_beside(self, examples: int, prior: ClassPrior, shape: int) -> int:
+        """How many different samples of a class in a shape accompany the first `examples` subject samples of a run."""
+        return min(prior.count, self.order.number_before(examples, shape, prior.members))
 
     def prior_number(self, n: int) -> int:
         """Which prior sample of its class accompanies sample `n`."""
-        prior = self.class_of[self.order(n)]
+        prior = self.class_of[self.order.subject(n)]
         return prior.order(self.order.number_among(n, prior.members))
 
     def _fill_banks(self, numbers: Sequence[int]) -> None:
@@ -168,14 +189,19 @@ class DreamBoothData(LightningDataModule):
         together = self.batch_size * self.trainer.world_size
         first = numbers[0] // together * together
         for prior in self.classes:
-            wanted = [n for n in range(first, first + together) if self.class_of[self.order(n)] is prior]
-            prior.bank.fill([self.prior_number(n) for n in wanted])
+            wanted = [
+                n for n in range(first, first + together) if self.class_of[self.order.subject(n)] is prior
+            ]
+            prior.banks[self.order.shape(first)].fill([self.prior_number(n) for n in wanted])
 
     def _prior_latents(self, batch: LoadedBatch, device: torch.device) -> Tensor:
+        shape = self.order.shape(batch.numbers[0])  # of the whole batch
         if len(self.classes) == 1:
-            return self.classes[0].bank.latents(batch.prior_numbers, device)
+            return self.classes[0].banks[shape].latents(batch.prior_numbers, device)
         pairs = zip(batch.concepts, batch.prior_numbers, strict=True)
-        return torch.cat([self.class_of[concept].bank.latents([number], device) for concept, number in pairs])
+        return torch.cat(
+            [self.class_of[place].banks[shape].latents([number], device) for place, number in pairs]
+        )
 
 
 def files_of(concept: Concept, hold_out: int) -> tuple[list[Path], list[Path]]:
@@ -199,23 +225,33 @@ class TrainingSamples(Dataset[Sample]):
         self.order = data.order
         self.with_prior = data.with_prior
         self.priors = [
-            (prior.members, prior.order, prior.prompt, [prior.size_ids(k) for k in range(prior.count)])
+            (
+                prior.members,
+                prior.order,
+                prior.prompt,
+                [[prior.size_ids(k, shape) for k in range(prior.count)] for shape in data.shapes],
+            )
             for prior in data.class_of
         ]
         self.seed = data.seed
-        self.shapes = (data.source.latent_shape, data.source.num_timesteps)
+        self.shapes = data.shapes
+        self.latent_shapes = [data.source.latent_shape(height, width) for width, height in data.shapes]
+        self.num_timesteps = data.source.num_timesteps
+        self.masked = data.unmasked_weight != 1
 
     def __getitem__(self, n: int) -> Sample:
-        concept = self.order(n)
-        draws = Draws.of(self.seed, "subject", n, *self.shapes)
-        example = self.subjects[concept].example(self.order.number_among(n, [concept]), n)
+        shape, concept = self.order.shape(n), self.order.subject(n)
+        latent = self.latent_shapes[shape]
+        draws = Draws.of(self.seed, "subject", n, latent, self.num_timesteps)
+        k, cells = self.order.number_among(n, [concept]), latent[1:] if self.masked else None
+        example = self.subjects[concept].example(k, n, self.shapes[shape], cells)
         sample: Sample = {**example, "number": n, "concept": concept, "draws": draws}
         if self.with_prior:
             members, order, prompt, size_ids = self.priors[concept]
             sample["prior_number"] = order(self.order.number_among(n, members))
             sample["prior_prompt"] = prompt
-            sample["prior_size_ids"] = size_ids[sample["prior_number"]]
-            sample["prior_draws"] = Draws.of(self.seed, "prior", n, *self.shapes)
+            sample["prior_size_ids"] = size_ids[shape][sample["prior_number"]]
+            sample["prior_draws"] = Draws.of(self.seed, "prior", n, latent, self.num_timesteps)
         return sample
 
 

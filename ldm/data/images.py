@@ -25,6 +25,9 @@ LARGE = 64_000_000
 MARGIN = 8
 """A picture that is read at a fraction of its size keeps at least this many pixels a side for each one needed."""
 
+DECODED_PIXELS = 100_000_000
+"""Pixels of a folder of class pictures that are decoded before a run starts: about a second."""
+
 HEIC_ADVICE = "pip install pillow-heif, or convert to JPEG"
 RAW_ADVICE = "develop to JPEG"
 SKIPPED = {
@@ -64,6 +67,7 @@ def readable() -> dict[str, str]:
 def image_files(folder: str | Path, below: bool = False) -> list[Path]:
     """The pictures in `folder` (see `files.find`), sorted by path; one warning says what is skipped, and why.
 
+    Masks of pictures are none (see `masks_among`).
     below: those in its subfolders too.
     Raises UserError where there are none, and for a link to a file outside of `folder`.
     """
@@ -73,7 +77,9 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
         for path in sorted(folder.rglob("*") if below else folder.iterdir())
         if not (path.name.startswith(".") or path.is_dir() or path.suffix.lower() in UNTOLD)
     ]
-    files = [path for path in found if path.suffix.lower() in readable()]
+    pictures = [path for path in found if path.suffix.lower() in readable()]
+    masks = masks_among(pictures)
+    files = [path for path in pictures if path not in masks]
     skipped = _advice(path for path in found if path.suffix.lower() not in readable())
     if not files:
         reason = f"skipped: {skipped}" if skipped else f"looked for {', '.join(readable())}"
@@ -81,12 +87,24 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
     for path in files:
         refuse_way_out(path, folder)
     if skipped:
-        message = f"image folder {folder}: {len(files)} of {len(found)} files are used; skipped: {skipped}"
+        count = len(found) - len(masks)
+        message = f"image folder {folder}: {len(files)} of {count} files are used; skipped: {skipped}"
         warnings.warn(
             printable(message),
             stacklevel=1,  # the same place each time, so that it is said once
         )
     return files
+
+
+def mask_path(image: Path) -> Path:
+    """Where the mask of a picture lies: `image-mask.png` beside it."""
+    return image.with_name(f"{image.stem}-mask.png")
+
+
+def masks_among(pictures: Iterable[Path]) -> set[Path]:
+    """Those of `pictures` that are the masks of others."""
+    known = list(pictures)
+    return {mask_path(path) for path in known} & set(known)
 
 
 def _advice(skipped: Iterable[Path]) -> str:
@@ -123,6 +141,45 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
 
     Raises UserError, naming the file, where it is unreadable, cut short, or larger than MAX_PIXELS.
     """
+    with _opened(path) as image:
+        width, height = image.size
+        divisor = _divisor(width, height, side)
+        if divisor > 1:
+            image.draft(None, (width // divisor, height // divisor))  # only JPEG can do this
+            divisor //= round(width / image.width)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        upright = _to_rgb(image)
+        return upright.reduce(divisor) if divisor > 1 else upright
+
+
+def load_alpha(path: str | Path) -> Image.Image | None:
+    """The alpha channel of the picture at `path`, upright; None where all of it is opaque. Raises as `load_image`."""
+    with _opened(path) as image:
+        if not image.has_transparency_data:
+            return None
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        alpha = image.convert("RGBA").getchannel("A")
+        return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def check_images(paths: Iterable[str | Path], pixels: int = DECODED_PIXELS) -> None:
+    """Raise UserError, as `load_image` does, for what cannot be read.
+
+    pixels: the first files of so many are read whole, and of the others the headers alone: seconds for any number of
+    files. One that is damaged behind its header is then told when it is needed.
+    """
+    for path in paths:
+        with _opened(path) as image:
+            if pixels > 0:
+                pixels -= image.width * image.height
+                image.load()
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The picture at `path`, not decoded yet; what goes wrong inside is a UserError that names the file."""
     try:
         with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
             width, height = image.size
@@ -130,14 +187,7 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
                 raise UserError(
                     f"image {path}: {width} x {height} pixels are more than {MAX_PIXELS:,}; shrink it"
                 )
-            divisor = _divisor(width, height, side)
-            if divisor > 1:
-                image.draft(None, (width // divisor, height // divisor))  # only JPEG can do this
-                divisor //= round(width / image.width)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            upright = _to_rgb(image)
-            return upright.reduce(divisor) if divisor > 1 else upright
+            yield image
     except UserError:
         raise
     except Exception as error:  # damaged files bring out anything in Pillow's decoders
@@ -199,12 +249,15 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def resize_and_crop(image: Image.Image, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """A `size` x `size` picture: the shorter side scaled to `size`, the longer one cropped, never squashed.
+def resize_and_crop(
+    image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """A picture of `size`, a side or (width, height): scaled until it covers that and cropped, never squashed.
 
     place: where the crop lies along x and y, from 0 (left, top) to 1 (right, bottom).
     """
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS, centering=place)
+    wanted = (size, size) if isinstance(size, int) else size
+    return ImageOps.fit(image, wanted, Image.Resampling.LANCZOS, centering=place)
 
 
 def original_size(path: str | Path) -> tuple[int, int]:

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from ldm.data.batch import LoadedBatch
+from ldm.data.buckets import Shape
 from ldm.data.subject import SubjectImages
 
 
 class LatentSource(Protocol):
     """The one interface through which the data gets latents, all in fp32 on the model's device."""
 
-    latent_shape: tuple[int, int, int]
-    """(C, h, w) of the latents at the training size."""
     num_timesteps: int
     """Timesteps are drawn from [0, num_timesteps)."""
     fingerprint: str
@@ -22,13 +21,19 @@ class LatentSource(Protocol):
     computed_by: str
     """Software and hardware that the last digits of prior samples depend on."""
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of a picture of `height` x `width` px."""
+
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
+        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, H, W] in [-1, 1]."""
 
     def draw_prior(
-        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, object]
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, object], shape: Shape
     ) -> Tensor:
-        """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w], a pure function of the arguments."""
+        """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w], a pure function of the arguments.
+
+        shape: width and height of their pictures in px.
+        """
 
 
 class SubjectLatents:
@@ -37,19 +42,19 @@ class SubjectLatents:
     def __init__(self, subjects: Sequence[SubjectImages], source: LatentSource):
         """Encode the views one by one, so that a view's posterior does not depend on the others in a batch."""
         self.source = source
-        self.rows: dict[tuple[int, int], int] = {}
-        """(subject, view) -> row of the posteriors."""
+        self.posteriors: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        """(subject, view) -> mean and standard deviation, [1, C, h, w] each."""
         if not subjects[0].random_crop:
             views = [(place, view) for place, subject in enumerate(subjects) for view in subject.views]
-            posteriors = [source.posterior(subjects[place].pixels(view)[None]) for place, view in views]
-            self.mean, self.std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
-            self.rows = {key: row for row, key in enumerate(views)}
+            self.posteriors = {
+                (place, view): source.posterior(subjects[place].pixels(view)[None]) for place, view in views
+            }
 
     def of(self, batch: LoadedBatch) -> Tensor:
         """Latents [B, C, h, w] of the subjects' half of `batch`, drawn from the VAE's posterior."""
         if batch.pixels is not None:
             mean, std = self.source.posterior(batch.pixels)
         else:
-            rows = [self.rows[key] for key in zip(batch.concepts, batch.views, strict=True)]
-            mean, std = self.mean[rows], self.std[rows]
+            found = [self.posteriors[key] for key in zip(batch.concepts, batch.views, strict=True)]
+            mean, std = (torch.cat(parts) for parts in zip(*found, strict=True))
         return mean + std * batch.posterior_noise

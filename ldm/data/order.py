@@ -2,14 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
-from math import lcm
 
 from ldm.randomness import permutation
 
-MAX_DENOMINATOR = 100
-"""Weights count in steps of a hundredth of the smallest, which keeps a round of samples short."""
+LONGEST_MULTIPLE = 100
+"""Most times that the smallest weight comes in a round."""
+
+CLOSE = 0.005
+"""How far, as a part of it, a share may be from its weight."""
 
 
 def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
@@ -30,36 +31,99 @@ class PriorOrder:
 
 
 @dataclass(frozen=True)
-class ConceptOrder:
-    """Which subject sample number n is of: rounds hold each as often as its weight says, in a shuffled order."""
+class Rounds:
+    """Which of several kinds number n is of: rounds hold each as often as its weight says, in a shuffled order."""
 
     seed: int
     shares: tuple[int, ...]
-    """Samples of each subject in a round."""
+    """Numbers of each kind in a round."""
+    purpose: str = "concept order"
 
     @classmethod
-    def of_weights(cls, seed: int, weights: Sequence[float]) -> "ConceptOrder":
-        """The shortest rounds for `weights`, all above 0, to the nearest hundredth of the smallest."""
-        parts = [Fraction(w / min(weights)).limit_denominator(MAX_DENOMINATOR) for w in weights]
-        length = lcm(*(part.denominator for part in parts))
-        return cls(seed, tuple(int(part * length) for part in parts))
+    def of_weights(cls, seed: int, weights: Sequence[float], purpose: str = "concept order") -> "Rounds":
+        """The shortest rounds whose shares are as `weights`, all above 0, are."""
+        parts = [weight / min(weights) for weight in weights]
+        for times in range(1, LONGEST_MULTIPLE + 1):
+            shares = tuple(round(part * times) for part in parts)
+            if all(abs(s / times - part) <= CLOSE * part for s, part in zip(shares, parts, strict=True)):
+                break
+        return cls(seed, shares, purpose)
 
     def __call__(self, n: int) -> int:
-        """The place in the list of the subject that sample `n` is of."""
+        """The kind of number `n`."""
         return self._round(n)[n % sum(self.shares)]
 
-    def number_among(self, n: int, concepts: Collection[int]) -> int:
-        """How many of the samples before `n` are of one of `concepts`."""
+    def number_among(self, n: int, kinds: Collection[int]) -> int:
+        """How many of the numbers before `n` are of one of `kinds`."""
         rounds, place = divmod(n, sum(self.shares))
-        before = sum(concept in concepts for concept in self._round(n)[:place])
-        return rounds * sum(self.shares[concept] for concept in concepts) + before
+        before = sum(kind in kinds for kind in self._round(n)[:place])
+        return rounds * sum(self.shares[kind] for kind in kinds) + before
 
     def _round(self, n: int) -> tuple[int, ...]:
-        return _arranged(self.seed, self.shares, n // sum(self.shares))
+        return _arranged(self.seed, self.purpose, self.shares, n // sum(self.shares))
 
 
 @lru_cache(maxsize=64)
-def _arranged(seed: int, shares: tuple[int, ...], number: int) -> tuple[int, ...]:
-    """The subjects of round `number`, in order."""
-    places = [concept for concept, share in enumerate(shares) for _ in range(share)]
-    return tuple(places[i] for i in permutation(len(places), seed, "concept order", number).tolist())
+def _arranged(seed: int, purpose: str, shares: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """The kinds of round `number`, in order."""
+    kinds = [kind for kind, share in enumerate(shares) for _ in range(share)]
+    return tuple(kinds[i] for i in permutation(len(kinds), seed, purpose, number).tolist())
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The shape and the subject of sample number n.
+
+    All samples of an optimizer step have one shape, so that every micro-batch of every process has, however a step is
+    shared out. A shape is as frequent as the photographs that have it, and its subjects as their weights say.
+    """
+
+    shapes: Rounds
+    subjects: tuple[Rounds, ...]
+    """Of each shape: its subjects."""
+    present: tuple[tuple[int, ...], ...]
+    """Of each shape: the places in the config's list of the subjects that `subjects` counts."""
+    step: int = 1
+    """Samples of an optimizer step; where there is one shape, any number."""
+
+    @classmethod
+    def of(cls, seed: int, weights: Sequence[float], counts: Sequence[Sequence[int]]) -> "SampleOrder":
+        """weights: of the subjects. counts: [subject][shape], how many photographs of a shape a subject has."""
+        parts = [
+            [weight * count / sum(own) for count in own] for weight, own in zip(weights, counts, strict=True)
+        ]
+        of_shape = list(zip(*parts, strict=True))  # [shape][subject]
+        present = tuple(tuple(i for i, part in enumerate(those) if part) for those in of_shape)
+        names = [
+            "concept order" if number == 0 else f"concept order {number}" for number in range(len(of_shape))
+        ]
+        subjects = tuple(
+            Rounds.of_weights(seed, [those[i] for i in places], name)
+            for those, places, name in zip(of_shape, present, names, strict=True)
+        )
+        shapes = Rounds.of_weights(seed, [sum(those) for those in of_shape], "shape order")
+        return cls(shapes, subjects, present)
+
+    def shape(self, n: int) -> int:
+        """The shape of sample `n`."""
+        return self.shapes(n // self.step)
+
+    def subject(self, n: int) -> int:
+        """The subject of sample `n`."""
+        shape = self.shape(n)
+        return self.present[shape][self.subjects[shape](self._before(n, shape))]
+
+    def number_among(self, n: int, subjects: Collection[int]) -> int:
+        """How many samples before `n` have its shape and are of one of `subjects`."""
+        return self.number_before(n, self.shape(n), subjects)
+
+    def number_before(self, n: int, shape: int, subjects: Collection[int]) -> int:
+        """How many samples before `n` have `shape` and are of one of `subjects`."""
+        kinds = [kind for kind, subject in enumerate(self.present[shape]) if subject in subjects]
+        return self.subjects[shape].number_among(self._before(n, shape), kinds)
+
+    def _before(self, n: int, shape: int) -> int:
+        """How many samples before `n` have `shape`."""
+        step, place = divmod(n, self.step)
+        own = place if self.shapes(step) == shape else 0
+        return self.shapes.number_among(step, [shape]) * self.step + own

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.concepts import PLACEHOLDER
 from ldm.data.batch import SubjectExample
-from ldm.data.captions import caption_of
+from ldm.data.buckets import Shape, nearest
+from ldm.data.captions import CaptionChanges, find_caption, read_lists
 from ldm.data.images import (
     image_files,
     load_image,
+    mask_path,
     original_size,
     resize_and_crop,
     size_ids,
     to_tensor,
 )
+from ldm.data.masks import cell_weights, mask_of
 from ldm.data.order import shuffled_index
 from ldm.errors import printable
 from ldm.randomness import generator
@@ -30,7 +34,7 @@ class SubjectImages(Dataset[SubjectExample]):
     """Photographs of one subject, decoded once and kept in memory: cropped and resized, unless crops are random.
 
     Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image, or its mirror
-    image; with `random_crop` no two samples need be alike, and "pixels" [3, size, size] stand in its place.
+    image; with `random_crop` no two samples need be alike, and "pixels" [3, H, W] stand in its place.
     """
 
     def __init__(
@@ -44,26 +48,45 @@ class SubjectImages(Dataset[SubjectExample]):
         captions: bool = False,
         placeholder: str = PLACEHOLDER,
         order: str = "subject order",
+        changes: CaptionChanges | None = None,
+        shapes: Sequence[Shape] | None = None,
+        unmasked_weight: float = 1.0,
     ):
-        """captions: the text file beside an image that is named like it, if there is one, is its prompt.
+        """captions: an image's own prompt is in the text file beside it or in a list (`ldm.data.captions`).
 
-        placeholder: what a [V] in a caption is. order: key of the shuffled order.
+        placeholder: what a [V] in a caption is. order: key of the shuffled order. shapes: those that images may have,
+        in px; None for a square of `size`. unmasked_weight: as `cell_weights` takes it; where it is 1, no mask is read.
         """
         self.files = list(files)
-        found = [caption_of(path, path.parent) if captions else None for path in self.files]
-        self.prompts = [prompt if text is None else text.replace(PLACEHOLDER, placeholder) for text in found]
-        self.images, sizes = [], []
+        listed = read_lists(self.files[0].parent) if captions else {}
+        self.captions = [find_caption(path, listed) if captions else None for path in self.files]
+        self.prompts = [
+            prompt if caption is None else caption.text.replace(PLACEHOLDER, placeholder)
+            for caption in self.captions
+        ]
+        self.images: list[Image.Image] = []
+        self.masks: list[Image.Image | None] = []
+        self.shapes: list[Shape] = []
+        self.original_sizes: list[tuple[int, int]] = []
+        """Of the photographs, in px."""
         for path in self.files:
             image = load_image(path, size)
-            sizes.append(image.size)
-            self.images.append(image if random_crop else resize_and_crop(image, size))
-        _warn_of_small(self.files, sizes, size)
-        self.original_sizes = [original_size(path) for path in self.files]
+            mask = mask_of(path, image.size) if unmasked_weight != 1 else None
+            shape = nearest(*image.size, shapes or [(size, size)])
+            self.original_sizes.append(original_size(path))
+            self.shapes.append(shape)
+            self.images.append(image if random_crop else resize_and_crop(image, shape))
+            self.masks.append(mask if random_crop or mask is None else resize_and_crop(mask, shape))
+        self._warn_of_small()
+        self._warn_of_masks(unmasked_weight != 1)
         self.size = size
         self.seed = seed
         self.flip_probability = flip_probability
         self.random_crop = random_crop
+        self.placeholder = placeholder
         self.order = order
+        self.changes = changes or CaptionChanges()
+        self.unmasked_weight = unmasked_weight
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
@@ -84,47 +107,82 @@ class SubjectImages(Dataset[SubjectExample]):
     def __getitem__(self, n: int) -> SubjectExample:
         return self.example(n, n)
 
-    def example(self, k: int, n: int) -> SubjectExample:
-        """The subject's k-th sample, which is the run's sample number n."""
-        index = shuffled_index(self.seed, self.order, k, len(self.images))
+    def example(
+        self, k: int, n: int, shape: Shape | None = None, cells: tuple[int, int] | None = None
+    ) -> SubjectExample:
+        """The subject's k-th sample of a shape (None: of all its images), which is the run's sample number n.
+
+        cells: (h, w) of its latent, where the example is to have weights of the latent's cells.
+        """
+        among = [i for i, own in enumerate(self.shapes) if shape in (None, own)]
+        index = among[shuffled_index(self.seed, self.order, k, len(among))]
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
         view = 2 * index + (flip < self.flip_probability)
+        prompt = self.changes(self.prompts[index], self.placeholder, self.seed, n)
+        place = (x, y) if self.random_crop else (0.5, 0.5)
+        example: SubjectExample = {"prompt": prompt, "size_ids": self.size_ids(view, place)}
         if self.random_crop:
-            place = (x, y)
-            return {
-                "pixels": self.pixels(view, place),
-                "prompt": self.prompts[index],
-                "size_ids": self.size_ids(view, place),
-            }
-        return {"view": view, "prompt": self.prompts[index], "size_ids": self.size_ids(view)}
+            example["pixels"] = self.pixels(view, place)
+        else:
+            example["view"] = view
+        if cells is not None:
+            example["cell_weights"] = self.cell_weights(view, cells, place)
+        return example
 
     @property
     def views(self) -> range:
         """Every view that training can meet: even numbers are images, odd ones their mirror images."""
         return range(0, 2 * len(self.images), 1 if self.flip_probability > 0 else 2)
 
+    def shape_of(self, view: int) -> Shape:
+        """Width and height of a view in px."""
+        return self.shapes[view // 2]
+
     def pixels(self, view: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-        """One view cropped at `place`, [3, size, size] in [-1, 1]."""
+        """One view cropped at `place`, [3, H, W] in [-1, 1]."""
         index, mirrored = divmod(view, 2)
-        pixels = to_tensor(resize_and_crop(self.images[index], self.size, place))
+        pixels = to_tensor(resize_and_crop(self.images[index], self.shapes[index], place))
         return pixels.flip(-1) if mirrored else pixels
 
     def size_ids(self, view: int, place: tuple[float, float] = (0.5, 0.5)) -> list[int]:
         """Original size, crop corner and target size of one view cropped at `place`; see `images.size_ids`."""
         index, mirrored = divmod(view, 2)
-        return size_ids(self.original_sizes[index], (self.size, self.size), place, bool(mirrored))
+        return size_ids(self.original_sizes[index], self.shapes[index], place, bool(mirrored))
+
+    def cell_weights(
+        self, view: int, cells: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+    ) -> Tensor:
+        """Weights [1, h, w] in the loss of the latent's cells of one view; cells: (h, w)."""
+        index, mirrored = divmod(view, 2)
+        mask = self.masks[index]
+        cropped = None if mask is None else resize_and_crop(mask, self.shapes[index], place)
+        weights = cell_weights(cropped, *cells, self.unmasked_weight)
+        return weights.flip(-1) if mirrored else weights
+
+    def _warn_of_masks(self, are_used: bool) -> None:
+        if are_used:
+            bare = [path.name for path, mask in zip(self.files, self.masks, strict=True) if mask is None]
+            message = "photographs without a mask, all of whose pixels count: "
+        else:
+            bare = [mask_path(path).name for path in self.files if mask_path(path).exists()]
+            message = "masks that are not used, since data.params.unmasked_weight is 1: "
+        if bare:
+            warnings.warn(printable(message + ", ".join(bare)), stacklevel=1)
+
+    def _warn_of_small(self) -> None:
+        small: dict[Shape, list[str]] = {}
+        for path, (width, height), shape in zip(self.files, self.original_sizes, self.shapes, strict=True):
+            if width < shape[0] or height < shape[1]:
+                small.setdefault(shape, []).append(f"{path.name} ({width} x {height})")
+        for (width, height), names in small.items():
+            size = f"{width} px" if width == height else f"{width} x {height} px"
+            message = f"images smaller than the training size of {size} are enlarged, and train blurred: "
+            warnings.warn(
+                printable(message + ", ".join(names)),
+                stacklevel=1,  # the same place each time, so that it is said once
+            )
 
 
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
     """The images to train on, and the last `hold_out` images, which training never sees."""
     return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
-
-
-def _warn_of_small(files: Sequence[Path], sizes: Sequence[tuple[int, int]], size: int) -> None:
-    small = [f"{p.name} ({w} x {h})" for p, (w, h) in zip(files, sizes, strict=True) if min(w, h) < size]
-    if small:
-        message = f"images smaller than the training size of {size} px are enlarged, and train blurred: "
-        warnings.warn(
-            printable(message + ", ".join(small)),
-            stacklevel=1,  # the same place each time, so that it is said once
-        )

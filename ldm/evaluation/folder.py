@@ -1,10 +1,8 @@
 """Images made elsewhere, and the prompts they were drawn from."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from ldm.data.captions import caption_of
+from ldm.data.captions import caption_of, read_list
 from ldm.data.images import image_files
 from ldm.data.png import png_text
 from ldm.errors import UserError
@@ -23,7 +21,7 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
     identifier: the word or words that stand for the subject in these prompts. bare: the prompt of class images.
     """
     folder = find(folder)
-    paths, listed = image_files(folder, below=True), _read_list(folder)
+    paths, listed = image_files(folder, below=True), read_list(folder / LIST)
     items = [_item(path, folder, listed, identifier) for path in paths]
     if class_folder is not None:
         items = [item for item in items if item.kind == "subject"]
@@ -33,7 +31,7 @@ def read_folder(folder: Path, identifier: str | None, class_folder: Path | None,
     return items
 
 
-def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | None) -> Item:
+def _item(path: Path, folder: Path, listed: dict[str, str], identifier: str | None) -> Item:
     own = png_text(path)
     name = str(path.relative_to(folder))
     if name in listed:
@@ -52,16 +50,3 @@ def _item(path: Path, folder: Path, listed: dict[str, Any], identifier: str | No
     seed = int(own["seed"]) if own.get("seed", "").isdecimal() else None
     text = own.get("text") or without_identifier(prompt, identifier)
     return Item("class" if own.get("kind") == "class" else "subject", prompt, text, seed, path)
-
-
-def _read_list(folder: Path) -> dict[str, str]:
-    path = folder / LIST
-    if not path.is_file():
-        return {}
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {row["file_name"]: row.get("prompt") or row["text"] for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: every line must be {{'file_name': ..., 'prompt': ...}} ({error!r})"
-        ) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.console import phase
+from ldm.data.buckets import Shape
 from ldm.devices import computing_device
 from ldm.diffusion.sampling import Sampling
 from ldm.methods.tuning import Untrained
@@ -25,11 +26,10 @@ def prior_sampling(settings: Mapping[str, Any]) -> Sampling:
 class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
-    def __init__(self, model: LatentDiffusion, untrained: Untrained, size: int):
-        """untrained: held until `release_untrained`; size: side of the training images in pixels."""
+    def __init__(self, model: LatentDiffusion, untrained: Untrained):
+        """untrained: held until `release_untrained`."""
         self.model = model
         self.untrained: Untrained | None = untrained
-        self.latent_shape = model.latent_shape(size, size)
         self.num_timesteps = model.schedule.num_timesteps
         self.fingerprint = model.fingerprint
         self.computed_by = computing_device(model.device)
@@ -43,15 +43,22 @@ class BaseLatents:
         assert self.untrained is not None, "the untrained model was released while it was still needed"
         return self.untrained()
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of a picture of `height` x `width` px."""
+        return self.model.latent_shape(height, width)
+
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, S, S] in [-1, 1]."""
+        """Mean and standard deviation, each [B, C, h, w], of the latents of `pixels` [B, 3, H, W] in [-1, 1]."""
         mean, std = self.model.posterior(pixels.to(self.model.device))
         return mean, std
 
     def draw_prior(
-        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any]
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any], shape: Shape
     ) -> Tensor:
-        """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i)."""
+        """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i).
+
+        shape: width and height of their pictures in px.
+        """
         sampling = prior_sampling(settings)
         title = f"prior samples {numbers[0] + 1}-{numbers[-1] + 1} of {settings['count']}"
         with (
@@ -62,7 +69,7 @@ class BaseLatents:
             return base.sample(
                 [prompt] * len(numbers),
                 [generator(seed, "prior", number) for number in numbers],
-                self.latent_shape,
+                self.latent_shape(shape[1], shape[0]),
                 sampling,
                 on_step=advance,
             )

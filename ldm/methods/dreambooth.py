@@ -4,6 +4,7 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides
 (`ldm.methods.tuning`), the data module what a batch holds.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,11 @@ from transformers import CLIPTokenizer
 
 from ldm.concepts import PLACEHOLDER, Concept, Learned, fill_in_identifiers
 from ldm.data.batch import Batch
+from ldm.data.subject import SubjectImages
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import Weighting, weighting_of
-from ldm.errors import UserError
+from ldm.errors import UserError, printable
 from ldm.formats.knowledge import warn_of_unknown_class
 from ldm.formats.subject import read_subject, subject_facts
 from ldm.methods.all_weights import AllWeights
@@ -168,6 +170,7 @@ class DreamBooth(LightningModule):
             self.model.schedule,
             self.weighting,
             target,
+            batch.cell_weights,
         )
 
     def prompts(self, batch: Batch) -> list[str]:
@@ -180,18 +183,17 @@ class DreamBooth(LightningModule):
 
     def check(self, data: Any) -> None:
         """Raise UserError for data that this model cannot be trained on, before anything is written."""
-        self.model.latent_shape(data.size, data.size)
+        for width, height in {
+            shape for images in (*data.subjects, *data.validation) for shape in images.shapes
+        }:
+            self.model.latent_shape(height, width)
         for prior in data.classes:
             warn_of_unknown_class(self.base, prior.class_word)
         if self.compile_blocks and not torch.cuda.is_available():
             # On a CPU torch 2.13's compiled convolutions have had gradients of zero.
             raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
         for subject, images in zip(self.subjects, data.subjects, strict=True):
-            for prompt in images.prompts:
-                if subject.placeholder not in prompt and subject.identifier not in prompt.split():
-                    raise UserError(
-                        f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
-                    )
+            check_prompts(subject, images)
         if self.prior_loss_weight > 0:
             self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
@@ -203,7 +205,7 @@ class DreamBooth(LightningModule):
         set_tf32(self.tf32)
         data = self.trainer.datamodule
         untrained = self.tuning.untrained(self.model, DTYPES[data.prior["precision"]])
-        self.latents = BaseLatents(self.model, untrained, data.size)
+        self.latents = BaseLatents(self.model, untrained)
         data.connect(self.latents, with_prior=self.prior_loss_weight > 0)
 
     def on_train_start(self) -> None:
@@ -333,3 +335,23 @@ def with_identifiers(
         Learned(text, concept.class_word, concept.placeholder)
         for text, concept in zip(found, concepts, strict=True)
     )
+
+
+def check_prompts(subject: Learned, images: SubjectImages) -> None:
+    """Raise UserError for a configured prompt that does not name `subject`; a caption that does not is a warning."""
+    nameless = []
+    for prompt, caption in zip(images.prompts, images.captions, strict=True):
+        if subject.placeholder in prompt or subject.identifier in prompt.split():
+            continue
+        if caption is None:
+            raise UserError(
+                f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
+            )
+        nameless.append(f"{caption.source.name} ('{prompt}')")
+    if nameless:
+        warnings.warn(
+            printable(
+                f"captions without {PLACEHOLDER}, which teach the subject nothing: {', '.join(nameless)}"
+            ),
+            stacklevel=1,  # the same place each time, so that it is said once
+        )

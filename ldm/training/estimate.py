@@ -44,7 +44,8 @@ def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:
     """Of a run on `examples` subject samples."""
     has_prior = model.prior_loss_weight > 0
     classes = [prior for prior in data.classes if has_prior and not prior.files]
-    drawn = sum(data.prior_samples_beside(examples, prior) for prior in classes)
+    shapes = range(len(data.shapes))
+    drawn = sum(data.prior_samples_beside(examples, prior, shape) for prior in classes for shape in shapes)
     sampling = prior_sampling(data.prior)
     work = arithmetic_of(model.model, sampling, data.size, drawn, examples, rows=2 if has_prior else 1)
     return f"arithmetic: {_flops(work.prior_samples)} for {drawn:,} prior samples, {_flops(work.training)} for training"

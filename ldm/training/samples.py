@@ -57,7 +57,7 @@ class SampleImages(StepCallback):
         if self.at_end if last else is_due(trainer.global_step, self.every_steps, trainer.max_steps):
             self.draw(trainer, pl_module)
         for prior in trainer.datamodule.classes:
-            if prior.bank.full:
+            if prior.bank.full and prior.bank.wanted:
                 self._show_prior(trainer, pl_module, prior)
 
     @torch.no_grad()

@@ -127,15 +127,23 @@ class Validation(StepCallback):
 
     def _subject_grid(self, images: SubjectImages, data: DreamBoothData) -> list[Batch]:
         """The validation images of one subject at every timestep of the grid."""
-        source = data.source
-        mean, std = source.posterior(torch.stack([images.pixels(view) for view in images.views]))
-        noise = [
-            torch.randn(source.latent_shape, generator=generator(data.seed, "validation posterior", i))
-            for i in range(len(mean))
-        ]
-        latents = mean + std * torch.stack(noise).to(mean.device)
-        size_ids = [images.size_ids(view) for view in images.views]
-        return self._grid(latents, images.prompts, size_ids, "validation subject", data)
+        batches = []
+        for shape in dict.fromkeys(images.shapes):  # pictures of one shape go through the model together
+            views = [view for view in images.views if images.shape_of(view) == shape]
+            mean, std = data.source.posterior(torch.stack([images.pixels(view) for view in views]))
+            noise = [
+                torch.randn(mean.shape[1:], generator=generator(data.seed, "validation posterior", view // 2))
+                for view in views
+            ]
+            latents = mean + std * torch.stack(noise).to(mean.device)
+            weights = None
+            if data.unmasked_weight != 1:
+                cells = mean.shape[2], mean.shape[3]
+                weights = torch.stack([images.cell_weights(view, cells) for view in views]).to(mean.device)
+            prompts = [images.prompts[view // 2] for view in views]
+            size_ids = [images.size_ids(view) for view in views]
+            batches += self._grid(latents, prompts, size_ids, "validation subject", data, weights)
+        return batches
 
     def _prior_grid(
         self, prior: ClassPrior, data: DreamBoothData, module: DreamBooth, mine: slice
@@ -144,7 +152,7 @@ class Validation(StepCallback):
         numbers = range(min(self.drift_samples, prior.count))
         prior.bank.fill(numbers)
         latents = prior.bank.latents(numbers, module.device)
-        size_ids = [prior.size_ids(number) for number in numbers]
+        size_ids = [prior.size_ids(number, prior.shapes[0]) for number in numbers]
         prompts = [prior.prompt] * len(numbers)
         batches = self._grid(latents, prompts, size_ids, "validation prior", data)[mine]
         with module.latents.untrained_model() as base, torch.autocast(module.device.type, enabled=False):
@@ -157,8 +165,12 @@ class Validation(StepCallback):
         size_ids: list[list[int]],
         purpose: str,
         data: DreamBoothData,
+        cell_weights: Tensor | None = None,
     ) -> list[Batch]:
-        """One batch per timestep; the timesteps are the midpoints of equal parts of the schedule."""
+        """One batch per timestep; the timesteps are the midpoints of equal parts of the schedule.
+
+        cell_weights: [B, 1, h, w].
+        """
         batches = []
         for k in range(self.num_timesteps):
             timestep = int((k + 0.5) * data.source.num_timesteps / self.num_timesteps)
@@ -174,6 +186,7 @@ class Validation(StepCallback):
                     latents=latents,
                     size_ids=torch.tensor(size_ids, dtype=torch.float32, device=latents.device),
                     subject_count=len(latents),
+                    cell_weights=cell_weights,
                 )
             )
         return batches

@@ -92,11 +92,11 @@ def prior(job: Job) -> list[Row]:
     data, module, _, folder = build(job, 1)
     untrained = module.tuning.untrained(module.model, DTYPES[data.prior["precision"]])
     module.model.to(DEVICE)
-    latents = BaseLatents(module.model, untrained, data.size)
+    latents = BaseLatents(module.model, untrained)
     numbers = range(data.prior["chunk_size"])
 
     def draw() -> None:
-        latents.draw_prior(data.concepts[0].prior_prompt, numbers, data.seed, data.prior)
+        latents.draw_prior(data.concepts[0].prior_prompt, numbers, data.seed, data.prior, data.shapes[0])
 
     with folder:
         return [timed(job, draw, images=len(numbers))]

@@ -1,0 +1,300 @@
+"""Photographs as people have them: masks, captions, shapes that are not square, large folders of class pictures."""
+
+import json
+import math
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.config import load_config
+from ldm.data.batch import collate
+from ldm.data.buckets import buckets, nearest
+from ldm.data.captions import CaptionChanges, read_lists
+from ldm.data.datamodule import TrainingSamples
+from ldm.data.images import check_images, image_files
+from ldm.data.masks import cell_weights, mask_of
+from ldm.data.order import SampleOrder
+from ldm.data.subject import SubjectImages
+from ldm.diffusion.loss import denoising_error, weighted_mean
+from ldm.diffusion.schedule import VariancePreserving
+from ldm.errors import UserError
+from ldm.training.loss_record import read_rows
+from ldm.training.run import build
+from tests.conftest import RECIPE
+from tests.runs import QUICK, assert_same_run, resume
+
+OPTIONS = {"prompt": "a photo of [V] dog", "size": 32, "seed": 0}
+
+
+def photograph(folder: Path, name: str, size=(40, 40), colour=(200, 30, 30), mode="RGB") -> Path:
+    """A picture with some texture, so that latents differ."""
+    values = np.random.default_rng(sum(map(ord, name))).integers(0, 60, (size[1], size[0], 3), np.uint8)
+    image = Image.fromarray(values + np.array(colour, np.uint8) // 2).convert(mode)
+    image.save(folder / name)
+    return folder / name
+
+
+def half_mask(size=(40, 40)) -> Image.Image:
+    """White on the left half."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+def test_the_masked_loss_is_its_formula():
+    x, eps, prediction = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    schedule, t = VariancePreserving(torch.linspace(0.99, 0.01, 10), "epsilon"), torch.tensor([1, 5, 9])
+    weights = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    weights[2] = 0
+    found = denoising_error(lambda *_: prediction, x, eps, t, schedule, cell_weights=weights)
+    for b in range(2):
+        total = norm = 0.0
+        for c in range(4):
+            for i in range(8):
+                for j in range(8):
+                    w = weights[b, 0, i, j].item()
+                    total += w * (prediction[b, c, i, j] - eps[b, c, i, j]).item() ** 2
+                    norm += w
+        assert found[b].item() == pytest.approx(total / norm, rel=1e-5)
+    assert found[2] == 0  # a random crop that has missed the subject
+    ones = denoising_error(lambda *_: prediction, x, eps, t, schedule, cell_weights=torch.ones(3, 1, 8, 8))
+    assert torch.allclose(ones, denoising_error(lambda *_: prediction, x, eps, t, schedule), rtol=1e-5)
+    assert torch.equal(weighted_mean(x, None), x.mean(dim=(1, 2, 3)))
+
+
+def test_cells_weigh_by_the_share_of_the_mask_in_them():
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 10, 32))  # 2 and a half of the 8 columns of cells
+    weights = cell_weights(mask, 8, 8, 0.2)
+    assert weights.shape == (1, 8, 8)
+    assert torch.allclose(weights[0, 3], torch.tensor([1, 1, 0.6, 0.2, 0.2, 0.2, 0.2, 0.2]))
+    assert torch.equal(cell_weights(None, 8, 8, 0.2), torch.ones(1, 8, 8))
+
+
+def test_a_mask_is_a_picture_beside_the_photograph_or_its_alpha_channel(tmp_path):
+    beside = photograph(tmp_path, "a.jpg")
+    half_mask((80, 80)).save(tmp_path / "a-mask.png")  # of another size, but the same proportions
+    own = photograph(tmp_path, "b.png", mode="RGBA")
+    image = Image.open(own)
+    image.putalpha(half_mask())
+    image.save(own)
+    opaque = photograph(tmp_path, "c.png", mode="RGBA")
+    assert image_files(tmp_path) == [beside, own, opaque]  # a mask is no photograph
+    for path in (beside, own):
+        assert np.array_equal(np.asarray(mask_of(path, (40, 40))), np.asarray(half_mask()))
+    assert mask_of(opaque, (40, 40)) is None
+    half_mask((80, 40)).save(tmp_path / "a-mask.png")
+    with pytest.raises(UserError, match="a-mask.png: its proportions, 80 x 40, are not those of a.jpg"):
+        mask_of(beside, (40, 40))
+    Image.new("L", (40, 40), 0).save(tmp_path / "a-mask.png")
+    with pytest.raises(UserError, match="it marks nothing"):
+        mask_of(beside, (40, 40))
+
+
+def test_a_mask_follows_its_photograph_through_crops_and_mirrors(tmp_path):
+    photograph(tmp_path, "a.png", (64, 40))
+    half_mask((64, 40)).save(tmp_path / "a-mask.png")
+    images = SubjectImages.from_folder(tmp_path, unmasked_weight=0.0, **OPTIONS)
+    plain, mirrored = images.cell_weights(0, (8, 8)), images.cell_weights(1, (8, 8))
+    assert plain[0, 0].round().tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert torch.equal(mirrored, plain.flip(-1))
+    at_random = SubjectImages.from_folder(tmp_path, unmasked_weight=0.0, random_crop=True, **OPTIONS)
+    assert at_random.cell_weights(0, (8, 8), (0.0, 0.5)).mean() > 0.7
+    assert at_random.cell_weights(0, (8, 8), (1.0, 0.5)).mean() < 0.3
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1])
+def test_masks_that_do_nothing_and_photographs_without_one_are_told(tmp_path, weight):
+    photograph(tmp_path, "a.png")
+    photograph(tmp_path, "b.png")
+    half_mask().save(tmp_path / "a-mask.png")
+    with pytest.warns(UserWarning, match="b.png" if weight < 1 else "not used.*a-mask.png"):
+        SubjectImages.from_folder(tmp_path, unmasked_weight=weight, **OPTIONS)
+
+
+def test_a_masked_run_weighs_training_and_validation_and_resumes(train, tmp_path):
+    for name in ("a", "b", "c"):
+        photograph(tmp_path, f"{name}.png")
+        half_mask().save(tmp_path / f"{name}-mask.png")
+    words = (*QUICK, "--data_root", str(tmp_path), "data.params.flip_probability=0.5")
+    masked = (*words, "data.params.unmasked_weight=0.1")
+    whole = train(*masked, "lightning.trainer.max_steps=5", name="whole")
+    half = train(*masked, "lightning.trainer.max_steps=3", name="half")
+    assert resume(half, "lightning.trainer.max_steps=5") == 0
+    assert_same_run(half, whole)
+    plain = train(*words, "lightning.trainer.max_steps=1", name="plain")
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        ours, others = read_rows(whole / name)[0], read_rows(plain / name)[0]
+        assert ours["subject_loss"] != pytest.approx(others["subject_loss"], rel=1e-3)
+    assert read_rows(whole / "metrics.jsonl")[0]["prior_loss"] == pytest.approx(
+        read_rows(plain / "metrics.jsonl")[0]["prior_loss"], rel=1e-4
+    )  # the class has no mask
+    half_mask().transpose(Image.Transpose.ROTATE_180).save(tmp_path / "a-mask.png")
+    assert resume(half, "lightning.trainer.max_steps=6") == 2  # the images have changed
+
+
+def test_captions_of_a_list_and_of_files_beside(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        photograph(tmp_path, name)
+    rows = [
+        {"file_name": "a.png", "text": "[V] dog, listed"},
+        {"file_name": "b.png", "prompt": "[V] dog, too"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "b.txt").write_text("[V] dog, beside")
+    images = SubjectImages.from_folder(tmp_path, captions=True, placeholder="[rex]", **OPTIONS)
+    assert images.prompts == ["[rex] dog, listed", "[rex] dog, beside", "a photo of [V] dog"]
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": "[V] dog, first"}))
+    assert read_lists(tmp_path)["a.png"].text == "[V] dog, first"
+    for line in ("no json", '{"file_name": "a.png"}', '{"file_name": "a.png", "text": " "}', "[1]"):
+        (tmp_path / "captions.jsonl").write_text(line)
+        with pytest.raises(UserError, match="captions.jsonl: every line must be"):
+            read_lists(tmp_path)
+
+
+def test_tags_are_shuffled_and_dropped_and_captions_left_out_by_the_sample_number():
+    prompt = "a photo, [V] dog, snow, evening, blurred"
+    changes = CaptionChanges(tag_shuffle=True, tag_dropout=0.3, caption_dropout=0.2)
+    drawn = [changes(prompt, "[V]", 5, n) for n in range(1000)]
+    assert drawn == [changes(prompt, "[V]", 5, n) for n in range(1000)]
+    assert drawn != [changes(prompt, "[V]", 6, n) for n in range(1000)]
+    assert 150 < drawn.count("") < 250
+    kept = [text.split(", ") for text in drawn if text]
+    assert all(tags[0] == "[V] dog" for tags in kept)
+    counts = Counter(tag for tags in kept for tag in tags)
+    for tag in ("a photo", "snow", "evening", "blurred"):
+        assert counts[tag] / len(kept) == pytest.approx(0.7, abs=0.06)
+    assert len({tuple(tags) for tags in kept if len(tags) == 5}) == 24  # every order
+    in_order = [CaptionChanges(tag_dropout=0.5)(prompt, "[V]", 5, n).split(", ") for n in range(50)]
+    assert all(sorted(tags, key=prompt.index) == tags for tags in in_order)
+    assert CaptionChanges(caption_dropout=1e-9)("a,  b", "[V]", 5, 0) == "a,  b"
+
+
+def test_a_caption_without_placeholder_is_told_by_its_file(train, tmp_path, capsys):
+    for name in ("a", "b"):
+        photograph(tmp_path, f"{name}.png")
+    (tmp_path / "a.txt").write_text("a dog in the snow")
+    (tmp_path / "b.txt").write_text("[V] dog, snow")
+    words = ("data.params.captions=true", "data.params.tag_shuffle=true", "data.params.caption_dropout=0.5")
+    train(*QUICK, "--data_root", str(tmp_path), *words, "lightning.trainer.max_steps=1")
+    assert "captions without [V], which teach the subject nothing: a.txt ('a dog in the snow')" in (
+        capsys.readouterr().err
+    )
+
+
+def test_buckets_have_equal_areas_and_sides_that_the_step_divides():
+    found = buckets(512, 64)
+    assert (512, 512) in found
+    for width, height in found:
+        assert width % 64 == height % 64 == 0
+        assert width * height == pytest.approx(512 * 512, rel=0.13)
+        assert max(width, height) / min(width, height) <= 2
+        assert (height, width) in found
+    assert buckets(64, None) == [(64, 64)]
+    assert nearest(4032, 3024, found) == (576, 448)
+    assert nearest(3024, 4032, found) == (448, 576)
+    assert nearest(9000, 1000, found) == max(found, key=lambda shape: shape[0] / shape[1])
+
+
+def test_every_step_has_one_shape_and_every_photograph_its_share():
+    """Two subjects of weights 1 and 2; the first has 3 square and 1 tall photographs, the second 2 tall ones."""
+    order = replace(SampleOrder.of(7, [1, 2], [[3, 1], [0, 2]]), step=4)
+    samples = [(order.shape(n), order.subject(n)) for n in range(12_000)]
+    for first in range(0, len(samples), 4):
+        assert len({shape for shape, _ in samples[first : first + 4]}) == 1
+    shares = {key: count / len(samples) for key, count in Counter(samples).items()}
+    assert shares == pytest.approx({(0, 0): 1 / 4, (1, 0): 1 / 12, (1, 1): 2 / 3}, rel=0.02)
+    for n in (0, 17, 4001):
+        assert order.number_among(n, [0]) == samples[:n].count((samples[n][0], 0))
+        assert order.number_among(n, [0, 1]) == sum(shape == samples[n][0] for shape, _ in samples[:n])
+
+
+@pytest.fixture(scope="module")
+def tall_and_wide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    for name, size in (("a.png", (80, 40)), ("b.png", (40, 80)), ("c.png", (48, 48)), ("d.png", (64, 36))):
+        photograph(folder, name, size)
+    return folder
+
+
+def test_a_run_in_buckets_walks_one_curve_however_it_is_shared_out_and_resumes(train, tall_and_wide):
+    words = (
+        *QUICK,
+        "--data_root",
+        str(tall_and_wide),
+        "data.params.bucket_step=8",
+        "lightning.trainer.max_steps=6",
+    )
+    whole = train(*words, "data.params.batch_size=2", name="whole")
+    parts = train(
+        *words, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=2", name="parts"
+    )
+    for one, other in zip(
+        read_rows(whole / "metrics.jsonl"), read_rows(parts / "metrics.jsonl"), strict=True
+    ):
+        assert one == pytest.approx(other, rel=1e-4)
+    banks = {path.name for path in (whole / "prior").iterdir()}
+    assert banks <= {"40x24", "24x40", "32x32"}
+    assert len(banks) > 1
+    half = train(*words, "data.params.batch_size=2", "lightning.trainer.max_steps=3", name="half")
+    assert resume(half, "lightning.trainer.max_steps=6") == 0
+    assert_same_run(half, whole)
+
+
+def test_a_batch_in_buckets_holds_the_photographs_at_their_shape(tiny_config, tall_and_wide, tmp_path):
+    words = [
+        f"data.params.data_root={tall_and_wide}",
+        "data.params.bucket_step=8",
+        "data.params.batch_size=2",
+    ]
+    data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path)
+    trainer.strategy.connect(module)
+    trainer._data_connector.attach_data(module, datamodule=data)
+    module.setup("fit")
+    data.prepare_latents()
+    samples, seen = TrainingSamples(data), set()
+    for first in range(0, 16, 2):
+        loaded = collate([samples[first], samples[first + 1]])
+        batch = data.on_after_batch_transfer(loaded, 0)
+        width, height = data.subjects[0].shape_of(loaded.views[0])
+        assert batch.latents.shape == batch.noise.shape == (4, 4, height // 4, width // 4)
+        seen |= {view // 2 for view in loaded.views}
+    assert seen == {0, 1, 2, 3}
+    assert torch.isfinite(module.training_step(batch, 0)["loss"])
+    wide = data.subjects[0].pixels(0)
+    assert wide.shape == (3, 24, 40)
+    with pytest.raises(UserError, match="multiple"):
+        module.check(replace_shapes(data))
+
+
+def replace_shapes(data):
+    data.subjects[0].shapes[0] = (42, 24)
+    return data
+
+
+def test_a_large_folder_of_class_pictures_is_not_decoded_at_the_start(tmp_path, monkeypatch):
+    paths = [photograph(tmp_path, f"{n:03d}.jpg", (100, 100)) for n in range(40)]
+    decoded = []
+    load = Image.Image.load
+    jpeg = type(Image.open(paths[0]))
+    monkeypatch.setattr(jpeg, "load", lambda self: decoded.append(self.filename) or load(self), raising=False)
+    check_images(paths, pixels=50_000)
+    assert len(decoded) == 5
+    paths[30].write_bytes(b"no picture")
+    with pytest.raises(UserError, match=f"image {paths[30]}: cannot be read"):
+        check_images(paths, pixels=0)
+
+
+def test_small_photographs_are_told_by_the_shape_they_are_enlarged_to(tmp_path):
+    photograph(tmp_path, "a.png", (30, 20))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SubjectImages.from_folder(tmp_path, shapes=buckets(32, 8), **OPTIONS)
+    assert "the training size of 40 x 24 px are enlarged" in str(caught[0].message)
+    assert math.isclose(40 / 24, 30 / 20, rel_tol=0.2)
