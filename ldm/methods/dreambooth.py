@@ -4,7 +4,6 @@ Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides
 (`ldm.methods.tuning`), the data module what a batch holds.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,25 +15,22 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from transformers import CLIPTokenizer
 
-from ldm.concepts import PLACEHOLDER, Concept, Learned, fill_in_identifiers
+from ldm.concepts import Concept, fill_in_identifiers
 from ldm.data.batch import Batch
-from ldm.data.subject import SubjectImages
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import Weighting, weighting_of
-from ldm.errors import UserError, printable
+from ldm.errors import UserError
 from ldm.formats.knowledge import warn_of_unknown_class
 from ldm.formats.subject import read_subject, subject_facts
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
-from ldm.methods.losses_apart import losses_apart
 from ldm.methods.model_card import card_of_run
 from ldm.methods.prior_target import untrained_prior_target
+from ldm.methods.subjects import check_prompts, losses_apart, with_identifiers
 from ldm.methods.tuning import Tuning
 from ldm.methods.weight_average import WeightAverage
-from ldm.models.identifier import resolve_identifiers
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import (
     Count,
@@ -321,37 +317,3 @@ class DreamBooth(LightningModule):
     def exported_step(self, run: Path) -> int | None:
         """Step of the model that `export` has written to `run`; None where there is none."""
         return read_subject(run / "model").step
-
-
-def with_identifiers(
-    concepts: Sequence[Concept], identifier: str, tokenizer: CLIPTokenizer, seed: int
-) -> tuple[Learned, ...]:
-    """`concepts` with their identifiers found; `identifier` is that of a concept without one, or of no concepts."""
-    if not concepts:
-        return (Learned(resolve_identifiers([identifier], tokenizer, seed)[0]),)
-    wanted = [concept.identifier or identifier for concept in concepts]
-    found = resolve_identifiers(wanted, tokenizer, seed)
-    return tuple(
-        Learned(text, concept.class_word, concept.placeholder)
-        for text, concept in zip(found, concepts, strict=True)
-    )
-
-
-def check_prompts(subject: Learned, images: SubjectImages) -> None:
-    """Raise UserError for a configured prompt that does not name `subject`; a caption that does not is a warning."""
-    nameless = []
-    for prompt, caption in zip(images.prompts, images.captions, strict=True):
-        if subject.placeholder in prompt or subject.identifier in prompt.split():
-            continue
-        if caption is None:
-            raise UserError(
-                f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
-            )
-        nameless.append(f"{caption.source.name} ('{prompt}')")
-    if nameless:
-        warnings.warn(
-            printable(
-                f"captions without {PLACEHOLDER}, which teach the subject nothing: {', '.join(nameless)}"
-            ),
-            stacklevel=1,  # the same place each time, so that it is said once
-        )

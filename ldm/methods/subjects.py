@@ -1,0 +1,67 @@
+"""What a model has of each of its subjects: the identifier, checked prompts, losses of its own."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from ldm.concepts import PLACEHOLDER, Concept, Learned
+from ldm.data.batch import Batch
+from ldm.data.subject import SubjectImages
+from ldm.errors import UserError, printable
+from ldm.models.identifier import resolve_identifiers
+
+
+def with_identifiers(
+    concepts: Sequence[Concept], identifier: str, tokenizer: CLIPTokenizer, seed: int
+) -> tuple[Learned, ...]:
+    """`concepts` with their identifiers found; `identifier` is that of a concept without one, or of no concepts."""
+    if not concepts:
+        return (Learned(resolve_identifiers([identifier], tokenizer, seed)[0]),)
+    wanted = [concept.identifier or identifier for concept in concepts]
+    found = resolve_identifiers(wanted, tokenizer, seed)
+    return tuple(
+        Learned(text, concept.class_word, concept.placeholder)
+        for text, concept in zip(found, concepts, strict=True)
+    )
+
+
+def check_prompts(subject: Learned, images: SubjectImages) -> None:
+    """Raise UserError for a configured prompt that does not name `subject`; a caption that does not is a warning."""
+    nameless = []
+    for prompt, caption in zip(images.prompts, images.captions, strict=True):
+        if subject.placeholder in prompt or subject.identifier in prompt.split():
+            continue
+        if caption is None:
+            raise UserError(
+                f"prompt '{prompt}' of the subject's images: write {PLACEHOLDER} where its identifier goes"
+            )
+        nameless.append(f"{caption.source.name} ('{prompt}')")
+    if nameless:
+        warnings.warn(
+            printable(
+                f"captions without {PLACEHOLDER}, which teach the subject nothing: {', '.join(nameless)}"
+            ),
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
+
+
+def losses_apart(
+    subjects: Sequence[Learned], batch: Batch, subject_error: Tensor, prior_error: Tensor
+) -> dict[str, Tensor]:
+    """`subject_loss_<name>` and `prior_loss_<name>` of each of several subjects, as [sum of errors, their count].
+
+    subject_error: of the batch's subject examples, [B]. prior_error: of the class samples beside them, [B] or [0].
+    """
+    if len(subjects) == 1:
+        return {}
+    apart = {}
+    concepts = torch.tensor(batch.concepts, device=subject_error.device)  # [B]
+    for place, subject in enumerate(subjects):
+        own = concepts == place
+        for kind, error in (("subject", subject_error), ("prior", prior_error)):
+            if len(error):
+                apart[f"{kind}_loss_{subject.name}"] = torch.stack([error.detach()[own].sum(), own.sum()])
+    return apart
