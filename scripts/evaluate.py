@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Read the config, evaluate and print the table."""
     from ldm.config import load_settings
-    from ldm.evaluation.evaluate import Evaluation, evaluate
+    from ldm.evaluation.evaluate import Evaluation
     from ldm.evaluation.settings import EvaluationSettings
+    from ldm.evaluation.several import evaluate_all
 
     evaluation = Evaluation(
         config=load_settings([CONFIG, *options.config], EvaluationSettings, options.overrides),
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         base_options=base_options(options),
         trust=options.trust,
     )
-    print(evaluate(evaluation))
+    print(evaluate_all(evaluation, options.concept))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -75,6 +76,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="with --real: use only this many of them, the last ones, as reference; 0: all",
     )
     parser.add_argument("--class_word", help="the subject's class noun (default: the run's)")
+    parser.add_argument(
+        "--concept", metavar="[V1]", help="of a model with several subjects: this one (default: all)"
+    )
     parser.add_argument("--identifier", help="the word or words for the subject (default: the run's)")
     parser.add_argument(
         "--prompt_noun", help="noun in the prompts for drawing, '' for none (class-noun ablation)"

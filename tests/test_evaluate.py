@@ -49,6 +49,7 @@ def evaluate(networks, tmp_path):
         assert main([*map(str, words), "--device", "cpu", "--outdir", str(folder), *networks]) == expect
         return json.loads((folder / "metrics.json").read_text()) if expect == 0 else None, folder
 
+    run.networks = networks
     return run
 
 
@@ -93,6 +94,41 @@ def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate):
     for key in ("clip_t", "div", "class_clip_t"):
         assert given["metrics"][key] == result["metrics"][key]
     assert given["about"]["real_images"] == {"given": names}
+
+
+def test_several_subjects_are_measured_alone_against_each_other_and_together(train, evaluate, capsys):
+    subjects = [
+        {"data_root": "assets/benchmark/cat", "class_word": "cat", "identifier": "sks"},
+        {"data_root": "assets/subject/dog", "class_word": "dog", "identifier": "vup", "placeholder": "[rex]"},
+    ]
+    words = (f"data.params.concepts={json.dumps(subjects)}", "data.params.hold_out=2")
+    run = train(*words, "lightning.trainer.max_steps=2", name="measured")
+    assert main([*map(str, ("--ckpt", run, "--device", "cpu")), *evaluate.networks]) == 0
+    told, out = capsys.readouterr().out, run / "evaluation"
+    result = json.loads((out / "concepts.json").read_text())
+    assert [one["placeholder"] for one in result["subjects"]] == ["[V1]", "[rex]"]
+    for place, name in enumerate(("v1", "rex")):
+        own = json.loads((out / name / "metrics.json").read_text())
+        assert result["subjects"][place]["metrics"] == own["metrics"]
+        assert result["confusion"][place][place] == pytest.approx(own["metrics"]["dino"]["value"])
+    assert len({value for row in result["confusion"] for value in row}) == 4
+    (pair,) = result["pairs"]
+    assert pair["dino_lower"] <= min(pair["dino"])
+    drawn = {png_text(out / name)["prompt"] for name in pair["images"]}
+    assert "a photo of sks cat and vup dog on the beach" in drawn
+    assert len(pair["images"]) == 6
+    assert "[rex] dog" in told
+    assert (out / "report.html").read_text().count("<table") == 3
+    alone, folder = evaluate("--ckpt", run, "--concept", "[rex]", out="alone")
+    assert alone["metrics"] == result["subjects"][1]["metrics"]
+    assert alone["about"]["real_images"]["held_out"] == ["03.png", "04.png"]
+    assert {png_text(path)["prompt"] for path in (folder / "subject").iterdir()} == {
+        png_text(path)["prompt"] for path in (out / "rex" / "subject").iterdir()
+    }
+    evaluate("--ckpt", run, "--concept", "[V2]", expect=2)
+    assert "the model has no such subject; it has [V1], [rex]" in capsys.readouterr().err
+    evaluate("--ckpt", run, "--real", DOG, expect=2)
+    assert "--real is of one subject" in capsys.readouterr().err
 
 
 def test_without_hold_out_the_result_warns(train, evaluate):

@@ -170,6 +170,7 @@ EVALUATION = {
     "lpips": ["vgg16", 5, True, ""],
     "diversity": NAME,
     "live_classes": ["cat", [5], [""], None],
+    "pair_prompts": [None, [], "{} and {}", ["a photo of {}"], ["{} and {x}"], ["{} {} {}"], [5]],
     "prompt_sets": [None, [], {"a": "b"}, {"a": []}, {"a": [5]}],
     "published": [None, 5, [5], {"a": 1}],
 }

@@ -48,6 +48,8 @@ class Evaluation:
     """The subject's class noun; None for the run's."""
     identifier: str | None = None
     """The word or words for the subject; None for the run's."""
+    place: int = 0
+    """Which of a run's subjects is measured, by its place in the config's list."""
     prompt_noun: str | None = None
     """Noun in the prompts for drawing, '' for none; None for the class word."""
     outdir: Path | None = None
@@ -70,15 +72,29 @@ class Evaluation:
         return self.outdir or (self.run / "evaluation" if self.run else Path("outputs", "evaluation"))
 
 
-def evaluate(evaluation: Evaluation) -> str:
-    """Draw or find the images, score them, write the results; returns the table and the page's path."""
-    config, out = evaluation.config, evaluation.out
-    for folder in (out, out / "subject", out / "class"):
+def load_measuring(evaluation: Evaluation) -> tuple[Networks, LoadedModel | None]:
+    """The networks that measure, and the model whose pictures they look at, where it is to be drawn here."""
+    for folder in (evaluation.out, evaluation.out / "subject", evaluation.out / "class"):
         check_writable(folder)
+    config = evaluation.config["networks"]
     device = choose_device(evaluation.device)
-    networks = Networks(*load_networks(config["networks"], device), config["networks"]["diversity"])
-    if evaluation.ckpt:
-        subject, items, about = drawn_images(evaluation, networks, device)
+    networks = Networks(*load_networks(config, device), config["diversity"])
+    if evaluation.ckpt is None:
+        return networks, None
+    loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)
+    refuse_embedded_networks(networks, loaded.model.native_size)
+    loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device))
+    return networks, loaded
+
+
+def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | None) -> str:
+    """Draw or find the images, score them, write the result; returns the table and where the page is.
+
+    networks, loaded: as `load_measuring` gives them; of the model's subjects, the first is measured.
+    """
+    config, out = evaluation.config, evaluation.out
+    if loaded:
+        subject, items, about = drawn_images(evaluation, loaded)
     else:
         subject, items, about = given_images(evaluation)
     result, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
@@ -95,18 +111,13 @@ def evaluate(evaluation: Evaluation) -> str:
     return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
 
 
-def drawn_images(
-    evaluation: Evaluation, networks: Networks, device: torch.device
-) -> tuple[Subject, list[Item], dict[str, Any]]:
-    """Subject, the protocol's images drawn by `evaluation.ckpt`, and facts about the model."""
-    assert evaluation.ckpt is not None
-    loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)
+def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, list[Item], dict[str, Any]]:
+    """Subject, the protocol's images drawn by `loaded`, and facts about the model."""
     learned = loaded.subjects[0] if loaded.subjects else None
     if evaluation.identifier:
         learned = replace(learned or Learned(""), identifier=evaluation.identifier)
-        loaded.subjects = (learned, *loaded.subjects[1:])
+        loaded = replace(loaded, subjects=(learned,))
     subject = find_subject(evaluation, learned.class_word if learned else None)
-    refuse_embedded_networks(networks, loaded.model.native_size)
     items = plan(
         evaluation.config,
         subject.class_word,
@@ -114,7 +125,6 @@ def drawn_images(
         evaluation.prompt_noun,
         learned=learned is not None,
     )
-    loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device))
     draw(loaded, items, evaluation)
     about = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
     return subject, items, {**about, "identifier": learned.identifier if learned else None}
@@ -134,7 +144,7 @@ def find_subject(evaluation: Evaluation, learned_class: str | None) -> Subject:
     class_word = evaluation.class_word or learned_class
     if evaluation.real:
         return subject_in_folder(evaluation.real, evaluation.hold_out, evaluation.run, class_word)
-    return subject_of_run(evaluation.run, class_word)
+    return subject_of_run(evaluation.run, class_word, evaluation.place)
 
 
 def refuse_embedded_networks(networks: Networks, side: int) -> None:

@@ -24,12 +24,13 @@ class Subject:
     """A description of the photographs for the reader of the results."""
 
 
-def subject_of_run(run: Path | None, class_word: str | None) -> Subject:
+def subject_of_run(run: Path | None, class_word: str | None, place: int = 0) -> Subject:
     """The subject that a run was trained on, and its photographs, held-out ones first.
 
-    class_word: replaces the run's. Raises UserError if there is no run, or its photographs are missing.
+    class_word: replaces the run's. place: of the subject among several.
+    Raises UserError if there is no run, or its photographs are missing.
     """
-    data = _data_settings(run)
+    data = _data_settings(run, place)
     class_word = _class_word(class_word, data)
     if run is None or not data.get("data_root"):
         raise UserError("the subject's photographs are not known: name their folder with --real")
@@ -63,9 +64,11 @@ def subject_in_folder(real: Path, hold_out: int, run: Path | None, class_word: s
     )
 
 
-def _data_settings(run: Path | None) -> dict[str, Any]:
+def _data_settings(run: Path | None, place: int = 0) -> dict[str, Any]:
+    """The data's settings, with those of the subject at `place` where there is a list of them."""
     settings: dict[str, Any] = read_plain(run / CONFIG)["data"]["params"] if run else {}
-    return settings
+    concepts = settings.get("concepts")
+    return settings | concepts[place] if concepts else settings
 
 
 def _class_word(word: str | None, data: Mapping[str, Any]) -> str:

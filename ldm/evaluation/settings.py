@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text
+from ldm.values import Count, Must, NonNegativeFloat, Prompts, SamplerName, Seed, Text
+
+PairPrompts = Annotated[
+    Prompts,
+    Must(
+        lambda prompts: all(prompt.count("{}") == 2 == prompt.count("{") for prompt in prompts),
+        "a list of prompts with {} twice, for the two subjects",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -43,4 +51,5 @@ class EvaluationSettings:
     prompts: Text
     live_classes: Sequence[Text]
     prompt_sets: Mapping[str, Prompts]
+    pair_prompts: PairPrompts
     published: Sequence[Mapping[str, Any]]

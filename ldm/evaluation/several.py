@@ -1,0 +1,207 @@
+"""Several subjects in one model: each measured alone, each against the others, and two of them in one picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.concepts import Learned
+from ldm.data.images import load_image
+from ldm.errors import UserError
+from ldm.evaluation.evaluate import Evaluation, draw, evaluate, find_subject, load_measuring
+from ldm.evaluation.metrics import METRICS, prompt_fidelity, subject_fidelity
+from ldm.evaluation.page import page, picture
+from ldm.evaluation.protocol import Item
+from ldm.evaluation.report import number
+from ldm.evaluation.scores import Networks
+from ldm.files import replacing
+from ldm.methods.load import LoadedModel
+
+RESULT = "concepts.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One subject of several: what it is called, its own result, DINO features of its pictures and photographs."""
+
+    learned: Learned
+    result: dict[str, Any]
+    pictures: Tensor
+    photographs: Tensor
+
+
+def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
+    """Measure every subject of the model, or the one of the placeholder `concept`; returns the tables as text.
+
+    Of several, each has a folder of its own in `evaluation.out`, with all that the evaluation of one has; what is
+    between them is in `concepts.json` and `report.html`.
+    """
+    networks, loaded = load_measuring(evaluation)
+    subjects = loaded.subjects if loaded else ()
+    if concept is not None:
+        places = [place for place, subject in enumerate(subjects) if subject.placeholder == concept]
+        if not places:
+            known = ", ".join(subject.placeholder for subject in subjects) or "none"
+            raise UserError(f"--concept {concept}: the model has no such subject; it has {known}")
+        subjects = (subjects[places[0]],)
+        evaluation = replace(evaluation, place=places[0])
+    if loaded is None or len(subjects) < 2:
+        return evaluate(evaluation, networks, loaded and replace(loaded, subjects=tuple(subjects)))
+    for given, option in ((evaluation.real, "--real"), (evaluation.identifier, "--identifier")):
+        if given:
+            raise UserError(f"{option} is of one subject, and this model has several: name it with --concept")
+    return evaluate_several(evaluation, networks, loaded)
+
+
+def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedModel) -> str:
+    """Measure each subject of `loaded`, and what is between them."""
+    measured = [
+        measure(replace(evaluation, place=place), networks, loaded) for place in range(len(loaded.subjects))
+    ]
+    pairs = measure_pairs(evaluation, networks, loaded, measured)
+    result = {
+        "subjects": [
+            {"placeholder": one.learned.placeholder, "identifier": one.learned.identifier}
+            | {"class_word": one.learned.class_word, "metrics": one.result["metrics"]}
+            for one in measured
+        ],
+        "confusion": confusion(measured),
+        "pairs": pairs,
+    }
+    try:
+        with replacing(evaluation.out / "report.html") as path:
+            path.write_text(report(result, measured, evaluation.out), encoding="utf-8")
+        with replacing(evaluation.out / RESULT) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the result cannot be written to {evaluation.out} ({error})") from error
+    tables = tables_of(result, measured)
+    return (
+        "\n\n".join(f"{title}\n{as_text(rows)}" for title, rows in tables)
+        + f"\n{evaluation.out / 'report.html'}"
+    )
+
+
+def measure(evaluation: Evaluation, networks: Networks, loaded: LoadedModel) -> Measured:
+    """Evaluate the subject at `evaluation.place` as if it were the only one."""
+    learned = loaded.subjects[evaluation.place]
+    own = replace(evaluation, outdir=evaluation.out / learned.name)
+    evaluate(own, networks, replace(loaded, subjects=(learned,)))
+    result = json.loads((own.out / "metrics.json").read_text(encoding="utf-8"))
+    photographs = next(iter(find_subject(own, learned.class_word).references.values()))
+    pictures = sorted((own.out / "subject").glob("*.png"))
+    return Measured(learned, result, features(networks, pictures), features(networks, photographs))
+
+
+def features(networks: Networks, paths: Sequence[Path]) -> Tensor:
+    """DINO features of the pictures at `paths`, [N, D]."""
+    return networks.dino.images(map(load_image, paths))
+
+
+def confusion(measured: Sequence[Measured]) -> list[list[float]]:
+    """Row i, column j: mean DINO of the pictures of subject i against the photographs of subject j."""
+    return [
+        [float(subject_fidelity(one.pictures, other.photographs).mean()) for other in measured]
+        for one in measured
+    ]
+
+
+def measure_pairs(
+    evaluation: Evaluation, networks: Networks, loaded: LoadedModel, measured: Sequence[Measured]
+) -> list[dict[str, Any]]:
+    """Pictures of every two subjects together: mean DINO with each of them, and of each picture the lower one."""
+    found = []
+    for (i, one), (j, other) in combinations(enumerate(measured), 2):
+        items = pair_items(evaluation, one.learned, other.learned)
+        draw(loaded, items, evaluation)
+        pictures = features(networks, [item.path for item in items])
+        with_one, with_other = (subject_fidelity(pictures, m.photographs) for m in (one, other))
+        texts = networks.clip.texts([item.text for item in items])
+        clip = networks.clip.images(load_image(item.path) for item in items)
+        found.append(
+            {
+                "subjects": [i, j],
+                "dino": [float(with_one.mean()), float(with_other.mean())],
+                "dino_lower": float(with_one.minimum(with_other).mean()),
+                "clip_t": float(prompt_fidelity(clip, texts).mean()),
+                "images": [str(item.path.relative_to(evaluation.out)) for item in items],
+            }
+        )
+    return found
+
+
+def pair_items(evaluation: Evaluation, one: Learned, other: Learned) -> list[Item]:
+    """The pictures that are drawn of two subjects together."""
+    sampling, items = evaluation.config["sampling"], []
+    folder = evaluation.out / "pairs" / f"{one.name}-{other.name}"
+    for place, template in enumerate(evaluation.config["pair_prompts"]):
+        prompt = template.format(*(f"{named.placeholder} {named.class_word}" for named in (one, other)))
+        text = template.format(*(with_article(named.class_word or "thing") for named in (one, other)))
+        for k in range(sampling["images_per_prompt"]):
+            path = folder / f"{place:02d}-{k}.png"
+            items.append(Item("subject", prompt, text, sampling["seed"] + k, path))
+    return items
+
+
+def with_article(noun: str) -> str:
+    """ "a cat", "an owl"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+Table = list[list[str]]
+"""Rows of cells; the first has the titles, and each row's first cell its name."""
+
+
+def tables_of(result: dict[str, Any], measured: Sequence[Measured]) -> list[tuple[str, Table]]:
+    """The tables, each with its title."""
+    names = [f"{one.learned.placeholder} {one.learned.class_word or ''}".strip() for one in measured]
+    rows = [["", *(metric.title for metric in METRICS.values())]]
+    for name, one in zip(names, measured, strict=True):
+        rows.append([name, *(number(one.result["metrics"][key]["value"]) for key in METRICS)])
+    against = [["", *names]]
+    against += [[name, *map(number, row)] for name, row in zip(names, result["confusion"], strict=True)]
+    pairs = [["", "DINO, first", "DINO, second", "DINO, the lower", "CLIP-T"]]
+    for pair in result["pairs"]:
+        i, j = pair["subjects"]
+        values = [*pair["dino"], pair["dino_lower"], pair["clip_t"]]
+        pairs.append([f"{names[i]} and {names[j]}", *map(number, values)])
+    return [
+        ("each subject alone", rows),
+        ("DINO of the pictures of the row's subject against the photographs of the column's", against),
+        ("two subjects in one picture", pairs),
+    ]
+
+
+def as_text(rows: Table) -> str:
+    """A table for the terminal."""
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]))]
+    return "\n".join(
+        row[0].ljust(widths[0])
+        + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def report(result: dict[str, Any], measured: Sequence[Measured], out: Path) -> str:
+    """The page: the tables, links to the subjects' own pages, and the pictures of every two."""
+    body = [f"<h1>DreamBooth evaluation: {len(measured)} subjects</h1>"]
+    links = [
+        f'<a href="{one.learned.name}/report.html">{escape(one.learned.placeholder)}</a>' for one in measured
+    ]
+    body.append(f'<p class="lead">Each subject has a page of its own: {", ".join(links)}.</p>')
+    for title, rows in tables_of(result, measured):
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows[1:]]
+        cells = "".join(f"<tr>{line}</tr>" for line in lines)
+        body.append(f'<h2>{escape(title[:1].upper() + title[1:])}</h2><div class="scroll"><table>')
+        body.append(f"<tr>{head}</tr>{cells}</table></div>")
+    for pair in result["pairs"]:
+        names = " and ".join(measured[place].learned.placeholder for place in pair["subjects"])
+        figures = "".join(picture(out / name, name, "") for name in pair["images"])
+        body.append(f'<h3>{escape(names)}</h3><div class="row">{figures}</div>')
+    return page("Evaluation of several subjects", "".join(body), result)
