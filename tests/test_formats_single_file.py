@@ -229,7 +229,7 @@ class TestPredictionType:
         ("control_model.input_blocks.0.0.weight", "ControlNet"),
         ("string_to_param.*", "textual inversion"),
         ("model.unet.conv_in.weight", "run's checkpoint"),
-        ("down_blocks.0.resnets.0.conv1.weight", "folder that holds model_index.json"),
+        ("down_blocks.0.resnets.0.conv1.weight", "folder with model_index.json"),
         ("first_stage_model.encoder.conv_in.weight", "vae of a base model"),
         ("blocks.0.attn.weight", "not a Stable Diffusion model"),
         ("model.diffusion_model.input_blocks.0.0.weight", "no text encoder"),

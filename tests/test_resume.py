@@ -332,8 +332,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, whole, monkeyp
     (folder / "state-000006.ckpt").write_bytes((folder / "state-000006.ckpt").read_bytes()[:-999])
     assert resume(run) == 0
     told = capsys.readouterr().err
-    assert "last.ckpt is damaged; taking the checkpoint before it" in told
-    assert "state-000006.ckpt is damaged; taking the checkpoint before it" in told
+    assert "last.ckpt is damaged; using the previous checkpoint" in told
+    assert "state-000006.ckpt is damaged; using the previous checkpoint" in told
     assert_same_run(run, whole)
     assert sorted(p.name for p in folder.glob("*-*.ckpt")) == ["state-000006.ckpt", "state-000008.ckpt"]
     assert state(run, "state-000006.ckpt")["global_step"] == 6
@@ -350,7 +350,7 @@ def test_where_no_checkpoint_loads_nothing_starts_over(cut, capsys):
 def test_from_a_file(train, whole, monkeypatch, capsys):
     run = train(*QUICK, "lightning.callbacks.checkpoint.params={every_steps: 2, keep: 3}")
     assert resume(run / "checkpoints" / "best.ckpt") == 2
-    assert "weights alone" in error_of(capsys)
+    assert "only weights" in error_of(capsys)
     assert resume(run / "checkpoints" / "last.ckpt") == 0
     assert "finished" in capsys.readouterr().out
     at_call(monkeypatch, DreamBooth, "training_step", {2}, lambda: 1 / 0)

@@ -130,12 +130,12 @@ REFUSED = {
     "refiner's sizes": (
         "unet/config.json",
         {"projection_class_embeddings_input_dim": 60},
-        "its UNet reads 6 sizes and a pooled text of width 12, and its text encoder gives 20",
+        "its UNet expects 6 sizes and a pooled text of width 12, but its text encoder gives 20",
     ),
     "one text encoder's width": (
         "unet/config.json",
         {"cross_attention_dim": 24},
-        "its UNet reads text states of width 24, and its text encoders give 40",
+        "its UNet expects text states of width 24, but its text encoders give 40",
     ),
     "swapped activations": ("text_encoder/config.json", {"hidden_act": "gelu"}, "with these activations"),
 }

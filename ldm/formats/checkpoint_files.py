@@ -1,4 +1,4 @@
-"""The checkpoint files of a run folder: their names, and which of them is the newest that loads."""
+"""The checkpoint files of a run folder: their names, and the newest that loads."""
 
 import warnings
 import zipfile
@@ -11,11 +11,11 @@ from ldm.formats.run_checkpoint import FullState
 from ldm.formats.safe_loading import load_checkpoint
 
 CONFIG = Path("configs", "config.yaml")
-"""The merged config, in a run folder."""
+"""The merged config, relative to a run folder."""
 LAST = "last.ckpt"
 """The newest full state."""
 BEST = "best.ckpt"
-"""The weights alone of the best validation."""
+"""Only the weights, of the best validation."""
 
 
 def run_of(path: Path) -> Path | None:
@@ -25,25 +25,25 @@ def run_of(path: Path) -> Path | None:
 
 
 def state_name(step: int) -> str:
-    """Name of an older full state, where more than one is kept."""
+    """Name of an older full state, if more than one is kept."""
     return f"state-{step:06d}.ckpt"
 
 
 def older_states(folder: Path) -> list[Path]:
-    """Full states other than `last.ckpt`, the newest first. Steps order them: a copy changes a file's time."""
+    """Full states other than `last.ckpt`, newest first, ordered by step, since copying changes a file's time."""
     return sorted(folder.glob("state-*.ckpt"), key=step_in_name, reverse=True)
 
 
 def step_in_name(path: Path) -> int:
-    """The step in a name that `state_name` made; -1 for any other."""
+    """The step in a name made by `state_name`; -1 for other names."""
     digits = path.stem.removeprefix("state-")
     return int(digits) if digits.isdecimal() else -1
 
 
 def newest_state(run: Path) -> Path | None:
-    """The newest full state of a run folder that loads, passing over damaged ones with a warning.
+    """The newest full state of a run folder that loads, with a warning for damaged ones.
 
-    None where no state was saved yet; a UserError where there are some and none loads.
+    None if no state was saved yet. Raises UserError if there are some but none loads.
     """
     folder = run / "checkpoints"
     candidates = [path for path in (folder / LAST, *older_states(folder)) if path.is_file()]
@@ -51,36 +51,38 @@ def newest_state(run: Path) -> Path | None:
         problem = problem_with(path)
         if problem is None:
             return path
-        warnings.warn(f"{problem}; taking the checkpoint before it", stacklevel=2)
+        warnings.warn(f"{problem}; using the previous checkpoint", stacklevel=2)
     if candidates:
         raise UserError(
-            f"run {run}: none of its {len(candidates)} checkpoints loads; restore one, or start a new run"
+            f"run {run}: none of its {len(candidates)} checkpoints can be loaded; restore one, or start a new run"
         )
     return None
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """As `newest_state`, but a UserError where there is none."""
+    """Like `newest_state`, but raises UserError if there is none."""
     path = newest_state(run)
     if path is None:
-        raise UserError(f"run {run}: no checkpoint in {run / 'checkpoints'} yet; --resume {run} goes on")
+        raise UserError(
+            f"run {run}: no checkpoint in {run / 'checkpoints'} yet; continue the run with --resume {run}"
+        )
     return path
 
 
 def what_is_kept(folder: Path) -> str:
-    """For messages of a run that ends or cannot save: whether its checkpoint folder has a state to go on from."""
+    """For messages of a run that ends or cannot save: whether its checkpoint folder has a state to resume from."""
     states = [path for path in (folder / LAST, *older_states(folder)) if path.is_file()]
     return "the last good checkpoint is kept" if states else "there is no checkpoint yet"
 
 
 def problem_with(path: Path) -> str | None:
-    """Why a run cannot go on from the checkpoint file `path`; None where it can."""
+    """Why a run cannot resume from the checkpoint file `path`; None if it can."""
     if not is_whole(path):
         return f"checkpoint {path} is damaged"
     try:
         content = load_checkpoint(path)
         if "optimizer_states" not in content:
-            return f"checkpoint {path} holds weights alone, not a state to go on from"
+            return f"checkpoint {path} has only weights, not a state to resume from"
         described(FullState, content, path)
     except UserError as error:
         return f"checkpoint {error}"
@@ -88,7 +90,7 @@ def problem_with(path: Path) -> str | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint file is what was written (its checksums hold)."""
+    """Whether a checkpoint file is complete and undamaged, by its checksums."""
     try:
         if is_special(path):
             return False

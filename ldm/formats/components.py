@@ -1,4 +1,4 @@
-"""A base model in parts, as every format reads and writes it."""
+"""The parts of a base model, which every format reads and writes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,24 +17,24 @@ class Components:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     text_encoders: dict[str, CLIPTextModel]
-    """By the names of their folders: `text_encoder`, `text_encoder_2`, in the order that their states are joined."""
+    """By folder name: `text_encoder`, `text_encoder_2`, in the order in which their states are joined."""
     tokenizers: dict[str, CLIPTokenizer]
-    """By the names of their folders: `tokenizer`, `tokenizer_2`, in the order of the text encoders."""
+    """By folder name: `tokenizer`, `tokenizer_2`, in the order of the text encoders."""
     scheduler_config: dict[str, Any]
     """diffusers' scheduler config as plain values; always has `network_configs.SCHEDULE_KEYS`."""
     source: str
-    """What the user asked for: a folder, a file or a hub id."""
+    """The folder, file or hub id given by the user."""
     fingerprint: str
-    """Hash of the contents of the files it was read from."""
+    """Hash of the contents of the model's files."""
     zero_unconditional: bool = False
-    """Whether an empty negative prompt conditions on zeros, not on the text encoders' states of an empty text."""
+    """Whether an empty negative prompt means zeros instead of the text encoders' states of an empty text."""
 
     @property
     def networks(self) -> dict[str, Network]:
-        """All networks, by the names of their folders."""
+        """All networks, by folder name."""
         return {"unet": self.unet, "vae": self.vae, **self.text_encoders}
 
     @property
     def family(self) -> Family:
-        """The kind of model, as its text encoders show it."""
+        """The model family, recognized by the text encoders."""
         return family_of({name: encoder.config.hidden_act for name, encoder in self.text_encoders.items()})

@@ -1,8 +1,7 @@
-"""Converts tensors between CompVis' single files and the networks' own state dicts; reads no file.
+"""Converts tensors between CompVis' single files and the networks' state dicts, without reading files.
 
-Besides the names (`compvis_names`) three layouts differ: CompVis has four 1 x 1 convolutions for the VAE's
-attention and diffusers four linear layers; OpenCLIP joins query, key and value into one matrix, and multiplies by its
-text projection from the other side.
+Besides names (`compvis_names`), three layouts differ: the VAE's attention has four 1 x 1 convolutions in CompVis and
+four linear layers in diffusers; OpenCLIP joins query, key and value into one matrix and transposes its text projection.
 """
 
 import re
@@ -17,21 +16,21 @@ from ldm.formats.families import FAMILIES, SD2, TEXT_ENCODERS, family_of
 from ldm.formats.modules import Network, bare_key, bare_state
 
 ENCODERS = tuple(item for family in FAMILIES for item in family.text_encoders.items())
-"""The text encoders of all families, with the names of their folders."""
+"""The text encoders of all families, with their folder names."""
 PREFIXES = {
     "unet": (UNET_PREFIX, "model_ema."),
     "vae": (VAE_PREFIX,),
     **{name: tuple({e.place for own, e in ENCODERS if own == name}) for name in TEXT_ENCODERS},
 }
-"""What a component's keys begin with in a single file of any family."""
+"""Prefixes of a component's keys in the single files of all families."""
 
 INERT_KEYS = (
-    # The noise schedule, which the scheduler config states.
+    # The noise schedule, which is in the scheduler config.
     r"betas|(sqrt_)?alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_recipm?1?_alphas_cumprod",
     r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor",
     # Counters of the moving average; the VAE's training losses and its own moving average.
     r"model_ema\.(decay|num_updates)|first_stage_model\.(loss|model_ema)\..*|v_pred|ztsnr|denoiser\.sigmas",
-    # The numbers 0, 1, ..., 76, and CLIP's projections, which most text encoders here do not use.
+    # The position ids 0, 1, ..., 76, and CLIP's projections, which most text encoders here do not use.
     *(
         rf"{re.escape(encoder.keys)}(text_projection|logit_scale|attn_mask)"
         if encoder.open_clip
@@ -40,14 +39,14 @@ INERT_KEYS = (
         for _, encoder in ENCODERS
     ),
 )
-"""Keys (regular expressions) that carry nothing the model needs; `surplus` adds OpenCLIP's last layer."""
+"""Keys (regular expressions) that the model does not need; `surplus` adds OpenCLIP's last layer."""
 
 VAE_ATTENTION_WEIGHT = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 QKV = ("q_proj", "k_proj", "v_proj")
 OPEN_CLIP = tuple(encoder.keys for _, encoder in ENCODERS if encoder.open_clip)
-"""What the keys of OpenCLIP's text encoders begin with."""
+"""Key prefixes of OpenCLIP's text encoders."""
 JOINED = re.compile(rf"((?:{'|'.join(map(re.escape, OPEN_CLIP))}).*attn\.)([qkv]_proj)\.(weight|bias)")
-"""Parts of what OpenCLIP joins."""
+"""Keys of the parts that OpenCLIP joins."""
 SD2_KEYS = SD2.text_encoders["text_encoder"].keys
 SD2_LAYER = rf"{re.escape(SD2_KEYS)}transformer\.resblocks\.(\d+)\."
 TRANSPOSED = tuple(f"{keys}text_projection" for keys in OPEN_CLIP)
@@ -57,7 +56,7 @@ TRANSPOSED = tuple(f"{keys}text_projection" for keys in OPEN_CLIP)
 def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]:
     """`{component: {our key: their key}}` for the networks in `modules` (on any device).
 
-    Text-encoder keys are bare on our side.
+    Our text-encoder keys are bare.
     """
     keys = {name: [bare_key(key) for key in module.state_dict()] for name, module in modules.items()}
     maps = {}
@@ -74,9 +73,9 @@ def compvis_key_map(modules: Mapping[str, Network]) -> dict[str, dict[str, str]]
 def from_compvis(
     tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]], use_ema: bool
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each component in `key_map` under our keys, as far as the file has them.
+    """The tensors of each component in `key_map` that the file has, under our keys.
 
-    use_ema: take the UNet's moving average where the file has one.
+    use_ema: use the UNet's moving average if the file has one.
     """
     flat = split_qkv(tensors)
     weights = {}
@@ -89,17 +88,17 @@ def from_compvis(
 
 
 def surplus(tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """The keys that no network takes and `INERT_KEYS` does not name, by component.
+    """The keys that no network uses and that are not in `INERT_KEYS`, by component.
 
-    A VAE outside of `key_map` is skipped, and all but the VAE where that alone is read. SD 2.x uses all of
-    OpenCLIP's layers but the last, which is inert.
+    Keys of a VAE not in `key_map` are skipped; if only the VAE is in it, all other keys. SD 2.x uses all of OpenCLIP's
+    layers except the last, which is inert.
     """
     known = {theirs for names in key_map.values() for theirs in names.values()}
     known |= {ema_key(theirs) for theirs in key_map.get("unet", {}).values()}
     layers = [int(found[1]) for key in known if (found := re.match(SD2_LAYER, key))]
     last = [rf"{re.escape(SD2_KEYS)}transformer\.resblocks\.{max(layers) + 1}\..*"] if layers else []
     inert = re.compile("|".join(f"(?:{pattern})" for pattern in (*INERT_KEYS, *last)))
-    # Besides a VAE that another replaces, or all but a VAE that is read alone, nothing may be left.
+    # Only the keys of a replaced VAE, or all but those of a VAE read alone, may be left over.
     skipped = ({"vae"} if "unet" in key_map else PREFIXES.keys()) - key_map.keys()
     ignored = tuple(start for name in skipped for start in PREFIXES[name])
     result: dict[str, list[str]] = {}
@@ -110,7 +109,7 @@ def surplus(tensors: Mapping[str, Tensor], key_map: Mapping[str, Mapping[str, st
 
 
 def component_of(key: str) -> str:
-    """The component that a single file's key belongs to, or "other"."""
+    """The component of a single file's key, or "other"."""
     return next((name for name, starts in PREFIXES.items() if key.startswith(starts)), "other")
 
 
@@ -125,17 +124,17 @@ def to_compvis(modules: Mapping[str, Network]) -> dict[str, Tensor]:
 
 
 def has_ema(tensors: Iterable[str]) -> bool:
-    """Whether the file holds a moving average of the UNet beside its weights."""
+    """Whether the file has a moving average of the UNet beside its weights."""
     return any(key.startswith("model_ema.diffusion_model") for key in tensors)
 
 
 def ema_key(key: str) -> str:
-    """The name of a UNet key's moving average: CompVis drops the dots."""
+    """The key of a UNet weight's moving average: CompVis removes the dots."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def with_text_model(key: str) -> str:
-    """Files written by transformers 5 lack the `text_model.` that all others have."""
+    """`key` with the `text_model.` that files written by transformers 5 lack."""
     for prefix in (encoder.keys for _, encoder in ENCODERS if not encoder.open_clip):
         start = prefix.removesuffix("text_model.")
         rest = key.removeprefix(start)
@@ -145,7 +144,7 @@ def with_text_model(key: str) -> str:
 
 
 def as_ours(key: str, value: Tensor) -> Tensor:
-    """Their tensor as ours: the VAE's 1 x 1 convolutions of attention as matrices, OpenCLIP's projection transposed."""
+    """Their tensor as ours: 1 x 1 convolutions of the VAE's attention as matrices, OpenCLIP's projection transposed."""
     if key in TRANSPOSED and value.ndim == 2:
         return value.T.contiguous()
     return value.flatten(1) if VAE_ATTENTION_WEIGHT.fullmatch(key) and value.shape[2:].numel() == 1 else value

@@ -1,7 +1,7 @@
-"""The names that CompVis' single files have for the parameters of diffusers and transformers.
+"""Names in CompVis' single files for the parameters of diffusers and transformers.
 
-Each function takes the keys of one network and returns `{our key: their key}`. The maps are one to one, so
-one map serves reading and writing. Only the numbering of blocks depends on the network's size.
+Each function maps the keys of one network, `{our key: their key}`. The maps are one to one, so they serve reading and
+writing. Only the numbering of blocks depends on the network's size.
 
 Sources: module names of CompVis/stable-diffusion and Stability-AI/generative-models (`openaimodel.py`, `model.py`)
 and of mlfoundations/open_clip (`transformer.py`); checked in the tests against diffusers' own conversion.
@@ -64,8 +64,8 @@ def renamed_start(key: str, names: dict[str, str]) -> str:
 
 
 def unet_names(keys: Iterable[str], layers_per_block: int) -> dict[str, str]:
-    """CompVis numbers the UNet's layers through: 0 is the first convolution, and a resolution's up- or
-    downsampler is a layer of its own on the way down, but part of the last layer on the way up."""
+    """The UNet. CompVis numbers its layers consecutively: 0 is the first convolution; a downsampler is a layer of its
+    own, but an upsampler is part of the last layer of its resolution."""
     keys = list(keys)
     attending = {key.split(".attentions.")[0] for key in keys if ".attentions." in key}
     return {key: UNET_PREFIX + unet_name(key, layers_per_block, attending) for key in keys}
@@ -92,7 +92,7 @@ def unet_name(key: str, layers: int, attending: set[str]) -> str:
 
 
 def vae_names(keys: Iterable[str], blocks: int) -> dict[str, str]:
-    """The VAE. CompVis numbers the decoder's blocks from fine to coarse, diffusers from coarse to fine."""
+    """The VAE. CompVis numbers the decoder's blocks from fine to coarse, diffusers the other way."""
     return {key: VAE_PREFIX + vae_name(key, blocks) for key in keys}
 
 
@@ -120,7 +120,7 @@ def vae_name(key: str, blocks: int) -> str:
 
 
 def text_names(keys: Iterable[str], encoder: TextEncoder) -> dict[str, str]:
-    """A text encoder, which OpenCLIP or transformers named; query, key and value are apart (`join_qkv` joins them)."""
+    """A text encoder in OpenCLIP's or transformers' layout; query, key and value are separate (see `join_qkv`)."""
     return {key: encoder.keys + (openclip_name(key) if encoder.open_clip else key) for key in keys}
 
 

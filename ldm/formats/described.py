@@ -1,7 +1,7 @@
-"""Checks plain data from outside against a description before anything relies on it.
+"""Checks untrusted plain data against a description before use.
 
-Each kind of file is described once, by a subclass of `Content`: a run's checkpoint, the configs in a base
-model's folder, the note in an exported folder.
+Each kind of file has one description, a subclass of `Content`: a run's checkpoint, the configs in a base model's
+folder, the note in an exported folder.
 """
 
 import json
@@ -16,11 +16,11 @@ from ldm.errors import UserError
 from ldm.files import is_special
 
 MAX_JSON_BYTES = 50_000_000
-"""Larger JSON files are refused unread; the largest legitimate one is a vocabulary of one megabyte."""
+"""Larger JSON files are not read; the largest legitimate one is a vocabulary of one megabyte."""
 
 
 class Content(BaseModel):
-    """What a file must hold: fields of the given types, without coercion. Other fields are ignored."""
+    """The required fields of a file and their types, without coercion. Other fields are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -29,7 +29,7 @@ Kind = TypeVar("Kind", bound=Content)
 
 
 def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
-    """`content` as a `kind`. Raises UserError with `source`, the first wrong field and what is allowed there."""
+    """`content` as a `kind`. Raises UserError with `source`, the first wrong field and its allowed values."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -53,14 +53,12 @@ def _phrase(error: ErrorDetails) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where the file is missing, damaged, too large or not a regular file."""
+    """A JSON object. Raises UserError if the file is missing, damaged, too large or not a regular file."""
     try:
         if is_special(path):
-            raise UserError(f"{path} is a pipe or a device, not a file: put the JSON file in its place")
+            raise UserError(f"{path} is a pipe or a device, not a file: replace it by the JSON file")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(
-                f"{path} is larger than any JSON file that is read here: copy or download it again"
-            )
+            raise UserError(f"{path} is too large for a JSON file of a model: copy or download it again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the folder is not a complete diffusers model") from None
@@ -69,5 +67,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a JSON object: the folder is not a complete diffusers model")
+        raise UserError(f"{path} is not a JSON object: the folder is not a complete diffusers model")
     return content

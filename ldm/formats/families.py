@@ -1,7 +1,7 @@
-"""The families of models that can be read and written here, and how to recognise others.
+"""The model families that can be read and written here, and how to recognise others.
 
-Data, and how a family is found in it. `diffusers_folder`, `single_file`, `network_configs` and `hub` read these
-tables; a new family is a row of FAMILIES, with its component configs in `configs/`.
+`diffusers_folder`, `single_file`, `network_configs` and `hub` read these tables; a new family is a row of FAMILIES,
+with its component configs in `configs/`.
 """
 
 import re
@@ -25,40 +25,40 @@ TOKENIZERS = dict.fromkeys(("tokenizer", "tokenizer_2"), ("transformers", "CLIPT
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """One text encoder of a family: what its config says, and where a single file has it."""
+    """One text encoder of a family: its config's activation, and its keys in a single file."""
 
     activation: str
     """`hidden_act` in its config, which distinguishes the families."""
     keys: str
-    """What its keys begin with in a single file."""
+    """Prefix of its keys in a single file."""
     open_clip: bool
-    """Whether a single file has it in OpenCLIP's layout; in transformers' otherwise."""
+    """Whether single files use OpenCLIP's layout for it; otherwise transformers'."""
 
     @property
     def place(self) -> str:
-        """What all keys begin with that a single file may have of it, those that no model needs included."""
+        """Prefix of all its possible keys in a single file, including those that the model does not need."""
         return re.sub(r"(transformer\.text_model|model)\.$", "", self.keys)
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One kind of model: its parts, and what distinguishes it from the others."""
+    """One model family: its parts, and what distinguishes it from the others."""
 
     name: str
     pipeline: str
-    """diffusers' class, as `model_index.json` names it."""
+    """diffusers' pipeline class, as in `model_index.json`."""
     text_encoders: Mapping[str, TextEncoder]
-    """By the names of their folders, in the order that their states are joined."""
+    """By folder name, in the order in which their states are joined."""
     configs: Path
     """Component configs of the published size, and the tokenizers, in diffusers' layout."""
     prediction_type: str | None
-    """Prediction type of a single file that names none; None where the published models differ."""
+    """Prediction type of single files that do not say it; None if the published models differ."""
     architecture: Mapping[str, str]
     """ModelSpec's name of the architecture, by prediction type."""
     index: Mapping[str, Any]
-    """Entries of `model_index.json` that are no parts."""
+    """Entries of `model_index.json` that are not parts."""
     unet_inputs: Mapping[str, str] = field(default_factory=dict)
-    """Settings of the UNet that mean inputs beside latents, timesteps and text states."""
+    """UNet settings for inputs beside latents, timesteps and text states."""
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class Family:
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
-        """The folders of its tokenizers, one for each text encoder."""
+        """The folders of its tokenizers, one per text encoder."""
         return tuple(tokenizer_of(name) for name in self.text_encoders)
 
 
@@ -77,7 +77,7 @@ def tokenizer_of(text_encoder: str) -> str:
 
 
 FORCE_ZEROS = "force_zeros_for_empty_prompt"
-"""The entry of `model_index.json` that says whether an empty negative prompt is zeros, where a family has it."""
+"""The entry of `model_index.json`, in some families, that says whether an empty negative prompt means zeros."""
 NO_SAFETY_CHECKER: Mapping[str, Any] = {"requires_safety_checker": False, "safety_checker": [None, None]}
 
 SD1 = Family(
@@ -123,7 +123,7 @@ TEXT_ENCODERS = tuple(dict.fromkeys(name for family in FAMILIES for name in fami
 READ_HERE = f"{', '.join(family.name for family in FAMILIES[:-1])} and {FAMILIES[-1].name}"
 
 NOT_NEEDED = ("feature_extractor", "safety_checker", "scheduler")
-"""Parts of a pipeline that are not checked in `model_index.json`: any scheduler's config will do."""
+"""Parts that are not checked in `model_index.json`; any scheduler's config is accepted."""
 
 OTHER_PIPELINES = {
     "StableDiffusion3": "a Stable Diffusion 3 model",
@@ -132,13 +132,13 @@ OTHER_PIPELINES = {
     "UnCLIP": "an unCLIP model",
     "AltDiffusion": "an AltDiffusion model",
 }
-"""What a folder with other parts is, by a word in the pipeline class that its `model_index.json` names."""
+"""Kinds of model with other parts, by a word in the pipeline class in `model_index.json`."""
 
 OTHER_TEXT_ENCODERS = {frozenset({"text_encoder_2"}): "an SDXL refiner"}
-"""What a folder is, by the text encoders that it has, where no family has just these."""
+"""Kinds of model by text encoders that no family has."""
 
 OTHER_SCHEDULERS = ("EDM", "Flow")
-"""Words in the names of diffusers' schedulers that have no betas, whose models noise differently."""
+"""Words in the names of diffusers' schedulers without betas, whose models add noise differently."""
 
 OTHER_INPUT_CHANNELS = {
     5: "a depth model",
@@ -146,33 +146,33 @@ OTHER_INPUT_CHANNELS = {
     8: "an editing model",
     9: "an inpainting model",
 }
-"""What a UNet is that takes more channels than the 4 of the noisy latents."""
+"""Kinds of model by input channels of the UNet, if more than the 4 of the noisy latents."""
 
 OTHER_UNET_INPUTS = {
     "addition_embed_type": "the UNet of an unCLIP model, or of SDXL without its text encoders",
     "class_embed_type": "the UNet of an upscaling or unCLIP model",
     "num_class_embeds": "the UNet of an upscaling or class-conditional model",
-    "encoder_hid_dim": "a UNet that reads other states than its text encoder's",
-    "encoder_hid_dim_type": "a UNet that reads other states than its text encoder's",
+    "encoder_hid_dim": "a UNet for other states than its text encoder's",
+    "encoder_hid_dim_type": "a UNet for other states than its text encoder's",
     "time_cond_proj_dim": "the UNet of a consistency-distilled model",
 }
-"""UNet settings that mean more inputs than latents, timesteps and text states, and what such a UNet is."""
+"""UNet settings for more inputs than latents, timesteps and text states, and the kinds of model that have them."""
 
 OTHER_KEYS = {
     "conditioner.embedders.": f"an SDXL refiner, or SDXL without a text encoder: give a whole model of {READ_HERE}",
     "model.diffusion_model.joint_blocks.": f"a Stable Diffusion 3 model, and only {READ_HERE} can be trained here",
     "model.diffusion_model.double_blocks.": f"a FLUX model, and only {READ_HERE} can be trained here",
-    "lora_": "a LoRA, not a whole model: give the model that it was trained on",
+    "lora_": "a LoRA, not a whole model: give the model it was trained on",
     "control_model.": "a ControlNet, not a base model",
     "string_to_param": "a textual inversion, not a whole model",
     "emb_params": "a textual inversion, not a whole model",
-    "model.unet.": "a run's checkpoint: --resume goes on with it, and scripts/export.py makes a base of it",
-    "model.text_encoder.": "a run's checkpoint: --resume goes on with it, scripts/export.py makes a base of it",
-    "down_blocks.": "a single network of a diffusers model: give the folder that holds model_index.json",
+    "model.unet.": "a run's checkpoint: continue it with --resume, or make a base of it with scripts/export.py",
+    "model.text_encoder.": "a run's checkpoint: continue it with --resume, or make a base of it with scripts/export.py",
+    "down_blocks.": "a single network of a diffusers model: give the folder with model_index.json",
     "first_stage_model.": "a VAE without a UNet: give it as the vae of a base model",
     "encoder.": "a VAE without a UNet: give it as the vae of a base model",
 }
-"""What a single file without a UNet is, by the beginning of one of its keys; the first match counts."""
+"""Kinds of single files by a prefix of one of their keys, and advice; the first match counts."""
 
 
 def family_of(activations: Mapping[str, str]) -> Family:

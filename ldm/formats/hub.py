@@ -1,4 +1,4 @@
-"""Base models from the Hugging Face hub. Only this and the evaluation's feature networks use the network."""
+"""Base models from the Hugging Face hub. Only this and the evaluation's feature networks access the internet."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ldm.formats.network_configs import refuse_other_models
 
 SETTINGS = (
     "model_index.json",
-    "config.json",  # of a VAE in a repository of its own
+    "config.json",  # of a VAE in its own repository
     "scheduler/scheduler_config.json",
     *(f"{name}/config.json" for name in NETWORKS),
     *(
@@ -19,14 +19,14 @@ SETTINGS = (
 )
 """The small files of a model, as patterns."""
 WEIGHTS = (*(f"{name}/" for name in NETWORKS), "")
-"""Folders with weights: those of a pipeline, or the top folder for a VAE alone."""
+"""Folders with weights: those of a pipeline, or the top folder for a single VAE."""
 
 
 def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
     """The local copy of `repository` (`owner/name`) in the hub's own cache, downloaded if necessary.
 
-    Raises UserError when there is neither a copy nor a connection, and for a model of another family, before
-    its weights are fetched.
+    Raises UserError if there is neither a copy nor a connection, and, before its weights are downloaded, for a model
+    of another family.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -34,13 +34,13 @@ def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
     tried = f"{repository} is not a local folder or file, and the hub was tried"
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SETTINGS]))
-        refuse_other_models(folder)  # before gigabytes of weights are fetched
-        for suffix in ("safetensors", "bin"):  # the oldest repositories have pickles only
+        refuse_other_models(folder)  # before gigabytes of weights are downloaded
+        for suffix in ("safetensors", "bin"):  # the oldest repositories have only pickles
             snapshot_download(repository, revision=revision, allow_patterns=weights(variant, suffix))
             if any(folder.glob("unet/*.safetensors")) or any(folder.glob("*.safetensors")):
                 break
     except RepositoryNotFoundError:
-        raise UserError(f"{tried}: it has no such model, or wants a login (hf auth login)") from None
+        raise UserError(f"{tried}: it has no such model, or requires a login (hf auth login)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -50,7 +50,7 @@ def fetch(repository: str, revision: str | None, variant: str | None) -> Path:
 
 
 def weights(variant: str | None, suffix: str) -> list[str]:
-    """Patterns of the weight files that are read, in one format and precision only."""
+    """Patterns of the weight files to read, in a single format and precision."""
     middle = f".{variant}" if variant else ""
     stems = ("diffusion_pytorch_model", "model", "pytorch_model")
     return [f"{place}{stem}{middle}.{suffix}" for place in WEIGHTS for stem in stems]

@@ -1,6 +1,6 @@
 """diffusers' names in a LoRA file, such as `unet.mid_block.attentions.0.proj_in.lora_A.weight`.
 
-They are peft's, behind the name of the network's folder. Without an alpha the scale is 1.
+They are peft's, after the name of the network's folder. Without an alpha the scale is 1.
 """
 
 from ldm.formats.lora_layout import Layout, in_files

@@ -9,18 +9,18 @@ from ldm.formats.compvis_names import UNET_PREFIX, unet_names
 from ldm.formats.lora_layout import Layout, in_files
 
 NETWORKS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
-"""Folder of a network -> its name here, as diffusers' `convert_state_dict_to_kohya` has them."""
+"""Folder of a network -> its name here, as in diffusers' `convert_state_dict_to_kohya`."""
 LAYERS_PER_BLOCK = 2
-"""Of all published UNets of Stable Diffusion."""
+"""In all published UNets of Stable Diffusion."""
 
 
 def layer_name(network: str, layer: str) -> str:
-    """`lora_`, the network and the layer, with underscores in place of dots."""
+    """`lora_`, the network and the layer, with underscores instead of dots."""
     return f"lora_{NETWORKS[network]}_{in_files(network, layer).replace('.', '_')}"
 
 
 def other_names(network: str, layers: Sequence[str]) -> dict[str, str]:
-    """`lora_te_` for the text encoder of SD 1.x and 2.x; CompVis' names of the UNet's blocks, as kohya has SDXL's."""
+    """`lora_te_` for the text encoder of SD 1.x and 2.x; CompVis' block names, which kohya uses for SDXL's UNet."""
     if network == "text_encoder":
         return {layer_name(network, layer).replace("lora_te1_", "lora_te_", 1): layer for layer in layers}
     if network != "unet":

@@ -1,10 +1,10 @@
-"""What a layout of LoRA files decides: how keys are spelt."""
+"""A layout of LoRA files: how keys are spelt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 PREFIX = "text_model."
-"""What stands before a text encoder's layers in files, and in transformers 4."""
+"""Prefix of a text encoder's layers in files, and in transformers 4."""
 
 
 @dataclass(frozen=True)
@@ -13,18 +13,18 @@ class Layout:
 
     name: str
     layer: Callable[[str, str], str]
-    """(network, layer) -> the layer's name in a file that is written."""
+    """(network, layer) -> the layer's name in written files."""
     other_layers: Callable[[str, Sequence[str]], Mapping[str, str]]
-    """(network, its layers) -> further names of layers in files that others wrote -> layer."""
+    """(network, its layers) -> {other names of layers in files of other tools: layer}."""
     parts: Mapping[str, str]
     """Part -> its name."""
     other_parts: Mapping[str, str]
-    """Further names of parts in files that others wrote -> part."""
+    """Other names of parts in files of other tools -> part."""
     magnitude_shape: Callable[[int], tuple[int, ...]]
     """Dimensions of a layer's weight -> shape of its magnitude, with -1 for the rows."""
 
 
 def in_files(network: str, layer: str) -> str:
-    """The name that every layout has for a layer."""
+    """The name of a layer that all layouts use."""
     bare = network.startswith("text_encoder") and not layer.startswith((PREFIX, "text_projection"))
     return PREFIX + layer if bare else layer

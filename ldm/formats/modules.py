@@ -1,6 +1,6 @@
-"""The networks of a model, built from their configs and filled with tensors, strictly.
+"""Builds a model's networks from their configs and fills them with tensors, which must fit exactly.
 
-A network is built on the meta device, so no weights are allocated or drawn only to be replaced by the file's.
+Networks are built on the meta device, so no weights are allocated or drawn only to be replaced by the file's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,21 +18,21 @@ from ldm.errors import UserError
 from ldm.formats.families import NETWORKS
 
 Network: TypeAlias = ModelMixin | PreTrainedModel
-"""A network of diffusers or transformers: a module that knows its `config`."""
+"""A network of diffusers or transformers: a module with a `config`."""
 CLASSES: Mapping[str, type[Network]] = {
     network.__name__: network
     for network in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
 }
-"""The classes that NETWORKS names."""
+"""The classes in NETWORKS, by name."""
 LISTED_KEYS = 6
-"""How many key names of one kind an error message spells out."""
+"""Maximum number of keys of one kind in an error message."""
 
 _device = ContextVar("device of the weights that are read", default="cpu")
 
 
 @contextmanager
 def weights_on(device: torch.device | str) -> Iterator[None]:
-    """Inside, weights go from their mapped file straight to `device`, without a whole copy in between."""
+    """In the block, weights go from their mapped file directly to `device`, without a whole copy in between."""
     token = _device.set(str(device))
     try:
         yield
@@ -41,18 +41,18 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
 
 
 def empty_module(component: str, config: Mapping[str, Any], source: str | Path = "") -> Network:
-    """The network of `component`, a name of NETWORKS, on the meta device, in evaluation mode.
+    """The network of `component`, a key of NETWORKS, on the meta device, in evaluation mode.
 
-    Raises UserError where no network can be built from the config. source: its folder, for the message.
+    Raises UserError if no network can be built from the config. source: its folder, for the message.
     """
     try:
         with torch.device("meta"):
             module = new_module(component, config)
-    except Exception as error:  # the libraries raise anything for an inconsistent config
+    except Exception as error:  # the libraries raise all kinds of errors for an inconsistent config
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         path = Path(source, component, "config.json")
         raise UserError(
-            f"{path} describes no network that can be built ({reason}): copy or download it again"
+            f"{path}: no network can be built from it ({reason}): copy or download it again"
         ) from None
     return module.eval()
 
@@ -66,7 +66,7 @@ def new_module(component: str, config: Mapping[str, Any]) -> Network:
 
 
 def bare_key(key: str) -> str:
-    """A text encoder's key without `text_model.`, which some versions and classes of transformers put before it."""
+    """A text encoder's key without the prefix `text_model.` of some versions and classes of transformers."""
     return key.removeprefix("text_model.")
 
 
@@ -76,10 +76,9 @@ def bare_state(module: Network) -> dict[str, Tensor]:
 
 
 def misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], surplus: Iterable[str] = ()) -> str:
-    """How `tensors` differ from those `wanted`, as one phrase; empty where names and shapes are the same.
+    """How `tensors` differ from those `wanted`, in one phrase; empty if names and shapes are equal.
 
-    Tensors that are not floating-point do not fit either. surplus: further keys of the file that nothing
-    needs.
+    Tensors must be floating-point. surplus: further unused keys of the file.
     """
     missing = [key for key in wanted if key not in tensors]
     left_over = [*(key for key in tensors if key not in wanted), *surplus]
@@ -110,13 +109,13 @@ def listed(names: Iterable[str]) -> str:
 
 
 def fill(module: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
-    """Give a meta-device `module` its `tensors`, which must fit, in `dtype` on the device of `weights_on`.
+    """Fill a meta-device `module` with `tensors`, which must fit, in `dtype` on the device of `weights_on`.
 
     They are copied, because a file's tensors are mapped from it: replacing the file during a run would change
-    the model, and the alignment of tensors in the file would change the last digits of what they compute.
+    the model, and the tensors' alignment in the file would change the last digits of results.
     """
     device = torch.device(_device.get())
-    # Moving to another device already copies, and moves half as much where the file is in half precision.
+    # Moving to another device copies anyway, and moves half as much if the file is in half precision.
     copy = device.type == "cpu"
     owned = {key: value.to(device).to(dtype, copy=copy) for key, value in tensors.items()}
     module.load_state_dict(owned, assign=True)
@@ -135,9 +134,9 @@ def assemble(
 ) -> dict[str, Network]:
     """Build and fill every network of `configs` from `weights`, both keyed by component.
 
-    A text encoder's keys come bare, whatever the installed transformers calls them.
-    surplus: keys of the file that nothing needs, by component; "other" where they belong to none.
-    Raises `UserError` that lists missing, superfluous and misshapen keys by component.
+    Text-encoder keys are bare, whatever the installed transformers calls them.
+    surplus: unused keys of the file by component; "other" for keys of none.
+    Raises a `UserError` that lists missing, unused and misshapen keys by component.
     """
     surplus = dict(surplus or {})
     modules = {name: empty_module(name, config, source) for name, config in configs.items()}
@@ -156,6 +155,6 @@ def assemble(
 
 
 def under_own_keys(module: Network, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of bare keys under the keys that `module` itself has."""
+    """`tensors` with bare keys, under the keys of `module`."""
     own = {bare_key(key): key for key in module.state_dict()}
     return {own.get(key, key): value for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""The JSON files of a base model: what must be in each, and whether they describe a model of a known family."""
+"""The JSON files of a base model: their required content, and whether they describe a model of a known family."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -27,20 +27,20 @@ from ldm.formats.families import (
     Family,
     family_of,
 )
-from ldm.values import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability
+from ldm.values import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, PredictionType, Probability
 
 ADVICE = f"give a text-to-image model of {READ_HERE}"
 
 Layers = Annotated[int, Ge(1), Le(200)]
-"""A count of layers; the bound keeps a hostile config from building networks without end."""
+"""A number of layers; the bound keeps a hostile config from building a huge network."""
 Widths = Annotated[list[Count], MinLen(1), MaxLen(20)]
 SIZE_IDS = 6
-"""Numbers that SDXL's UNet is told of an image's size and crop; the refiner's are 5."""
+"""Numbers that SDXL's UNet gets about an image's size and crop; the refiner's gets 5."""
 Beta = Annotated[float, Gt(0), Lt(1)]
 
 
 class UNetConfig(Content):
-    """diffusers' `UNet2DConditionModel`. A setting that is left out has diffusers' default."""
+    """diffusers' `UNet2DConditionModel`. Missing settings have diffusers' defaults."""
 
     sample_size: Count
     in_channels: Count = 4
@@ -67,7 +67,7 @@ class UNetConfig(Content):
 
 
 class VaeConfig(Content):
-    """diffusers' `AutoencoderKL`, with latents that are scaled by a single number."""
+    """diffusers' `AutoencoderKL`, with latents scaled by a single number."""
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
@@ -116,7 +116,7 @@ class TextEncoderConfig(Content):
 
 
 class SchedulerConfig(Content):
-    """What diffusers' schedulers have in common, and the other settings that the samplers here read."""
+    """The common settings of diffusers' schedulers, and others used by the samplers here."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -125,7 +125,7 @@ class SchedulerConfig(Content):
     beta_start: Beta = 0.0001
     beta_end: Beta = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     trained_betas: list[Beta] | None = None
     rescale_betas_zero_snr: bool = False
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
@@ -160,7 +160,7 @@ class SchedulerConfig(Content):
 
 
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-"""Every scheduler config in memory has these; a file may omit them for diffusers' defaults."""
+"""Every scheduler config in memory has these; files may omit those with diffusers' defaults."""
 
 PREDICTION_TYPES = {
     "epsilon": "epsilon",
@@ -168,7 +168,7 @@ PREDICTION_TYPES = {
     "v_prediction": "v_prediction",
     "v": "v_prediction",
 }
-"""Spellings of the two prediction types in various tools."""
+"""Spellings of the prediction types in various tools."""
 
 DESCRIPTIONS: dict[str, type[Content]] = {
     "UNet2DConditionModel": UNetConfig,
@@ -176,14 +176,14 @@ DESCRIPTIONS: dict[str, type[Content]] = {
     "CLIPTextModel": TextEncoderConfig,
     "CLIPTextModelWithProjection": TextEncoderConfig,
 }
-"""What the config of a network must be, by the class that NETWORKS names."""
+"""Descriptions of the networks' configs, by class name in NETWORKS."""
 TEXT_ENCODER_KEYS = CLIPTextConfig().to_dict().keys() | {"torch_dtype"}
 
 
 def read_network_configs(folder: Path, wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`{component: config.json}` of the networks `wanted` in a pipeline's folder.
 
-    Raises UserError for a file that is missing or damaged, and for a model of another family.
+    Raises UserError for missing or damaged files, and for a model of another family.
     """
     configs = {name: network_config(folder / name, name) for name in wanted}
     refuse_other_networks(configs, folder)
@@ -196,13 +196,13 @@ def network_config(folder: Path, component: str) -> dict[str, Any]:
     description = DESCRIPTIONS[NETWORKS[component][1]]
     described(description, config, folder / "config.json")
     if description is TextEncoderConfig:
-        # transformers keeps any key as an attribute; `_attn_implementation` would make it fetch and run code.
+        # transformers keeps any key as an attribute; `_attn_implementation` would make it download and run code.
         return {key: value for key, value in config.items() if key in TEXT_ENCODER_KEYS}
     return config
 
 
 def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: Path) -> None:
-    """Raise UserError where the UNet takes inputs other than latents, timesteps and its text encoder's states."""
+    """Raise UserError if the UNet's inputs or widths do not fit its family, text encoders or VAE."""
     unet = described(UNetConfig, configs["unet"], source)
     texts = text_configs(configs, source)
     family = family_of_configs(configs, source)
@@ -212,7 +212,7 @@ def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: P
     for key, value in family.unet_inputs.items():
         if configs["unet"].get(key) != value:
             raise UserError(
-                f"{source} has {family.name}'s text encoders, and a UNet without {key} {value}: {ADVICE}"
+                f"{source} has {family.name}'s text encoders, but a UNet without {key} {value}: {ADVICE}"
             )
     refuse_other_channels(unet.in_channels, unet.out_channels, source)
     if "vae" in configs:
@@ -223,30 +223,30 @@ def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: P
 def text_configs(
     configs: Mapping[str, Mapping[str, Any]], source: str | Path
 ) -> dict[str, TextEncoderConfig]:
-    """Those of `configs` that are text encoders'."""
+    """The text encoders' configs among `configs`."""
     texts = {name: config for name, config in configs.items() if name in TEXT_ENCODERS}
     return {name: described(TextEncoderConfig, config, source) for name, config in texts.items()}
 
 
 def family_of_configs(configs: Mapping[str, Mapping[str, Any]], source: str | Path) -> Family:
-    """The family that has the text encoders in `configs`. Raises UserError where none has."""
+    """The family with the text encoders in `configs`. Raises UserError if there is none."""
     activations = {name: text.hidden_act for name, text in text_configs(configs, source).items()}
     try:
         return family_of(activations)
     except LookupError:
         said = ", ".join(f"{name} {activation}" for name, activation in activations.items())
         raise UserError(
-            f"{source}: no model that is read here has text encoders with these activations ({said}): {ADVICE}"
+            f"{source}: no known model has text encoders with these activations ({said}): {ADVICE}"
         ) from None
 
 
 def refuse_other_widths(unet: UNetConfig, texts: Mapping[str, TextEncoderConfig], source: str | Path) -> None:
-    """Raise UserError where the UNet reads text states, or a pooled text, of another width than there is."""
+    """Raise UserError if the UNet expects text states or a pooled text of another width."""
     width = sum(text.hidden_size for text in texts.values())  # their states are joined
     widths = unet.cross_attention_dim
     if any(w != width for w in (widths if isinstance(widths, list) else [widths])):
         raise UserError(
-            f"{source}: its UNet reads text states of width {widths}, and its text encoder"
+            f"{source}: its UNet expects text states of width {widths}, but its text encoder"
             f"{'s give' if len(texts) > 1 else ' gives'} {width}: {ADVICE}"
         )
     if unet.projection_class_embeddings_input_dim is not None:
@@ -254,43 +254,43 @@ def refuse_other_widths(unet: UNetConfig, texts: Mapping[str, TextEncoderConfig]
         pooled = list(texts.values())[-1].projection_dim
         if wanted != pooled:
             raise UserError(
-                f"{source}: its UNet reads {SIZE_IDS} sizes and a pooled text of width {wanted}, and its text encoder"
+                f"{source}: its UNet expects {SIZE_IDS} sizes and a pooled text of width {wanted}, but its text encoder"
                 f" gives {pooled}: {ADVICE}"
             )
 
 
 def refuse_other_latents(vae: Any, unet: Any, source: str | Path) -> None:
-    """Raise UserError where the UNet (its config) and the VAE have different numbers of latent channels."""
+    """Raise UserError if UNet and VAE (given as configs) have different numbers of latent channels."""
     if vae.latent_channels != unet.in_channels:
         raise UserError(
-            f"{source}: the VAE's latents have {vae.latent_channels} channels, and the UNet takes"
+            f"{source}: the VAE's latents have {vae.latent_channels} channels, but the UNet expects"
             f" {unet.in_channels}: give the VAE that the UNet was trained on"
         )
 
 
 def refuse_other_channels(inputs: int, outputs: int, source: Path) -> None:
-    """Raise UserError for inpainting, depth, editing and upscaling models: they take more than noisy latents."""
+    """Raise UserError for inpainting, depth, editing and upscaling models, which have more input channels."""
     if inputs != outputs:
         kind = OTHER_INPUT_CHANNELS.get(inputs, "a model")
         raise UserError(f"{source} is {kind} with {inputs} input channels: {ADVICE}")
 
 
 def networks_of(folder: Path) -> tuple[str, ...]:
-    """The networks that a pipeline's folder must hold, by the text encoders that it lists or has."""
+    """The networks that a pipeline's folder must have, by the text encoders that it lists or has."""
     index = folder / "model_index.json"
     listed = read_json(index) if index.is_file() else {}
     parts = {name for name, entry in listed.items() if isinstance(entry, list) and any(entry)}
-    there = frozenset(
+    present = frozenset(
         name for name in TEXT_ENCODERS if (name in parts if listed else (folder / name).is_dir())
     )
-    if there in OTHER_TEXT_ENCODERS:
-        raise UserError(f"{folder} is {OTHER_TEXT_ENCODERS[there]}: {ADVICE}")
-    complete = (family.networks for family in FAMILIES if there == family.text_encoders.keys())
+    if present in OTHER_TEXT_ENCODERS:
+        raise UserError(f"{folder} is {OTHER_TEXT_ENCODERS[present]}: {ADVICE}")
+    complete = (family.networks for family in FAMILIES if present == family.text_encoders.keys())
     return next(complete, FAMILIES[0].networks)
 
 
 def zero_unconditional(folder: Path, family: Family) -> bool:
-    """Whether a pipeline's folder says that an empty negative prompt is zeros; no family of one text encoder does."""
+    """Whether a pipeline's folder says that an empty negative prompt means zeros; only SDXL's can."""
     default = family.index.get(FORCE_ZEROS, False)
     index = folder / "model_index.json"
     said = read_json(index).get(FORCE_ZEROS, default) if index.is_file() else default
@@ -300,14 +300,14 @@ def zero_unconditional(folder: Path, family: Family) -> bool:
 
 
 def refuse_other_models(folder: Path) -> None:
-    """Raise UserError where the small files of a pipeline's folder show that it cannot be read here."""
+    """Raise UserError if the small files of a pipeline's folder show a model of another family."""
     if (folder / "model_index.json").is_file():
         refuse_other_pipelines(folder)
         read_network_configs(folder, networks_of(folder))
 
 
 def refuse_other_pipelines(folder: Path) -> None:
-    """Raise UserError where a folder's `model_index.json`, if it has one, lists parts that are not read here."""
+    """Raise UserError if a folder's `model_index.json`, if any, lists unknown parts."""
     if not (folder / "model_index.json").is_file():
         return
     index = read_json(folder / "model_index.json")
@@ -325,7 +325,7 @@ def refuse_other_pipelines(folder: Path) -> None:
 
 
 def spelt_prediction_type(said: str, source: str | Path) -> str:
-    """ "epsilon" or "v_prediction", however a tool spells it; UserError for anything else."""
+    """A `PredictionType` from any tool's spelling. Raises UserError for anything else."""
     if said not in PREDICTION_TYPES:
         raise UserError(f"{source}: unknown prediction type {said!r}: epsilon or v_prediction")
     return PREDICTION_TYPES[said]

@@ -1,4 +1,4 @@
-"""Whole bases of random weights, for measuring size and speed."""
+"""Bases with random weights, for measuring size and speed."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Reads tensors and plain values from untrusted files, without ever running code from them.
+"""Reads tensors and plain values from untrusted files, without running code from them.
 
-`.safetensors` files hold data only. `.ckpt`, `.pt` and `.bin` files are pickles, which may name any function
-of any module for the reader to call. torch's `weights_only` unpickler calls only a short list of tensor
-builders. Real CompVis files need a little more, since Lightning left its callback classes and numpy scalars in
-them: an inert stub takes the place of those names, and what the stubs stood for is dropped.
+`.safetensors` files contain only data. `.ckpt`, `.pt` and `.bin` files are pickles, which may tell the reader to call
+any function of any module. torch's `weights_only` unpickler calls only a short list of tensor builders. Real CompVis
+files also contain Lightning's callback classes and numpy scalars: inert stubs replace these names, and the objects
+they would build are dropped.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from ldm.errors import UserError
 from ldm.files import is_special
 
 INERT_PREFIXES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
-"""Packages whose classes may be named in a checkpoint; they become stubs, and nothing is imported."""
+"""Packages whose classes may appear in a checkpoint; they become stubs, and nothing is imported."""
 
 INERT_NAMES = frozenset(
     [
@@ -53,7 +53,7 @@ INERT_NAMES = frozenset(
         "omegaconf.nodes.AnyNode",
     ]
 )
-"""Other names that training tools leave in checkpoints beside the weights."""
+"""Other names that training tools leave in checkpoints."""
 
 UNREADABLE = (
     ArithmeticError,
@@ -68,16 +68,16 @@ UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
 )
-"""What torch's unpickler raises for damaged or hostile bytes, which can mislead it in any of these ways."""
+"""Errors that torch's unpickler raises for damaged or hostile bytes."""
 
 MAX_DEPTH = 100
-"""Nesting depth of containers in a checkpoint; a run's own nest ten deep."""
+"""Maximum nesting of containers in a checkpoint; a run's own has 10 levels."""
 MAX_VALUES = 10_000_000
-"""Values in a checkpoint, a shared one counted each time; a full-size run's own has some ten thousand."""
+"""Maximum number of values in a checkpoint, counting shared ones each time; a full-size run has about ten thousand."""
 
 
 class Inert:
-    """Stands for an object that is not rebuilt: it takes any arguments and state, and does nothing."""
+    """Replaces an object that is not rebuilt: accepts any arguments and state, and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
@@ -89,10 +89,10 @@ class Inert:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a `.safetensors`, `.ckpt`, `.pt` or `.bin` file: tensors on the CPU, and plain values.
 
-    Tensors stay memory-mapped (copied on write), so a full-size file costs memory only where it is touched.
-    The file's first bytes decide the format, not its name. Values that only code could rebuild are left out.
-    Raises `UserError`, in one line, for a file that is missing, damaged, of another format or not a regular
-    file, and for one that asks for anything beyond tensors and plain values.
+    Tensors are memory-mapped (copy on write), so a large file takes memory only where it is accessed. The file's first
+    bytes decide the format, not its name. Values that only code could rebuild are left out.
+    Raises `UserError`, in one line, if the file is missing, damaged, of another format or not a regular file, or has
+    anything beyond tensors and plain values.
     """
     path = Path(path)
     refuse_unreadable_name(path)
@@ -111,7 +111,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_unreadable_name(path: Path) -> None:
-    """The libraries under torch and safetensors open only names that are UTF-8."""
+    """Raise UserError for a name that is not UTF-8, which torch and safetensors cannot open."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -119,7 +119,7 @@ def refuse_unreadable_name(path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the header's length in eight bytes, then JSON."""
+    """Whether a file begins like a safetensors file: the header's length in eight bytes, then JSON."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -130,7 +130,7 @@ def what_it_is(path: Path, head: bytes) -> str:
         return "is empty: copy or download it again"
     if head.startswith(b"\x80") and head[1] <= pickle.HIGHEST_PROTOCOL:
         convert = f"import torch; torch.save(torch.load('{path.name}', weights_only=True), 'converted.ckpt')"
-        return f'is a pickle from before torch 1.6, which is not read here: convert it with python -c "{convert}"'
+        return f'is a pickle from before torch 1.6, which is not supported: convert it with python -c "{convert}"'
     if head.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the weights: fetch them with git lfs pull"
     if head.lstrip()[:1] == b"<":
@@ -142,16 +142,16 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     """The tensors of a safetensors file."""
     try:
         return load_file(path)
-    except (SafetensorError, *UNREADABLE) as error:  # also of a sparse file larger than the address space
+    except (SafetensorError, *UNREADABLE) as error:  # also for a sparse file larger than the address space
         raise UserError(
             f"{path} is damaged or cut short ({first_line(error)}): copy or download it again"
         ) from None
 
 
 def load_zip_pickle(path: Path) -> dict[str, Any]:
-    """The content of a torch zip file (since torch 1.6), read by torch's `weights_only` unpickler."""
-    if path.suffix == ".safetensors":  # torch.load goes by the name
-        raise UserError(f"{path} is a pickle under a safetensors name: rename it to .ckpt")
+    """The content of a torch zip file (since torch 1.6), read with torch's `weights_only` unpickler."""
+    if path.suffix == ".safetensors":  # torch.load decides by the name
+        raise UserError(f"{path} is a pickle with a safetensors name: rename it to .ckpt")
     refuse_compression(path)
     stubs = stubs_for(path)
     try:
@@ -160,13 +160,13 @@ def load_zip_pickle(path: Path) -> dict[str, Any]:
     except UNREADABLE as error:
         raise not_loaded(path, error) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a checkpoint's dictionary")
     refuse_unfolding(content, path)
     return without_stubs(content, {}) if stubs else content
 
 
 def stubs_for(path: Path) -> list[str]:
-    """The names in a pickle that stubs replace; `UserError` for any name that is not allowed."""
+    """The names in a pickle that stubs replace. Raises `UserError` for names that are not allowed."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except UNREADABLE as error:
@@ -181,10 +181,10 @@ def stubs_for(path: Path) -> list[str]:
 
 
 def not_loaded(path: Path, error: Exception) -> UserError:
-    """The error for a torch file that could not be read to its end."""
-    if isinstance(error, pickle.UnpicklingError):  # its text advises loading the file unsafely
+    """The error for a torch file that could not be read completely."""
+    if isinstance(error, pickle.UnpicklingError):  # its message advises loading the file unsafely
         return UserError(
-            f"{path} holds more than tensors and plain values, so it was not loaded: "
+            f"{path} contains more than tensors and plain values, so it was not loaded: "
             "use a .safetensors version of it, or another source"
         )
     return UserError(
@@ -198,7 +198,7 @@ def is_inert(name: str) -> bool:
 
 
 def refuse_compression(path: Path) -> None:
-    """torch stores its records uncompressed, so a compressed one is a decompression bomb or a foreign file."""
+    """Raise UserError for compressed records: torch writes none, so they are a decompression bomb or a foreign file."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
@@ -209,23 +209,23 @@ def refuse_compression(path: Path) -> None:
 
 
 def refuse_unfolding(content: dict[str, Any], path: Path) -> None:
-    """Raise UserError for containers that hold themselves, nest too deep, or share parts without end.
+    """Raise UserError for containers that contain themselves, nest too deep, or expand to too many values.
 
-    A kilobyte of lists that each hold the previous one twice unfolds to 2^60 values, and walking, comparing or
+    A kilobyte of lists that each contain the previous one twice expands to 2^60 values, and walking, comparing or
     printing them never ends.
     """
     try:
         extent(content, {}, 0)
     except OverflowError as error:
         raise UserError(
-            f"{path} holds containers that {error}, so it was not loaded: use another source"
+            f"{path} has containers that {error}, so it was not loaded: use another source"
         ) from None
 
 
 def extent(value: object, known: dict[int, tuple[int, int] | None], level: int) -> tuple[int, int]:
-    """How many values `value` unfolds to, and how deep they nest; OverflowError beyond the bounds.
+    """How many values `value` expands to, and how deep they nest. Raises OverflowError beyond the bounds.
 
-    known: results by identity, so that each container is measured once; None while it is being measured.
+    known: results by identity, so that each container is measured once; None while it is measured.
     """
     if not isinstance(value, (dict, list, tuple, set, frozenset)):
         return 1, 0
@@ -238,18 +238,18 @@ def extent(value: object, known: dict[int, tuple[int, int] | None], level: int) 
         count = 1 + sum(values for values, _ in extents)
         depth = 1 + max((depth for _, depth in extents), default=0)
         if count > MAX_VALUES or depth > MAX_DEPTH:
-            raise OverflowError("nest too deep" if depth > MAX_DEPTH else "unfold to too many values")
+            raise OverflowError("nest too deep" if depth > MAX_DEPTH else "expand to too many values")
         known[id(value)] = count, depth
     found = known[id(value)]
     if found is None:
-        raise OverflowError("hold themselves")
+        raise OverflowError("contain themselves")
     return found
 
 
 def without_stubs(value: Any, done: dict[int, Any]) -> Any:
-    """`value` with everything that a stub stands for taken out of its dictionaries, lists and tuples.
+    """`value` with all stubs removed from its dictionaries, lists and tuples.
 
-    done: results by identity, so that what is shared in `value` is shared in the result.
+    done: results by identity, so that containers shared in `value` are shared in the result.
     """
     if not (isinstance(value, dict) or type(value) in (list, tuple)):
         return value
@@ -263,7 +263,7 @@ def without_stubs(value: Any, done: dict[int, Any]) -> Any:
 
 
 def is_stub(value: object) -> bool:
-    """Whether `value` is the stub class or an object of it."""
+    """Whether `value` is the stub class or an instance of it."""
     return value is Inert or isinstance(value, Inert)
 
 

@@ -1,10 +1,9 @@
-"""Stable Diffusion in one file, as CompVis and Stability AI wrote it and AUTOMATIC1111's web UI reads it.
+"""Stable Diffusion in a single file, in the layout of CompVis, Stability AI and AUTOMATIC1111's web UI.
 
-What a single file does not hold comes from `configs/stable-diffusion/`: the networks' sizes, the schedule and
-the tokenizer. The tensors of an SD 2.x network do not show whether it predicts noise or velocity. Sources, the
-first that answers counts:
+A single file has no network sizes, noise schedule or tokenizer; these come from `configs/stable-diffusion/`. The
+tensors of an SD 2.x network do not show whether it predicts noise or velocity. The first of these sources decides:
 
-1. the `prediction_type` that the caller asks for;
+1. the caller's `prediction_type`;
 2. the file itself: `modelspec.prediction_type` in a safetensors file's metadata,
    `prediction_type` at the top of a `.ckpt`, or a tensor named `v_pred`;
 3. `model.params.parameterization` in a `.yaml` of the same name beside the file;
@@ -56,11 +55,11 @@ def read_single_file(
     with_vae: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """The parts of a single file, by the names of the fields of `Components`.
+    """The parts of a single file, by field of `Components`.
 
     configs: a folder with component configs and tokenizer in diffusers' layout, for models of another size.
-    with_vae: False leaves out the VAE, whatever the file holds of it.
-    Raises `UserError` for a file of another kind and for keys that are missing, left over or misshapen.
+    with_vae: False ignores the file's VAE.
+    Raises `UserError` for a file of another kind and for missing, unused or misshapen keys.
     """
     content = load_checkpoint(path)
     tensors = tensors_of(content)
@@ -94,9 +93,9 @@ def read_single_file(
 
 
 def read_vae_file(path: Path, *, family: Family = SD1, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """A VAE from its own file or a whole model's, with the names of CompVis or diffusers.
+    """A VAE from its own file or a whole model's, with CompVis' or diffusers' names.
 
-    family: of the model that it is for; the file does not say how its latents are scaled.
+    family: of the model that uses it, since the file does not say how its latents are scaled.
     """
     tensors = tensors_of(load_checkpoint(path))
     config = network_config(family.configs / "vae", "vae")
@@ -112,14 +111,14 @@ def read_vae_file(path: Path, *, family: Family = SD1, dtype: torch.dtype = torc
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, with or without `state_dict` around them, under CompVis' usual names."""
+    """The tensors of a checkpoint, in `state_dict` or at the top, under CompVis' usual names."""
     inner = content.get("state_dict", content)
     inner = inner if isinstance(inner, Mapping) else content
     return {with_text_model(str(key)): value for key, value in inner.items() if isinstance(value, Tensor)}
 
 
 def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
-    """The family of a file, by its text encoder's keys; a `UserError` says what it is otherwise."""
+    """The family of a file, by its text encoders' keys. Raises a `UserError` that says what else it is."""
     starts = [start for start in OTHER_KEYS if any(key.startswith(start) for key in tensors)]
     has_unet = any(key.startswith(UNET_PREFIX + "input_blocks.") for key in tensors)
     for family in FAMILIES if has_unet else ():
@@ -133,26 +132,26 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Family:
 
 
 def refuse_other_inputs(tensors: Mapping[str, Tensor], channels: int, path: Path) -> None:
-    """Raise UserError for inpainting, depth and upscaling models: the same keys, but more input channels."""
+    """Raise UserError for inpainting, depth and upscaling models, with the same keys but more input channels."""
     weight = tensors.get(UNET_PREFIX + "input_blocks.0.0.weight")
     if weight is not None and weight.ndim == 4:
         refuse_other_channels(weight.shape[1], channels, path)
 
 
 def prediction_of(path: Path, family: Family, said: str | None) -> str:
-    """ "epsilon" or "v_prediction", from what is known of the file; `UserError` where that is not enough."""
+    """The file's `PredictionType`. Raises `UserError` if it is not known."""
     said = said or family.prediction_type
     if said is None:
         raise UserError(
             f"{path} is a {family.name} model that does not say what it predicts: set --prediction_type, or in a "
-            "training's config model.params.prediction_type, to v_prediction (768 px models) or epsilon (512 px), or "
+            "training config model.params.prediction_type, to v_prediction (768 px models) or epsilon (512 px), or "
             "put the model's .yaml beside it"
         )
     return spelt_prediction_type(said, path)
 
 
 def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """The prediction type that the file itself names, in its own spelling."""
+    """The prediction type given in the file, in its spelling."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:
             said = (file.metadata() or {}).get("modelspec.prediction_type")
@@ -164,7 +163,7 @@ def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, T
 
 
 def said_by_yaml(path: Path) -> str | None:
-    """The prediction type in a CompVis config, whose default is "eps"; None without a file."""
+    """The prediction type in a CompVis config, by default "eps"; None without a file."""
     if not path.is_file():
         return None
     try:
@@ -187,14 +186,14 @@ def said_by_yaml(path: Path) -> str | None:
 def save_single_file(
     components: Components, path: str | Path, dtype: torch.dtype, facts: Mapping[str, str] | None = None
 ) -> Path:
-    """Write `components` to one `.safetensors` or `.ckpt` in CompVis' layout, whole or not at all.
+    """Write `components` to one `.safetensors` or `.ckpt` file in CompVis' layout, atomically.
 
-    facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps the prediction type.
-    Raises `UserError` for another file ending, when `path` is taken, and when it cannot be written.
+    facts: further metadata of a safetensors file, such as its title; a `.ckpt` keeps only the prediction type.
+    Raises `UserError` for another extension, if `path` exists, and if it cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".ckpt"):
-        raise UserError(f"{path} ends in neither .safetensors nor .ckpt: name one of them, or a folder")
+        raise UserError(f"{path} ends in neither .safetensors nor .ckpt: use one of them, or a folder")
     if path.exists():
         raise UserError(f"{path} exists already: choose another name, or move it away")
     state = to_compvis(components.networks)
@@ -214,19 +213,19 @@ def save_single_file(
 
 
 def published_family(components: Components) -> Family | None:
-    """The family whose published networks have the same keys and shapes as these; None where there is none."""
+    """The family whose published networks have the same keys and shapes as these; None if there is none."""
     own = {name: network.state_dict() for name, network in components.networks.items()}
     for family in FAMILIES:
         if own.keys() == set(family.networks):
             configs = read_network_configs(family.configs, family.networks)
-            meant = {name: empty_module(name, config).state_dict() for name, config in configs.items()}
-            if not any(misfit(meant[name], own[name]) for name in meant):
+            published = {name: empty_module(name, config).state_dict() for name, config in configs.items()}
+            if not any(misfit(published[name], own[name]) for name in published):
                 return family
     return None
 
 
 def metadata_of(components: Components) -> dict[str, str]:
-    """Metadata of a safetensors file, in the terms of ModelSpec 1.0.0 (Stability AI)."""
+    """Metadata of a safetensors file, with the keys of ModelSpec 1.0.0 (Stability AI)."""
     prediction = components.scheduler_config["prediction_type"]
     side = components.unet.config.sample_size * 2 ** (len(components.vae.config.block_out_channels) - 1)
     family = components.family
