@@ -226,7 +226,7 @@ def test_a_resume_says_what_is_wrong_and_changes_nothing(run, capsys):  # noqa: 
     capsys.readouterr()
     assert resume(run, "lightning.trainer.max_steps=2") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "Traceback" not in line]
-    assert "none of its 1 checkpoints loads" in lines[-1]
+    assert "none of its 1 checkpoints can be loaded" in lines[-1]
     assert any("optimizer_states" in line for line in lines)
     after = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     assert {**before, run / ".lock": b""} == {**after, run / ".lock": b""}
