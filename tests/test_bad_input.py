@@ -273,7 +273,7 @@ def test_resuming_what_is_no_run(train, tmp_path, capsys):
     run = train(*QUICK)
     assert "leave --base out" in told("--resume", str(run), "--base", RECIPE)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
-    assert "none of its 1 checkpoints loads" in told("--resume", str(run))
+    assert "none of its 1 checkpoints can be loaded" in told("--resume", str(run))
     assert "is damaged" in told("--resume", str(run / "checkpoints" / "last.ckpt"))
 
 

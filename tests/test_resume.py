@@ -343,7 +343,7 @@ def test_where_no_checkpoint_loads_nothing_starts_over(cut, capsys):
     corrupt(cut / "checkpoints" / "last.ckpt")
     before = (cut / "metrics.jsonl").read_bytes()
     assert resume(cut) == 2
-    assert "none of its 1 checkpoints loads" in error_of(capsys)
+    assert "none of its 1 checkpoints can be loaded" in error_of(capsys)
     assert (cut / "metrics.jsonl").read_bytes() == before
 
 
