@@ -55,7 +55,7 @@ def test_skipped_pictures_are_counted_and_named_with_what_to_do(folder, without_
     assert "1 .avif (a.avif: pip install 'pillow>=11.3', or convert to JPEG)" in message
     assert "1 .gif (b.gif: convert to PNG)" in message
     assert "1 .dng (c.dng: develop to JPEG)" in message
-    assert "1 .xyz (d.xyz: not a format that is read)" in message
+    assert "1 .xyz (d.xyz: not a supported format)" in message
     assert "notes.md" not in message
 
 

@@ -1,4 +1,4 @@
-"""One micro-batch of training: the subject's examples first, then as many of the class prior."""
+"""One micro-batch of training: the subject's examples, then equally many of the class prior."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from ldm.randomness import generator
 
 @dataclass(frozen=True)
 class Draws:
-    """The diffusion draws of one training example, all in fp32: where it is noised to, and with what."""
+    """The diffusion draws of one training example, in fp32: timestep and noise."""
 
     posterior_noise: Tensor  # [C, h, w], for the VAE's posterior
     noise: Tensor  # [C, h, w], the diffusion noise
@@ -20,7 +20,7 @@ class Draws:
 
     @classmethod
     def of(cls, seed: int, kind: str, n: int, latent_shape: Sequence[int], num_timesteps: int) -> "Draws":
-        """Draws of sample number `n`; subject and prior differ by `kind`, as eq. 2 of the paper asks."""
+        """Draws of sample number `n`; subject and prior differ by `kind`, as in eq. 2 of the paper."""
         source = generator(seed, f"{kind} draws", n)
         timestep = int(torch.randint(num_timesteps, (), generator=source))
         noise = torch.randn(tuple(latent_shape), generator=source)
@@ -28,7 +28,7 @@ class Draws:
 
 
 class SubjectExample(TypedDict):
-    """A photograph to train on: a view of it that is encoded once, or a random crop's pixels."""
+    """A photograph to train on: the number of a view that is encoded once, or the pixels of a random crop."""
 
     prompt: str
     size_ids: list[int]
@@ -38,7 +38,7 @@ class SubjectExample(TypedDict):
 
 
 class Sample(SubjectExample):
-    """Sample number n as the loader draws it."""
+    """Sample number n, drawn by the loader."""
 
     number: int
     concept: int
@@ -51,7 +51,7 @@ class Sample(SubjectExample):
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples to denoise: B of the subject come first, then as many of the prior, or none without prior loss."""
+    """Examples to denoise: B of the subject, then B of the prior, or none without prior loss."""
 
     prompts: list[str]
     latents: Tensor
@@ -61,24 +61,24 @@ class Batch:
     timesteps: Tensor
     """[2B] integers."""
     size_ids: Tensor
-    """Original size, crop corner and target size of the pictures, as `images.size_ids` has them, [2B, 6] in fp32."""
+    """Original size, crop corner and target size of the pictures (see `images.size_ids`), [2B, 6] in fp32."""
     subject_count: int
     """B."""
     concepts: list[int] = field(default_factory=list)
-    """Which subject each example of the first half is of, [B]; that of its class stands B further on."""
+    """The subject of each example of the first half, [B]; example i + B is of the class of example i."""
     cell_weights: Tensor | None = None
-    """How much each cell of a latent counts in its error, [2B, 1, h, w]; None: all alike."""
+    """Weight of each latent cell in the error, [2B, 1, h, w]; None: all equal."""
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """`values` [2B, ...] of the subject's examples and of the prior's, each [B, ...]."""
+        """`values` [2B, ...] split into the subject's examples and the prior's, each [B, ...]."""
         return values[: self.subject_count], values[self.subject_count :]
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch as the loader makes it, before the data module adds latents on the model's device.
+    """A batch from the loader, before the data module adds latents on the model's device.
 
-    Prompts and numbers stay on the host; tensors move with `to`.
+    Prompts and numbers stay on the host; `to` moves the tensors.
     """
 
     prompts: list[str]
@@ -90,26 +90,26 @@ class LoadedBatch:
     numbers: list[int]
     """Sample numbers, [B]."""
     concepts: list[int]
-    """Which subject each sample is of, [B]."""
+    """The subject of each sample, [B]."""
     cell_weights: Tensor | None
-    """[B, 1, h, w], where there are masks; the prior's cells all weigh 1."""
+    """[B, 1, h, w] if there are masks; the prior's cells all have weight 1."""
     views: list[int]
-    """Which view of the photographs each subject example is, [B]; empty where crops are random."""
+    """The view of each subject example, [B]; empty for random crops."""
     pixels: Tensor | None
-    """[B, 3, S, S] in [-1, 1], where crops are random."""
+    """[B, 3, S, S] in [-1, 1] for random crops."""
     prior_numbers: list[int]
-    """Which prior sample each example of the second half is, [B], or none."""
+    """The prior sample of each example of the second half, [B], or none."""
 
     def to(self, device: torch.device | str, **options: Any) -> "LoadedBatch":
         """The batch with its tensors on `device`. Lightning calls this to move it."""
         return self._with_tensors(lambda tensor: tensor.to(device, **options))
 
     def pin_memory(self) -> "LoadedBatch":
-        """The batch with its tensors in page-locked memory. The loader calls this where there is a GPU."""
+        """The batch with its tensors in page-locked memory. The loader calls this if there is a GPU."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def with_latents(self, latents: Tensor) -> Batch:
-        """The batch to train on, given its latents [2B, C, h, w]."""
+        """The batch to train on, with its latents [2B, C, h, w]."""
         weights = self.cell_weights
         if weights is not None and self.prior_numbers:
             weights = torch.cat([weights, torch.ones_like(weights)])
@@ -130,7 +130,7 @@ class LoadedBatch:
 
 
 def collate(samples: Sequence[Sample]) -> LoadedBatch:
-    """Samples to one batch, the prior's half last."""
+    """Combine samples into one batch, the prior's half last."""
     with_prior = "prior_draws" in samples[0]
     draws = [s["draws"] for s in samples] + ([s["prior_draws"] for s in samples] if with_prior else [])
     random_crops, masked = "pixels" in samples[0], "cell_weights" in samples[0]

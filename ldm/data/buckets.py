@@ -1,4 +1,4 @@
-"""Shapes of training pictures: a square, or buckets of about its area for photographs that are not square."""
+"""Shapes of training pictures: a square, or buckets of about the same area for photographs that are not square."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ Shape = tuple[int, int]
 
 
 def buckets(size: int, step: int | None) -> list[Shape]:
-    """The shapes that photographs may have: the square of `size`, and with `step` those of about its area.
+    """The shapes for photographs: the square of `size`, and with `step` others of about the same area.
 
-    Sides are multiples of `step`, and the longer one is that which comes closest to the square's area (after NovelAI's
-    aspect buckets, which many trainers of Stable Diffusion have).
+    Sides are multiples of `step`; the longer one makes the area closest to the square's (as in NovelAI's aspect
+    buckets, which many trainers of Stable Diffusion use).
     """
     if step is None:
         return [(size, size)]
@@ -27,6 +27,6 @@ def buckets(size: int, step: int | None) -> list[Shape]:
 
 
 def nearest(width: int, height: int, shapes: Sequence[Shape]) -> Shape:
-    """The shape of the proportions that are most like a photograph's."""
+    """The shape with the aspect ratio closest to a photograph's."""
     wanted = math.log(width / height)
     return min(shapes, key=lambda shape: abs(math.log(shape[0] / shape[1]) - wanted))

@@ -1,4 +1,4 @@
-"""Captions: text files beside images, or one list in their folder; and what chance makes of a caption."""
+"""Captions: text files beside images, or one list in their folder; and random changes of captions."""
 
 import json
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from ldm.randomness import generator
 from ldm.values import Probability
 
 MAX_BYTES = 65_536
-"""A text encoder reads some 75 words, so a longer file is not a caption."""
+"""A text encoder reads about 75 words, so a longer file is not a caption."""
 
 LISTS = ("captions.jsonl", "metadata.jsonl")
-"""One {"file_name", "text"} a line, as in the image folders of Hugging Face's `datasets`."""
+"""One {"file_name", "text"} per line, as in the image folders of Hugging Face's `datasets`."""
 
 TEXTS = ("prompt", "text", "caption")
-"""Keys of a list under which the text may stand."""
+"""Possible keys of the text in a list."""
 
 LIST_BYTES = 100_000_000
-"""Largest list that is read."""
+"""Maximum size of a list."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Caption:
 
     text: str
     source: Path
-    """The file that it is from."""
+    """The file with the caption."""
 
 
 @dataclass(frozen=True)
 class CaptionChanges:
-    """What chance makes of prompts, one sample after the other; `configs/dreambooth.yaml` explains each setting."""
+    """Random changes of each sample's prompt; `configs/dreambooth.yaml` explains each setting."""
 
     tag_shuffle: bool = False
     tag_dropout: Probability = 0.0
     caption_dropout: Probability = 0.0
 
     def __call__(self, prompt: str, placeholder: str, seed: int, n: int) -> str:
-        """`prompt` as sample number n has it.
+        """The prompt of sample number n, from `prompt`.
 
-        Tags, the parts between commas, with the placeholder in them are never dropped, and come first when the others
-        are shuffled; where none has it, that is the first tag.
+        Tags, the parts between commas, that contain the placeholder are never dropped and come first when the others
+        are shuffled; if none does, the first tag takes their place.
         """
         if not (self.tag_shuffle or self.tag_dropout or self.caption_dropout):
             return prompt
@@ -67,13 +67,13 @@ class CaptionChanges:
 
 
 def find_caption(image: Path, listed: dict[str, Caption]) -> Caption | None:
-    """The caption of `image`: the text file beside it, or else its line in `listed`, as `read_lists` gives it."""
+    """The caption of `image`: the text file beside it, or else its line in `listed` (see `read_lists`)."""
     text = caption_of(image, image.parent)
     return listed.get(image.name) if text is None else Caption(text, image.with_suffix(".txt"))
 
 
 def read_lists(folder: Path) -> dict[str, Caption]:
-    """The captions of a folder's lists by the images' names; the first list counts where both have one."""
+    """The captions in a folder's lists, by image name; the first list wins."""
     found: dict[str, Caption] = {}
     for name in reversed(LISTS):
         path = folder / name
@@ -82,16 +82,15 @@ def read_lists(folder: Path) -> dict[str, Caption]:
 
 
 def read_list(path: Path) -> dict[str, str]:
-    """File name -> text of a list of captions; nothing where there is none.
+    """File name -> text of a list of captions; empty if there is none.
 
-    Raises UserError for a line that is none, a text that is empty, and a file that is no list or a link out of its
-    folder.
+    Raises UserError for a wrong line, an empty text, and a file that is too large or a link out of its folder.
     """
     if not path.exists() and not path.is_symlink():
         return {}
     refuse_way_out(path, path.parent)
     if path.stat().st_size > LIST_BYTES:
-        raise UserError(f"{path}: more than {LIST_BYTES:,} bytes, which is no list of captions")
+        raise UserError(f"{path}: more than {LIST_BYTES:,} bytes, too many for a list of captions")
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         rows = [json.loads(line) for line in lines]
@@ -110,9 +109,9 @@ def _text_of(row: dict[str, object]) -> str:
 
 
 def caption_of(image: Path, folder: Path) -> str | None:
-    """Text of the .txt file named like `image`, a file in or below `folder`; None where there is none.
+    """The text of the .txt file of the same name beside `image`, which is in or below `folder`; None without a file.
 
-    Raises UserError for a file that is empty, not UTF-8, too long, unreadable, or a link out of `folder`.
+    Raises UserError if the file is empty, not UTF-8, too long, unreadable, or a link out of `folder`.
     """
     path = image.with_suffix(".txt")
     if not path.exists() and not path.is_symlink():
@@ -123,7 +122,7 @@ def caption_of(image: Path, folder: Path) -> str | None:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise UserError(
-                f"caption {path}: longer than {MAX_BYTES:,} bytes; it would be cut at the text window"
+                f"caption {path}: longer than {MAX_BYTES:,} bytes; it would be truncated to the text window"
             )
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

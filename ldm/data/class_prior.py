@@ -1,4 +1,4 @@
-"""Prior samples of one class, which the subjects of that class share."""
+"""Prior samples of one class, shared by its subjects."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ from ldm.randomness import generator
 
 
 class ClassPrior:
-    """The class of one or several subjects: samples that the untrained model draws of it, or a folder's pictures."""
+    """The class of one or several subjects, with samples of the untrained model or pictures from a folder."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class ClassPrior:
         seed: int,
         settings: Mapping[str, Any],
     ):
-        """concepts: the subjects of this class by their place in the config's list; they agree in all but the subject.
+        """concepts: the subjects of this class by their index in the config's list.
 
-        shapes: of the pictures, in px; prior samples have the shape of the batch that they are in, so that both halves
-        go through the denoiser together, and being a square is no mark of the class.
-        settings: those of `ldm.data.prior.PriorSettings`.
+        shapes: of the pictures, in px; prior samples have the shape of their batch, so that the denoiser takes both
+        halves together, and a square shape does not identify the class.
+        settings: as in `ldm.data.prior.PriorSettings`.
         Raises UserError for pictures that cannot be read.
         """
         first = next(iter(concepts.values()))
@@ -54,31 +54,31 @@ class ClassPrior:
         self.original_sizes = [original_size(path) for path in self.files]
         self.order = PriorOrder(seed, len(self.files) or settings["count"])
         self.banks: list[PriorBank] = []
-        """One for each shape."""
+        """One per shape."""
 
     @property
     def count(self) -> int:
-        """How many different prior samples there are."""
+        """The number of different prior samples."""
         return self.order.count
 
     def size_ids(self, number: int, shape: Shape) -> list[int]:
-        """What SDXL is told of sample `number` in `shape`, see `images.size_ids`: nothing is cut from what is drawn."""
+        """SDXL's size conditioning for sample `number` in `shape` (see `images.size_ids`); drawn ones are uncropped."""
         return size_ids(self.original_sizes[number] if self.files else shape, shape)
 
     @property
     def bank(self) -> PriorBank:
-        """The bank of the first shape, for measures and sheets of the class."""
+        """The bank of the first shape, for measurements and sheets of the class."""
         return self.banks[0]
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the untrained model will not be asked any more."""
+        """Whether the untrained model is no longer needed."""
         return bool(self.files) or all(bank.full for bank in self.banks)
 
     def connect(self, source: LatentSource, folder: Path, images: str, wanted: Sequence[int]) -> None:
-        """Make the banks. folder: for their chunks. images: fingerprint of the pictures, for a folder of them.
+        """Create the banks. folder: for their chunks. images: fingerprint of the folder of pictures, if any.
 
-        wanted: how many samples of each shape the run will ask for.
+        wanted: how many samples of each shape the run needs.
         """
         self.source = source
         several = len(self.shapes) > 1
@@ -124,7 +124,7 @@ class ClassPrior:
 def classes_of(
     concepts: Sequence[Concept], shapes: Sequence[Shape], seed: int, settings: Mapping[str, Any]
 ) -> list[ClassPrior]:
-    """One prior for each class among `concepts`: subjects of equal class prompts, or of one folder of pictures."""
+    """One prior per class of `concepts`: subjects with the same class prompt and folder of pictures."""
     members: dict[tuple[str, Path | None], dict[int, Concept]] = {}
     for place, concept in enumerate(concepts):
         members.setdefault((concept.prior_prompt, concept.reg_data_root), {})[place] = concept

@@ -1,4 +1,4 @@
-"""Pairs subject photographs with class-prior samples; the sample number keys every draw."""
+"""Pairs subject photographs with class-prior samples; every draw is keyed by the sample number."""
 
 import functools
 import hashlib
@@ -55,9 +55,9 @@ class DreamBoothData(LightningDataModule):
         reg_data_root: Annotated[Text | None, Unaffecting] = None,
         concepts: Subjects | None = None,
     ):
-        """`configs/dreambooth.yaml` says what each setting means. `{class_word}` stands for the class word.
+        """`configs/dreambooth.yaml` explains each setting. `{class_word}` is replaced by the class word.
 
-        concepts: several subjects; data_root, class_word and reg_data_root then count for nothing.
+        concepts: several subjects; then data_root, class_word and reg_data_root are ignored.
         """
         super().__init__()
         if concepts is None:
@@ -77,7 +77,7 @@ class DreamBoothData(LightningDataModule):
         self.unmasked_weight = unmasked_weight
         self.subjects: list[SubjectImages] = []
         self.validation: list[SubjectImages] = []
-        """Of each subject, the images that are held out, or all where none are."""
+        """For each subject, its held-out images, or all if none are held out."""
         for place, concept in enumerate(self.concepts):
             kept, held_out = files_of(concept, hold_out)
             options: dict[str, Any] = {
@@ -99,7 +99,7 @@ class DreamBoothData(LightningDataModule):
             self.validation.append(held_out_images or subject.without_augmentation())
         had = {shape for subject in self.subjects for shape in subject.shapes}
         self.shapes = [shape for shape in allowed if shape in had]
-        """Those of the photographs, in px."""
+        """The photographs' shapes, in px."""
         counts = [[subject.shapes.count(shape) for shape in self.shapes] for subject in self.subjects]
         self.order = SampleOrder.of(seed, [concept.weight for concept in self.concepts], counts)
         self.classes = classes_of(self.concepts, self.shapes, seed, self.prior)
@@ -110,12 +110,12 @@ class DreamBoothData(LightningDataModule):
 
     @property
     def draws_prior(self) -> bool:
-        """Whether training may still ask the untrained model for prior samples."""
+        """Whether training may still need prior samples from the untrained model."""
         return self.with_prior and not all(prior.is_drawn for prior in self.classes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the training images, their captions and masks, wherever they are stored."""
+        """Hash of the training images, captions and masks; their paths do not matter."""
         prompts = [prompt for subject in self.subjects for prompt in subject.prompts]
         digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=16)
         files = [path for subject in self.subjects for path in subject.files]
@@ -141,7 +141,7 @@ class DreamBoothData(LightningDataModule):
             prior.connect(source, own, images, wanted)
 
     def prepare_latents(self) -> None:
-        """Encode the photographs, and read the prior samples that an earlier part of this run has drawn."""
+        """Encode the photographs, and read the prior samples drawn by an earlier start of this run."""
         self.subject_latents = SubjectLatents(self.subjects, self.source)
         for prior in self.classes:
             for bank in prior.banks:
@@ -150,7 +150,7 @@ class DreamBoothData(LightningDataModule):
                     bank.fill(range(bank.wanted))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """An endless loader that starts at the sample after the last one trained on."""
+        """An endless loader that starts after the last trained sample."""
         sampler = CountingBatchSampler(
             self.batch_size,
             first_micro_batch=self.trainer.global_step * self.trainer.accumulate_grad_batches,
@@ -168,7 +168,7 @@ class DreamBoothData(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: LoadedBatch, dataloader_idx: int) -> Batch:
-        """Add the latents. At this point the batch is on the model's device and no autocast is on."""
+        """Add the latents. At this point the batch is on the model's device, and autocast is off."""
         latents = self.subject_latents.of(batch)
         if self.with_prior:
             self._fill_banks(batch.numbers)
@@ -176,16 +176,16 @@ class DreamBoothData(LightningDataModule):
         return batch.with_latents(latents)
 
     def prior_samples_beside(self, examples: int, prior: ClassPrior, shape: int) -> int:
-        """How many different samples of a class in a shape accompany the first `examples` subject samples of a run."""
+        """How many prior samples of a class and shape are paired with a run's first `examples` subject samples."""
         return min(prior.count, self.order.number_before(examples, shape, prior.members))
 
     def prior_number(self, n: int) -> int:
-        """Which prior sample of its class accompanies sample `n`."""
+        """The number of the prior sample paired with sample `n`."""
         prior = self.class_of[self.order.subject(n)]
         return prior.order(self.order.number_among(n, prior.members))
 
     def _fill_banks(self, numbers: Sequence[int]) -> None:
-        """Draw what the samples beside `numbers`, on all processes, need. All processes call it together."""
+        """Draw the prior samples for the samples of this micro-batch on all processes, which call it together."""
         together = self.batch_size * self.trainer.world_size
         first = numbers[0] // together * together
         for prior in self.classes:
@@ -205,7 +205,7 @@ class DreamBoothData(LightningDataModule):
 
 
 def files_of(concept: Concept, hold_out: int) -> tuple[list[Path], list[Path]]:
-    """The photographs to train on, and the last `hold_out` of them, which training never sees."""
+    """The photographs to train on, and the last `hold_out`, which are not used in training."""
     files = image_files(concept.data_root)
     if hold_out and len(files) <= hold_out:
         raise UserError(
@@ -217,7 +217,7 @@ def files_of(concept: Concept, hold_out: int) -> tuple[list[Path], list[Path]]:
 class TrainingSamples(Dataset[Sample]):
     """Sample number n of a run: a subject image, the number of a prior sample, and the draws for both.
 
-    Holds plain values and not the data module, since loader processes get a pickled copy.
+    Holds plain values instead of the data module, since loader processes get a pickled copy.
     """
 
     def __init__(self, data: DreamBoothData):
@@ -256,6 +256,6 @@ class TrainingSamples(Dataset[Sample]):
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Let a loader process finish the step in progress after Ctrl-C, which reaches it too; it ends with its parent."""
+    """Let a loader process finish the current step after Ctrl-C, which reaches it too; it ends with its parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

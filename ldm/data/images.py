@@ -1,4 +1,4 @@
-"""Pictures from disk to tensors and back, with the project's only conversion of the pixel range."""
+"""Images from disk to tensors and back, with the project's only conversion of the pixel range."""
 
 import contextlib
 import functools
@@ -17,16 +17,16 @@ from ldm.errors import UserError, printable
 from ldm.files import find_image_folder, replacing
 
 MAX_PIXELS = 200_000_000
-"""Larger pictures are refused unread: a small file can unpack to more memory than the machine has."""
+"""Larger pictures are refused unread: a small file could decompress to more than the machine's memory."""
 
 LARGE = 64_000_000
-"""Pixels of a picture above which `load_image` may read it at a fraction of its size."""
+"""Pixels above which `load_image` may read a picture at a fraction of its size."""
 
 MARGIN = 8
-"""A picture that is read at a fraction of its size keeps at least this many pixels a side for each one needed."""
+"""A picture read at a fraction of its size has sides at least this many times as long as needed."""
 
 DECODED_PIXELS = 100_000_000
-"""Pixels of a folder of class pictures that are decoded before a run starts: about a second."""
+"""Pixels of class pictures that are decoded before a run starts, in about a second."""
 
 HEIC_ADVICE = "pip install pillow-heif, or convert to JPEG"
 RAW_ADVICE = "develop to JPEG"
@@ -36,21 +36,21 @@ SKIPPED = {
     ".gif": "convert to PNG",
     **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), RAW_ADVICE),
 }
-"""How to make a picture readable, by its extension."""
+"""How to make a picture readable, by file extension."""
 
-UNTOLD = (".caption", ".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".txt", ".yaml")
-"""Extensions of files that lie beside pictures and are skipped without a warning."""
+NOT_IMAGES = (".caption", ".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".txt", ".yaml")
+"""Extensions of other files beside pictures, which are skipped without a warning."""
 
 _FULL_SCALE = {"I": (255, 65535), "F": (1.0, 255.0, 65535.0)}
-"""Possible values of white in greyscale modes that do not define it; the first that no pixel exceeds counts."""
+"""Possible values of white in greyscale modes that do not define it; the first that no pixel exceeds is used."""
 
 
 @functools.cache
 def readable() -> dict[str, str]:
-    """File extension -> Pillow's name of the format, for every format that can be read here.
+    """File extension -> Pillow's name of the format, for every supported format.
 
-    A file's content decides its format. The formats are listed because Pillow knows more, and would run
-    Ghostscript on an EPS file that is called .png.
+    A file's content decides its format. Pillow is limited to these, since it would run Ghostscript on an EPS file
+    named .png.
     """
     formats = {".bmp": "BMP", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
     formats[".webp"] = "WEBP"
@@ -67,15 +67,14 @@ def readable() -> dict[str, str]:
 def image_files(folder: str | Path, below: bool = False) -> list[Path]:
     """The pictures in `folder` (see `files.find`), sorted by path; one warning says what is skipped, and why.
 
-    Masks of pictures are none (see `masks_among`).
-    below: those in its subfolders too.
-    Raises UserError where there are none, and for a link to a file outside of `folder`.
+    Masks are left out (see `masks_among`). below: include subfolders.
+    Raises UserError if there are none, and for a link to a file outside of `folder`.
     """
     folder = find_image_folder(folder)
     found = [
         path
         for path in sorted(folder.rglob("*") if below else folder.iterdir())
-        if not (path.name.startswith(".") or path.is_dir() or path.suffix.lower() in UNTOLD)
+        if not (path.name.startswith(".") or path.is_dir() or path.suffix.lower() in NOT_IMAGES)
     ]
     pictures = [path for path in found if path.suffix.lower() in readable()]
     masks = masks_among(pictures)
@@ -91,55 +90,53 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
         message = f"image folder {folder}: {len(files)} of {count} files are used; skipped: {skipped}"
         warnings.warn(
             printable(message),
-            stacklevel=1,  # the same place each time, so that it is said once
+            stacklevel=1,  # always the same place, so that Python shows it once
         )
     return files
 
 
 def mask_path(image: Path) -> Path:
-    """Where the mask of a picture lies: `image-mask.png` beside it."""
+    """The path of a picture's mask: `image-mask.png` beside it."""
     return image.with_name(f"{image.stem}-mask.png")
 
 
 def masks_among(pictures: Iterable[Path]) -> set[Path]:
-    """Those of `pictures` that are the masks of others."""
+    """Those of `pictures` that are masks of others."""
     known = list(pictures)
     return {mask_path(path) for path in known} & set(known)
 
 
 def _advice(skipped: Iterable[Path]) -> str:
-    """What is skipped and what to do about it, in one line: "2 .heic (a.heic, b.heic: convert to JPEG)"."""
+    """The skipped files and how to make them readable, in one line: "2 .heic (a.heic, b.heic: convert to JPEG)"."""
     by_extension: dict[str, list[str]] = {}
     for path in skipped:
         by_extension.setdefault(path.suffix.lower(), []).append(path.name)
     return "; ".join(
         f"{len(names)} {extension or 'without extension'} ({', '.join(names[:3])}{', ...' if names[3:] else ''}: "
-        f"{SKIPPED.get(extension, 'not a format that is read')})"
+        f"{SKIPPED.get(extension, 'not a supported format')})"
         for extension, names in by_extension.items()
     )
 
 
 def refuse_way_out(path: Path, folder: Path) -> None:
-    """Raise UserError where `path` is not a regular file, or is a link out of `folder`.
+    """Raise UserError if `path` is not a regular file, or is a link out of `folder`.
 
-    A folder from a stranger could name a file of the user's, which would then be trained on or printed.
+    A stranger's folder could link to a file of the user's, which would then be trained on or printed.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{path} is a link to a file outside of {folder}: put a copy of the file in its place"
-        )
+        raise UserError(f"{path} is a link to a file outside of {folder}: replace it by a copy of the file")
     if not path.is_file():
         raise UserError(f"{path} is not a regular file: remove it")
 
 
 def load_image(path: str | Path, side: int | None = None) -> Image.Image:
-    """The picture at `path` upright (EXIF) and in RGB; transparency is laid on white.
+    """The picture at `path`, upright (EXIF) and in RGB; transparency becomes white.
 
-    side: length in px that the picture's shorter side will be resized to. With it, a picture of more than
-        LARGE pixels may come at a half, a quarter or an eighth of its size, its shorter side at least
-        MARGIN x `side`; a JPEG decoder then never produces the other pixels.
+    side: length in px that the shorter side will be resized to. Then a picture of more than LARGE pixels may be
+        returned at a half, a quarter or an eighth of its size, with a shorter side of at least MARGIN x `side`; a JPEG
+        decoder then never produces the other pixels.
 
-    Raises UserError, naming the file, where it is unreadable, cut short, or larger than MAX_PIXELS.
+    Raises UserError, naming the file, if it is unreadable, truncated, or larger than MAX_PIXELS.
     """
     with _opened(path) as image:
         width, height = image.size
@@ -154,7 +151,7 @@ def load_image(path: str | Path, side: int | None = None) -> Image.Image:
 
 
 def load_alpha(path: str | Path) -> Image.Image | None:
-    """The alpha channel of the picture at `path`, upright; None where all of it is opaque. Raises as `load_image`."""
+    """The alpha channel of the picture at `path`, upright; None if it is opaque. Raises UserError like `load_image`."""
     with _opened(path) as image:
         if not image.has_transparency_data:
             return None
@@ -165,10 +162,10 @@ def load_alpha(path: str | Path) -> Image.Image | None:
 
 
 def check_images(paths: Iterable[str | Path], pixels: int = DECODED_PIXELS) -> None:
-    """Raise UserError, as `load_image` does, for what cannot be read.
+    """Raise UserError, like `load_image`, for unreadable files.
 
-    pixels: the first files of so many are read whole, and of the others the headers alone: seconds for any number of
-    files. One that is damaged behind its header is then told when it is needed.
+    pixels: the first files, up to this number of pixels, are decoded; of the others only headers are read, so that any
+    number of files takes seconds. Damage after such a header is reported when the file is needed.
     """
     for path in paths:
         with _opened(path) as image:
@@ -179,7 +176,7 @@ def check_images(paths: Iterable[str | Path], pixels: int = DECODED_PIXELS) -> N
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The picture at `path`, not decoded yet; what goes wrong inside is a UserError that names the file."""
+    """The picture at `path`, not decoded yet; errors in the block become a UserError that names the file."""
     try:
         with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
             width, height = image.size
@@ -190,7 +187,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
-    except Exception as error:  # damaged files bring out anything in Pillow's decoders
+    except Exception as error:  # Pillow's decoders raise all kinds of errors for damaged files
         raise UserError(
             f"image {path}: cannot be read ({error}); {_advice_on_content(path) or 'replace or remove it'}"
         ) from error
@@ -198,7 +195,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _pixel_limit() -> Iterator[None]:
-    """Inside, MAX_PIXELS stands in place of Pillow's own limit, which warns of ordinary photographs."""
+    """In the block, MAX_PIXELS replaces Pillow's limit, which warns of ordinary photographs."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
     try:
         yield
@@ -207,14 +204,14 @@ def _pixel_limit() -> Iterator[None]:
 
 
 def _divisor(width: int, height: int, side: int | None) -> int:
-    """By how much to shrink a picture on load: 1, 2, 4 or 8."""
+    """The factor to shrink a picture by on loading: 1, 2, 4 or 8."""
     if side is None or width * height <= LARGE:
         return 1
     return next((n for n in (8, 4, 2) if min(width, height) // n >= MARGIN * side), 1)
 
 
 def _advice_on_content(path: str | Path) -> str | None:
-    """What to do with a file that has another format than its name says; phones export HEIC as .jpg."""
+    """Advice for a file whose format differs from its extension; phones export HEIC as .jpg."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         start = file.read(12)
         if start[4:8] == b"ftyp":
@@ -236,7 +233,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A greyscale picture of 16 or 32 bits a pixel, scaled to 8; in strips, since it may be large."""
+    """A greyscale picture of 16 or 32 bits per pixel, scaled to 8 bits; in strips, since it may be large."""
     values = np.asarray(image)  # [H, W]
     full = next(
         (f for f in _FULL_SCALE.get(image.mode, (65535,)) if values.max(initial=0) <= f), values.max()
@@ -252,16 +249,16 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def resize_and_crop(
     image: Image.Image, size: int | tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
 ) -> Image.Image:
-    """A picture of `size`, a side or (width, height): scaled until it covers that and cropped, never squashed.
+    """`image` scaled to cover `size`, a side or (width, height), and cropped to it; never squashed.
 
-    place: where the crop lies along x and y, from 0 (left, top) to 1 (right, bottom).
+    place: the crop's position along x and y, from 0 (left, top) to 1 (right, bottom).
     """
     wanted = (size, size) if isinstance(size, int) else size
     return ImageOps.fit(image, wanted, Image.Resampling.LANCZOS, centering=place)
 
 
 def original_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in px of the picture at `path`, upright, whatever `load_image` shrinks it to."""
+    """Width and height in px of the picture at `path`, upright, before any shrinking by `load_image`."""
     with _pixel_limit(), Image.open(path, formats=tuple({*readable().values()})) as image:
         lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if lies else (image.width, image.height)
@@ -273,10 +270,10 @@ def size_ids(
     place: tuple[float, float] = (0.5, 0.5),
     mirrored: bool = False,
 ) -> list[int]:
-    """What SDXL is told of a picture that `resize_and_crop` made (Podell et al., arXiv 2307.01952, section 2.2), in px.
+    """SDXL's size conditioning for a picture from `resize_and_crop` (Podell et al., arXiv 2307.01952, section 2.2), px.
 
-    Original height and width; how much was cut off at the top and at the left, after scaling; height and width of
-    what is left. original, size: widths and heights before and after. mirrored: afterwards, left and right.
+    Original height and width; pixels cropped at the top and at the left, after scaling; final height and width.
+    original, size: (width, height) before and after. mirrored: left and right were swapped afterwards.
     """
     scale = max(new / old for new, old in zip(size, original, strict=True))
     beyond = [round(old * scale) - new for new, old in zip(size, original, strict=True)]
@@ -286,24 +283,24 @@ def size_ids(
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """[3, H, W] fp32 in [-1, 1] of an RGB picture."""
+    """An RGB picture as [3, H, W] fp32 in [-1, 1]."""
     return pixels_of(np.asarray(image)).contiguous()
 
 
 def pixels_of(values: NDArray[np.uint8]) -> Tensor:
-    """[..., 3, H, W] fp32 in [-1, 1] of RGB values [..., H, W, 3]; the memory stays channels last."""
+    """RGB values [..., H, W, 3] as [..., 3, H, W] fp32 in [-1, 1]; the memory layout stays channels last."""
     pixels = torch.from_numpy(values.astype(np.float32))
     return rearrange(pixels, "... h w c -> ... c h w") / 127.5 - 1.0
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """The 8-bit RGB picture of [3, H, W] in [-1, 1]."""
+    """[3, H, W] in [-1, 1] as an 8-bit RGB picture."""
     values = (pixels.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5
     return Image.fromarray(rearrange(values.round().byte(), "c h w -> h w c").numpy())
 
 
 def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """One white sheet with equally large `images` in rows of `columns`."""
+    """One white sheet with `images` of equal size in rows of `columns`."""
     width, height = images[0].size
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
@@ -314,6 +311,6 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
 
 
 def save_image(image: Image.Image, path: str | Path, **options) -> None:
-    """Write a PNG at `path`, under that name only when complete. `options` go to Pillow."""
+    """Write a PNG to `path`, atomically. `options` are Pillow's."""
     with replacing(Path(path), sync=False) as temporary:
         image.save(temporary, format="PNG", **options)

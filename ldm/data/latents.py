@@ -1,4 +1,4 @@
-"""What the data needs from the model, and the subject's latents."""
+"""The data's interface to the model, and the subject's latents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,14 +12,14 @@ from ldm.data.subject import SubjectImages
 
 
 class LatentSource(Protocol):
-    """The one interface through which the data gets latents, all in fp32 on the model's device."""
+    """The data's only interface to the model; all latents are in fp32 on the model's device."""
 
     num_timesteps: int
     """Timesteps are drawn from [0, num_timesteps)."""
     fingerprint: str
     """Hash of the base model's contents."""
     computed_by: str
-    """Software and hardware that the last digits of prior samples depend on."""
+    """Software and hardware, on which the last digits of prior samples depend."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture of `height` x `width` px."""
@@ -32,7 +32,7 @@ class LatentSource(Protocol):
     ) -> Tensor:
         """Prior samples `numbers` of the untrained model, [len(numbers), C, h, w], a pure function of the arguments.
 
-        shape: width and height of their pictures in px.
+        shape: width and height of the pictures in px.
         """
 
 
@@ -40,7 +40,7 @@ class SubjectLatents:
     """Latents of the photographs. The VAE is frozen: views are encoded once, unless crops are random."""
 
     def __init__(self, subjects: Sequence[SubjectImages], source: LatentSource):
-        """Encode the views one by one, so that a view's posterior does not depend on the others in a batch."""
+        """Encode the views one by one, so that a view's posterior does not depend on others."""
         self.source = source
         self.posteriors: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         """(subject, view) -> mean and standard deviation, [1, C, h, w] each."""
@@ -51,7 +51,7 @@ class SubjectLatents:
             }
 
     def of(self, batch: LoadedBatch) -> Tensor:
-        """Latents [B, C, h, w] of the subjects' half of `batch`, drawn from the VAE's posterior."""
+        """Latents [B, C, h, w] for the subjects' half of `batch`, drawn from the VAE's posterior."""
         if batch.pixels is not None:
             mean, std = self.source.posterior(batch.pixels)
         else:

@@ -1,4 +1,4 @@
-"""Masks: where in a photograph its subject is, and how much each cell of its latent weighs in the loss."""
+"""Masks: where the subject is in a photograph, and the weight of each latent cell in the loss."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from ldm.data.images import load_alpha, load_image, mask_path, refuse_way_out
 from ldm.errors import UserError
 
 TOLERANCE = 0.02
-"""How far the proportions of a mask may be from its photograph's."""
+"""Maximum relative difference between the aspect ratios of a mask and its photograph."""
 
 
 def mask_of(photograph: Path, size: tuple[int, int]) -> Image.Image | None:
-    """The mask of a photograph in `size`, (width, height): white where the subject is; None where it has none.
+    """The mask of a photograph in `size`, (width, height): white where the subject is; None without a mask.
 
-    It is `image-mask.png` beside `image.jpg`, or the photograph's own alpha channel.
-    Raises UserError for a mask that cannot be read, has other proportions, or marks nothing.
+    It is `image-mask.png` beside `image.jpg`, or the photograph's alpha channel.
+    Raises UserError for a mask that cannot be read, has another aspect ratio, or marks nothing.
     """
     path = mask_path(photograph)
     if path.exists() or path.is_symlink():
@@ -39,9 +39,9 @@ def mask_of(photograph: Path, size: tuple[int, int]) -> Image.Image | None:
 
 
 def cell_weights(mask: Image.Image | None, height: int, width: int, unmasked_weight: float) -> Tensor:
-    """Weights [1, height, width] of a latent's cells: 1 inside of the mask, `unmasked_weight` outside, by their share.
+    """Weights [1, height, width] of latent cells: 1 inside the mask, `unmasked_weight` outside, averaged per cell.
 
-    Without a mask all cells weigh 1.
+    Without a mask all weights are 1.
     """
     if mask is None:
         return torch.ones(1, height, width)

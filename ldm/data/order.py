@@ -1,4 +1,4 @@
-"""What the sample number decides: the subject, which of its photographs, and which prior sample."""
+"""The order of samples: the sample number decides the subject, its photograph, and the prior sample."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from functools import lru_cache
 from ldm.randomness import permutation
 
 LONGEST_MULTIPLE = 100
-"""Most times that the smallest weight comes in a round."""
+"""Maximum number of samples of the smallest weight in a round."""
 
 CLOSE = 0.005
-"""How far, as a part of it, a share may be from its weight."""
+"""Maximum relative difference between a share and its weight."""
 
 
 def shuffled_index(seed: int, purpose: str, n: int, count: int) -> int:
-    """Which of `count` items sample number `n` takes: every pass holds each item once, in a new order."""
+    """The item, of `count`, of sample number `n`: every pass has each item once, in a new order."""
     epoch, place = divmod(n, count)
     return int(permutation(count, seed, purpose, epoch)[place])
 
 
 @dataclass(frozen=True)
 class PriorOrder:
-    """Which of `count` prior samples accompanies a class's n-th sample: in order at first, then in shuffled passes."""
+    """The prior sample, of `count`, paired with a class's n-th sample: first in order, then in shuffled passes."""
 
     seed: int
     count: int
@@ -32,16 +32,16 @@ class PriorOrder:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Which of several kinds number n is of: rounds hold each as often as its weight says, in a shuffled order."""
+    """The kind of number n: every round has each kind as often as its weight says, in shuffled order."""
 
     seed: int
     shares: tuple[int, ...]
-    """Numbers of each kind in a round."""
+    """How often each kind occurs in a round."""
     purpose: str = "concept order"
 
     @classmethod
     def of_weights(cls, seed: int, weights: Sequence[float], purpose: str = "concept order") -> "Rounds":
-        """The shortest rounds whose shares are as `weights`, all above 0, are."""
+        """The shortest rounds whose shares match `weights`, all above 0."""
         parts = [weight / min(weights) for weight in weights]
         for times in range(1, LONGEST_MULTIPLE + 1):
             shares = tuple(round(part * times) for part in parts)
@@ -54,7 +54,7 @@ class Rounds:
         return self._round(n)[n % sum(self.shares)]
 
     def number_among(self, n: int, kinds: Collection[int]) -> int:
-        """How many of the numbers before `n` are of one of `kinds`."""
+        """How many numbers before `n` are of one of `kinds`."""
         rounds, place = divmod(n, sum(self.shares))
         before = sum(kind in kinds for kind in self._round(n)[:place])
         return rounds * sum(self.shares[kind] for kind in kinds) + before
@@ -74,21 +74,21 @@ def _arranged(seed: int, purpose: str, shares: tuple[int, ...], number: int) -> 
 class SampleOrder:
     """The shape and the subject of sample number n.
 
-    All samples of an optimizer step have one shape, so that every micro-batch of every process has, however a step is
-    shared out. A shape is as frequent as the photographs that have it, and its subjects as their weights say.
+    All samples of an optimizer step have the same shape, and so do those of any micro-batch on any process. A shape is
+    as frequent as the photographs that have it, and its subjects as their weights say.
     """
 
     shapes: Rounds
     subjects: tuple[Rounds, ...]
-    """Of each shape: its subjects."""
+    """For each shape, the order of its subjects."""
     present: tuple[tuple[int, ...], ...]
-    """Of each shape: the places in the config's list of the subjects that `subjects` counts."""
+    """For each shape, the indices in the config's list of the subjects numbered by `subjects`."""
     step: int = 1
-    """Samples of an optimizer step; where there is one shape, any number."""
+    """Samples per optimizer step; with a single shape, any number."""
 
     @classmethod
     def of(cls, seed: int, weights: Sequence[float], counts: Sequence[Sequence[int]]) -> "SampleOrder":
-        """weights: of the subjects. counts: [subject][shape], how many photographs of a shape a subject has."""
+        """weights: of the subjects. counts: [subject][shape], a subject's number of photographs of a shape."""
         parts = [
             [weight * count / sum(own) for count in own] for weight, own in zip(weights, counts, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Facts written into a PNG, as texts that any image viewer shows: what it was drawn from, and how."""
+"""Facts in a PNG about how it was drawn, as texts that image viewers can show."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from ldm.errors import UserError
 
 
 def png_info(facts: Mapping[str, object]) -> PngInfo:
-    """`facts` for Pillow's `pnginfo`; those that are None are left out."""
+    """`facts` for Pillow's `pnginfo`, except those that are None."""
     info = PngInfo()
     for key, value in facts.items():
         if value is not None:
@@ -20,7 +20,7 @@ def png_info(facts: Mapping[str, object]) -> PngInfo:
 
 
 def png_text(path: Path) -> dict[str, str]:
-    """The texts that were written into a picture, by name. Raises UserError for a file that is no picture."""
+    """The texts in a picture, by name. Raises UserError for a file that is not a picture."""
     try:
         with Image.open(path, formats=tuple({*readable().values()})) as image:
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""The bank of class-prior samples: latents that the untrained base draws when training first needs them."""
+"""The bank of class-prior samples: latents drawn by the untrained base when training first needs them."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ from ldm.values import (
 
 @dataclass(frozen=True)
 class PriorSettings:
-    """How class-prior samples are drawn; `configs/dreambooth.yaml` says what each setting means."""
+    """How class-prior samples are drawn; `configs/dreambooth.yaml` explains each setting."""
 
     count: Count
     chunk_size: Count
@@ -47,18 +47,18 @@ class PriorSettings:
 
 
 NOT_IN_LATENTS = tuple(setting.name for setting in fields(PriorSettings) if is_unaffecting(setting.type))
-"""Settings that no latent depends on."""
+"""Settings that do not affect latents."""
 
 Draw = Callable[[Sequence[int]], Tensor]
 """`prior sample numbers -> latents [len, C, h, w]`, a pure function of the numbers."""
 
 
 class PriorBank:
-    """`count` latents in fixed, aligned chunks, each drawn at once, kept in memory and in `folder`.
+    """`count` latents in fixed chunks, each drawn at once, kept in memory and in `folder`.
 
-    A chunk is drawn whole and in the same batches whenever it is needed, so its latents are the same drawn
-    early, late, or after a resume. A chunk file that is missing, damaged, or of other settings is drawn
-    again. With several processes each draws its share of a chunk, and all hold the whole bank.
+    A chunk is always drawn whole and in the same batches, so its latents do not depend on when it is drawn. A chunk
+    file that is missing, damaged, or of other settings is drawn again. With several processes each draws its share of
+    a chunk, and all have the whole bank.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class PriorBank:
         computed_by: str = "",
         wanted: int | None = None,
     ):
-        """settings: whatever the latents depend on, as plain values; kept in each chunk file and compared.
+        """settings: everything the latents depend on, as plain values; stored in each chunk file and compared.
 
-        cache: shared with other runs. computed_by: what their last digits depend on, for the cache alone.
-        wanted: how many the run will ask for, the first ones; all by default.
+        cache: shared with other runs. computed_by: software and hardware, for the cache's key. wanted: how many, the
+        first ones, the run will need; by default all.
         """
         self.folder = Path(folder)
         self.count = count
@@ -89,7 +89,7 @@ class PriorBank:
 
     @property
     def full(self) -> bool:
-        """Whether every chunk that the run will ask for is in memory, so that nothing will be drawn any more."""
+        """Whether every chunk that the run needs is in memory, so that no more will be drawn."""
         return set(range(-(-self.wanted // self.chunk_size))) <= self.chunks.keys()
 
     @property
@@ -98,7 +98,7 @@ class PriorBank:
         return -(-self.count // self.chunk_size)
 
     def fill(self, indices: Sequence[int]) -> None:
-        """Bring the chunks of `indices` into memory. All processes must name the same indices."""
+        """Read or draw the chunks of `indices`. All processes must pass the same indices."""
         for chunk in sorted({index // self.chunk_size for index in indices} - self.chunks.keys()):
             latents = self._read_together(chunk)
             if latents is None and self.cache is not None:
@@ -112,7 +112,7 @@ class PriorBank:
             self.chunks[chunk] = latents
 
     def load_existing(self) -> None:
-        """Read what an earlier part of this run has drawn."""
+        """Read the chunks drawn by earlier starts of this run."""
         for chunk in range(self.chunk_count):
             latents = self._read_together(chunk)
             if latents is not None:
@@ -124,13 +124,13 @@ class PriorBank:
         return torch.stack(rows).to(device, non_blocking=True)
 
     def _read_together(self, chunk: int) -> Tensor | None:
-        """The chunk where every process can read it, and None on all of them otherwise."""
+        """The chunk if every process can read it, otherwise None on all of them."""
         processes.gather(None)  # the first process may just have written it
         latents = self._read(chunk)
         return None if any(processes.gather(latents is None)) else latents
 
     def _facts(self, chunk: int) -> dict[str, object]:
-        """All that the bits of a chunk depend on; the number of other samples in the bank is not part of it."""
+        """Everything that a chunk's bits depend on; the size of the bank is not part of it."""
         numbers = self._numbers(chunk)
         return {
             "settings": _without_count(self.settings),
@@ -149,7 +149,7 @@ class PriorBank:
             return self.draw(numbers).cpu()
         share = -(-len(numbers) // processes.world_size())
         own = numbers[processes.rank() * share : (processes.rank() + 1) * share]
-        # A process without a share draws a number that is then dropped: a collective needs equal shapes.
+        # A process without a share draws a sample that is then dropped: collectives need equal shapes.
         drawn = self.draw(own or numbers[:1])[: len(own)]
         padded = torch.zeros(share, *drawn.shape[1:], device=drawn.device)
         padded[: len(drawn)] = drawn
@@ -161,7 +161,7 @@ class PriorBank:
         return self.folder / f"{chunk:05d}.safetensors"
 
     def _write(self, chunk: int, latents: Tensor) -> None:
-        # One metadata key: safetensors writes several in no fixed order, and equal chunks are equal files.
+        # One metadata key, since safetensors writes several in random order, and equal chunks must be equal files.
         about = json.dumps({"settings": self.settings, "sha256": _digest(latents)})
         try:
             with replacing(self._path(chunk), sync=False) as temporary:  # a chunk's hash is checked when read
@@ -174,13 +174,13 @@ class PriorBank:
             )
 
     def _read(self, chunk: int) -> Tensor | None:
-        """The latents of a chunk's file; None where it is missing, damaged, or of other settings."""
+        """The latents in a chunk's file; None if it is missing, damaged, or of other settings."""
         try:
             with safe_open(self._path(chunk), framework="pt") as file:
                 about, latents = json.loads((file.metadata() or {})["about"]), file.get_tensor("latents")
             same = _without_count(about["settings"]) == _without_count(self.settings)
-            sound = same and about["sha256"] == _digest(latents)
-            return latents if sound and len(latents) == len(self._numbers(chunk)) else None
+            valid = same and about["sha256"] == _digest(latents)
+            return latents if valid and len(latents) == len(self._numbers(chunk)) else None
         except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 

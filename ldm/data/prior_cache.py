@@ -1,7 +1,7 @@
-"""A folder of prior chunks that all runs of a user share, so that each is drawn once on a machine.
+"""A folder of prior chunks shared by all runs of a user, so that each is drawn once on a machine.
 
-Several runs may use it at once: a chunk appears under its name only when it is complete, and equal names mean
-equal chunks. If anything goes wrong with the folder, a run draws the chunk itself.
+Several runs may use it at once: chunks are written atomically, and equal names mean equal chunks. If anything goes
+wrong with the folder, a run draws the chunk itself.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ BYTES = 10**9
 
 
 class PriorCache:
-    """Chunk files, named by a hash of all that their latents depend on; the least recently used are removed."""
+    """Chunk files, named by a hash of everything their latents depend on; the least recently used are removed."""
 
     def __init__(self, folder: Path, gigabytes: float):
-        """gigabytes: what the folder may hold."""
+        """gigabytes: maximum size of the folder."""
         self.folder = folder
         self.gigabytes = gigabytes
 
     def take(self, facts: Mapping[str, object], path: Path) -> None:
-        """Copy the chunk of `facts` to `path`, where there is one."""
+        """Copy the chunk of `facts`, if any, to `path`."""
         chunk = self._path(facts)
         with contextlib.suppress(OSError), replacing(path, sync=False) as temporary:
             shutil.copyfile(chunk, temporary)
             os.utime(chunk)  # used now
 
     def keep(self, facts: Mapping[str, object], path: Path) -> None:
-        """Copy `path` to the cache as the chunk of `facts`, and make room for it."""
+        """Copy `path` to the cache as the chunk of `facts`, and remove old chunks if needed."""
         with contextlib.suppress(OSError):
             with replacing(self._path(facts), sync=False, shared=True) as temporary:
                 shutil.copyfile(path, temporary)

@@ -1,4 +1,4 @@
-"""Which sample numbers a process sees: the counter that all of training is keyed to."""
+"""The sample numbers of each process: the counter that keys all of training."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from torch.utils.data import Sampler
 class CountingBatchSampler(Sampler[list[int]]):
     """Endless batches of sample numbers 0, 1, 2, ..., split evenly over the processes.
 
-    Micro-batch m of process r holds the `batch_size` numbers from (m * world_size + r) * batch_size on, so
-    the samples behind an optimizer step are the same however processes and accumulation share them out.
+    Micro-batch m of process r has the `batch_size` numbers from (m * world_size + r) * batch_size on, so the samples
+    of an optimizer step do not depend on how processes and accumulation divide them.
     No `__len__`: Lightning would end the epoch early on a resume (restored progress is added to it).
     """
 

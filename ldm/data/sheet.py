@@ -1,4 +1,4 @@
-"""Labelled sheets of pictures, which also say where each picture is, so that a page can show them one by one."""
+"""Labelled sheets of pictures that record where each picture is, so that a page can show them one by one."""
 
 import functools
 import json
@@ -12,21 +12,21 @@ from ldm.data.images import load_image, save_image
 from ldm.data.png import png_info, png_text
 
 FACT = "sheet"
-"""Name of the text in the PNG that says where the pictures are."""
+"""Name of the text in the PNG with the pictures' positions."""
 
 MARGIN, GAP = 14, 4
 """Pixels around a sheet, and between its pictures."""
 INK, SOFT = "#182230", "#667085"
 SMALLEST = 160
-"""Smaller pictures are shown this many pixels wide or more, each pixel repeated."""
+"""Smaller pictures are enlarged to at least this width in px, by repeating pixels."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a sheet, and where it is."""
+    """One picture of a sheet, with its position."""
 
     title: str
-    """What it shows: a prompt, or a file's name."""
+    """A prompt or a file name."""
     seed: int | None
     left: int
     top: int
@@ -34,7 +34,7 @@ class Cell:
     """In the sheet, px."""
     height: int
     scale: int
-    """How often each pixel of the picture is repeated along x and y."""
+    """Enlargement of the picture, by repeating pixels."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Strip:
 
 
 class _Layout:
-    """Where texts and pictures go, row below row."""
+    """Positions of texts and pictures, row by row."""
 
     def __init__(self, title: str):
         self.texts = [(MARGIN, MARGIN, title, INK, 20)]
@@ -56,7 +56,7 @@ class _Layout:
         self.y = MARGIN + 34
 
     def add(self, strip: Strip, columns: int, smallest: int) -> None:
-        """The title of `strip`, and its pictures below."""
+        """Add the title of `strip`, with its pictures below."""
         self.texts.append((MARGIN, self.y, strip.title, INK, 15))
         self.y += 24
         for first in range(0, len(strip.pictures), columns):
@@ -79,7 +79,7 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height that all of it takes."""
+        """Width and height of everything."""
         ends = [x + round(_font(size).getlength(text)) for x, _, text, _, size in self.texts]
         ends += [cell.left + cell.width for _, cell in self.pictures]
         return max(ends) + MARGIN, self.y + MARGIN - 8
@@ -88,9 +88,9 @@ class _Layout:
 def draw_sheet(
     title: str, strips: Sequence[Strip], columns: int, smallest: int = SMALLEST
 ) -> tuple[Image.Image, list[Cell]]:
-    """A white sheet with a title and `strips` of pictures below one another, and where each picture is.
+    """A white sheet with a title and `strips` of pictures below each other, and the pictures' positions.
 
-    smallest: width below which pictures are enlarged, px.
+    smallest: width in px below which pictures are enlarged.
     """
     layout = _Layout(title)
     for strip in strips:
@@ -107,20 +107,20 @@ def draw_sheet(
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that Pillow brings."""
+    """Pillow's default font."""
     return ImageFont.load_default(size)
 
 
 def save_sheet(sheet: Image.Image, cells: Sequence[Cell], path: Path, **facts: object) -> None:
-    """Write a sheet as a PNG that says where its pictures are, beside `facts`. Raises OSError."""
+    """Write a sheet as a PNG with its pictures' positions and `facts`. Raises OSError."""
     about = {FACT: json.dumps([asdict(cell) for cell in cells]), **facts}
     save_image(sheet, path, pnginfo=png_info(about))
 
 
 def read_sheet(path: Path) -> tuple[Image.Image, list[Cell], Mapping[str, str]]:
-    """A sheet, where its pictures are (none for a sheet that does not say), and the other facts in it.
+    """A sheet, its pictures' positions (empty if it does not have them), and the other facts in it.
 
-    Raises UserError for a file that is no picture. What does not lie in the picture is left out.
+    Raises UserError for a file that is not a picture. Positions outside of it are left out.
     """
     image, facts = load_image(path), png_text(path)
     try:
@@ -139,7 +139,7 @@ def _lies_in(image: Image.Image, cell: Cell) -> bool:
 
 
 def picture_of(sheet: Image.Image, cell: Cell) -> Image.Image:
-    """The picture of `cell`, pixel for pixel as it was drawn."""
+    """The picture of `cell`, pixel for pixel as drawn."""
     part = sheet.crop((cell.left, cell.top, cell.left + cell.width, cell.top + cell.height))
     size = (cell.width // cell.scale, cell.height // cell.scale)
     return part if cell.scale == 1 else part.resize(size, Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""The subject's photographs, and what sample number n draws from them."""
+"""The subject's photographs, and the example that sample number n takes from them."""
 
 import copy
 import warnings
@@ -33,8 +33,8 @@ from ldm.randomness import generator
 class SubjectImages(Dataset[SubjectExample]):
     """Photographs of one subject, decoded once and kept in memory: cropped and resized, unless crops are random.
 
-    Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image, or its mirror
-    image; with `random_crop` no two samples need be alike, and "pixels" [3, H, W] stand in its place.
+    Item n is {"view": int, "prompt": str}, a pure function of `seed` and n. A view is an image or its mirror image;
+    with `random_crop`, "pixels" [3, H, W] replace it.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class SubjectImages(Dataset[SubjectExample]):
         shapes: Sequence[Shape] | None = None,
         unmasked_weight: float = 1.0,
     ):
-        """captions: an image's own prompt is in the text file beside it or in a list (`ldm.data.captions`).
+        """captions: whether images have their own prompts in text files or a list (`ldm.data.captions`).
 
-        placeholder: what a [V] in a caption is. order: key of the shuffled order. shapes: those that images may have,
-        in px; None for a square of `size`. unmasked_weight: as `cell_weights` takes it; where it is 1, no mask is read.
+        placeholder: replaces [V] in captions. order: key of the shuffled order. shapes: allowed ones in px; None for a
+        square of `size`. unmasked_weight: as in `cell_weights`; with 1, masks are not read.
         """
         self.files = list(files)
         listed = read_lists(self.files[0].parent) if captions else {}
@@ -68,7 +68,7 @@ class SubjectImages(Dataset[SubjectExample]):
         self.masks: list[Image.Image | None] = []
         self.shapes: list[Shape] = []
         self.original_sizes: list[tuple[int, int]] = []
-        """Of the photographs, in px."""
+        """The photographs' sizes in px."""
         for path in self.files:
             image = load_image(path, size)
             mask = mask_of(path, image.size) if unmasked_weight != 1 else None
@@ -90,18 +90,18 @@ class SubjectImages(Dataset[SubjectExample]):
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
-        """All pictures of `folder`; `options` as above."""
+        """All pictures in `folder`; `options` as above."""
         return cls(image_files(folder), **options)
 
     def without_augmentation(self) -> "SubjectImages":
-        """The same images, neither mirrored nor cropped at random; both share their memory."""
+        """The same images without mirroring and random crops; memory is shared."""
         plain = copy.copy(self)
         plain.flip_probability, plain.random_crop = 0.0, False
         return plain
 
     @property
     def nbytes(self) -> int:
-        """Memory that the images take: 4 bytes a pixel."""
+        """Memory of the images: 4 bytes per pixel."""
         return sum(4 * image.width * image.height for image in self.images)
 
     def __getitem__(self, n: int) -> SubjectExample:
@@ -110,9 +110,9 @@ class SubjectImages(Dataset[SubjectExample]):
     def example(
         self, k: int, n: int, shape: Shape | None = None, cells: tuple[int, int] | None = None
     ) -> SubjectExample:
-        """The subject's k-th sample of a shape (None: of all its images), which is the run's sample number n.
+        """The subject's k-th sample of a shape (None: of any), which is the run's sample number n.
 
-        cells: (h, w) of its latent, where the example is to have weights of the latent's cells.
+        cells: (h, w) of its latent, to include weights of the latent's cells.
         """
         among = [i for i, own in enumerate(self.shapes) if shape in (None, own)]
         index = among[shuffled_index(self.seed, self.order, k, len(among))]
@@ -131,7 +131,7 @@ class SubjectImages(Dataset[SubjectExample]):
 
     @property
     def views(self) -> range:
-        """Every view that training can meet: even numbers are images, odd ones their mirror images."""
+        """All views that training may use: even numbers are images, odd ones their mirror images."""
         return range(0, 2 * len(self.images), 1 if self.flip_probability > 0 else 2)
 
     def shape_of(self, view: int) -> Shape:
@@ -152,7 +152,7 @@ class SubjectImages(Dataset[SubjectExample]):
     def cell_weights(
         self, view: int, cells: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
     ) -> Tensor:
-        """Weights [1, h, w] in the loss of the latent's cells of one view; cells: (h, w)."""
+        """Weights [1, h, w] of one view's latent cells in the loss; cells: (h, w)."""
         index, mirrored = divmod(view, 2)
         mask = self.masks[index]
         cropped = None if mask is None else resize_and_crop(mask, self.shapes[index], place)
@@ -162,10 +162,10 @@ class SubjectImages(Dataset[SubjectExample]):
     def _warn_of_masks(self, are_used: bool) -> None:
         if are_used:
             bare = [path.name for path, mask in zip(self.files, self.masks, strict=True) if mask is None]
-            message = "photographs without a mask, all of whose pixels count: "
+            message = "photographs without a mask, whose pixels all count: "
         else:
             bare = [mask_path(path).name for path in self.files if mask_path(path).exists()]
-            message = "masks that are not used, since data.params.unmasked_weight is 1: "
+            message = "masks are not used, since data.params.unmasked_weight is 1: "
         if bare:
             warnings.warn(printable(message + ", ".join(bare)), stacklevel=1)
 
@@ -176,13 +176,13 @@ class SubjectImages(Dataset[SubjectExample]):
                 small.setdefault(shape, []).append(f"{path.name} ({width} x {height})")
         for (width, height), names in small.items():
             size = f"{width} px" if width == height else f"{width} x {height} px"
-            message = f"images smaller than the training size of {size} are enlarged, and train blurred: "
+            message = f"images smaller than the training size of {size} are enlarged and will be blurred: "
             warnings.warn(
                 printable(message + ", ".join(names)),
-                stacklevel=1,  # the same place each time, so that it is said once
+                stacklevel=1,  # always the same place, so that Python shows it once
             )
 
 
 def split_held_out(files: Sequence[Path], hold_out: int) -> tuple[list[Path], list[Path]]:
-    """The images to train on, and the last `hold_out` images, which training never sees."""
+    """The images to train on, and the last `hold_out`, which are not used in training."""
     return list(files[: len(files) - hold_out]), list(files[len(files) - hold_out :])
