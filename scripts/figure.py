@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
+from ldm.samplers import SAMPLERS
 from ldm.values import Count, NonNegativeFloat, Seed, option
 
 
@@ -23,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--without_prior", type=Path, required=True, help="the same with model.params.prior_loss_weight=0"
     )
     parser.add_argument("--out", default="assets/figure.png")
-    parser.add_argument("--steps", type=option(Count), default=30, help="sampler steps (dpmpp_2m)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: what the base advises")
+    parser.add_argument("--steps", type=option(Count), help="sampler steps (default: what the base advises)")
     parser.add_argument(
-        "--scale", type=option(NonNegativeFloat), default=4.0, help="classifier-free guidance"
+        "--scale", type=option(NonNegativeFloat), help="classifier-free guidance (default: the base's)"
     )
     parser.add_argument("--seed", type=option(Seed), default=0, help="seed of each row's first image")
     parser.add_argument("--zoom", type=option(Count), default=1, help="factor to enlarge each image")
@@ -35,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def draw(options: argparse.Namespace) -> None:
     """Draw the figure and save it."""
     from ldm.data.images import save_image
-    from ldm.diffusion.sampling import Sampling
     from ldm.world.figure import figure
 
-    sampling = Sampling("dpmpp_2m", options.steps, options.scale)
-    save_image(figure(options.run, options.without_prior, sampling, options.seed, options.zoom), options.out)
+    settings = (options.sampler, options.steps, options.scale)
+    save_image(figure(options.run, options.without_prior, settings, options.seed, options.zoom), options.out)
     print(options.out)
 
 

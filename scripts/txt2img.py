@@ -74,11 +74,17 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
     parser.add_argument(
         "--outdir", type=Path, default="outputs/txt2img", help="folder for images; none is overwritten"
     )
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="default: what the base advises, as the embedded one does, else ddim",
+    )
     parser.add_argument(
         "--plms", action="store_const", const="plms", dest="sampler", help="same as --sampler plms"
     )
-    parser.add_argument("--steps", "--ddim_steps", type=option(Count), default=50, help="sampler steps")
+    parser.add_argument(
+        "--steps", "--ddim_steps", type=option(Count), help="sampler steps (default: the base's, else 50)"
+    )
     parser.add_argument(
         "--spacing",
         choices=SPACINGS,
@@ -89,7 +95,9 @@ def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
         "--ddim_eta", type=option(Probability), default=0.0, help="stochasticity of ddim, 0 to 1"
     )
     parser.add_argument(
-        "--scale", type=option(float), default=7.5, help="classifier-free guidance; 1 for none"
+        "--scale",
+        type=option(float),
+        help="classifier-free guidance; 1 for none (default: the base's, else 7.5)",
     )
     parser.add_argument(
         "--seed", type=option(Seed), default=42, help="seed of a prompt's first image; the next has seed + 1"

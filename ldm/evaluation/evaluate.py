@@ -21,6 +21,7 @@ from ldm.evaluation.results import table, write
 from ldm.evaluation.scores import Networks, score
 from ldm.files import PROJECT, check_writable, find
 from ldm.formats.checkpoint_files import run_of
+from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, save_picture
 from ldm.methods.load import LoadedModel, load_for_sampling
 
@@ -101,7 +102,6 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     about |= {
         "class_word": subject.class_word,
         "prompts": prompt_set(config, subject.class_word) if evaluation.ckpt else "as given",
-        "sampling": config["sampling"] if evaluation.ckpt else None,
         "real_images": {name: [path.name for path in paths] for name, paths in subject.references.items()},
         "note": subject.note,
     }
@@ -125,8 +125,14 @@ def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, 
         evaluation.prompt_noun,
         learned=learned is not None,
     )
-    draw(loaded, items, evaluation)
-    about = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
+    settings = {key: evaluation.config["sampling"][key] for key in ("sampler", "steps", "guidance_scale")}
+    sampling = advised_sampling(loaded.model.source, **settings)
+    draw(loaded, items, evaluation, sampling)
+    about: dict[str, Any] = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
+    about["sampling"] = {
+        **evaluation.config["sampling"],
+        **{key: getattr(sampling, key) for key in settings},
+    }
     return subject, items, {**about, "identifier": learned.identifier if learned else None}
 
 
@@ -136,7 +142,8 @@ def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str,
     subject = find_subject(evaluation, None)
     bare = fill_in(evaluation.config["class_prompt"], subject.class_word)
     items = read_folder(evaluation.images, evaluation.identifier, evaluation.class_images, bare)
-    return subject, items, {"images": str(evaluation.images), "identifier": evaluation.identifier}
+    about = {"images": str(evaluation.images), "identifier": evaluation.identifier, "sampling": None}
+    return subject, items, about
 
 
 def find_subject(evaluation: Evaluation, learned_class: str | None) -> Subject:
@@ -162,10 +169,9 @@ def refuse_embedded_networks(networks: Networks, side: int) -> None:
         )
 
 
-def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> None:
+def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation, sampling: Sampling) -> None:
     """Draw and save those of `items` that do not exist yet with the same facts in their PNGs."""
     settings, side = evaluation.config["sampling"], loaded.model.native_size
-    sampling = Sampling(settings["sampler"], settings["steps"], settings["guidance_scale"])
     loaded.model.passes(sampling)
     about = {"model": str(evaluation.ckpt), **evaluation.base_options}
     drawing = Drawing(loaded, sampling, side, side, about)

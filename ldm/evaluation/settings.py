@@ -35,9 +35,9 @@ class SamplingSettings:
     images_per_prompt: Count
     class_images: Count
     seed: Seed
-    sampler: SamplerName
-    steps: Count
-    guidance_scale: NonNegativeFloat
+    sampler: SamplerName | None
+    steps: Count | None
+    guidance_scale: NonNegativeFloat | None
     batch_size: Count
 
 

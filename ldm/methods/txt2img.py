@@ -11,9 +11,9 @@ from ldm.console import progress_bar
 from ldm.data.images import grid
 from ldm.data.png import png_text
 from ldm.devices import choose_device, choose_dtype
-from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError, say
 from ldm.files import check_writable, find_near
+from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
 from ldm.methods.load import load_for_sampling
 from ldm.methods.lora import add_loras
@@ -107,8 +107,9 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
     model, weights = options.drawn_with
     if model == options.ckpt and weights not in (None, loaded.weights):
         say(f"warning: {options.from_image} was drawn with other weights than {model} has now")
-    sampling = Sampling(
-        options.sampler,
+    sampling = advised_sampling(
+        loaded.model.source,
+        "ddim" if options.ddim_eta and not options.sampler else options.sampler,
         options.steps,
         options.scale,
         negative_prompt=loaded.with_identifier(options.negative_prompt),

@@ -19,6 +19,7 @@ from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, samp
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
+from ldm.formats.knowledge import note_for_copies
 from ldm.formats.subject import notes_of
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
@@ -246,7 +247,8 @@ class LatentDiffusion(nn.Module):
 
         dtype: of the weights. card: the text of its README.md.
         """
-        save_diffusers_folder(self.components(), folder, dtype, notes_of(subject, card))
+        notes = {**note_for_copies(self.source), **notes_of(subject, card)}
+        save_diffusers_folder(self.components(), folder, dtype, notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
         """This model as it is now, in `dtype`, for inference only; the VAE is shared, not copied."""

@@ -23,6 +23,7 @@ from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import METRICS, Seen
 from ldm.evaluation.protocol import without_identifier
 from ldm.files import replacing, warn_if_unwritable
+from ldm.formats.knowledge import advised_sampling
 from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
@@ -51,9 +52,9 @@ class Fidelity(StepCallback):
         prompts: Prompts,
         per_prompt: Count,
         seed: Seed,
-        sampler: SamplerName,
-        steps: Count,
-        guidance_scale: NonNegativeFloat,
+        sampler: SamplerName | None,
+        steps: Count | None,
+        guidance_scale: NonNegativeFloat | None,
         dino: Text,
         clip: Text,
         dino_revision: Text | None = None,
@@ -71,14 +72,18 @@ class Fidelity(StepCallback):
         self.templates = list(prompts)
         self.per_prompt = per_prompt
         self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
-        self.sampling = Sampling(sampler, steps, guidance_scale)
+        self.settings = (sampler, steps, guidance_scale)
         self.networks = (dino, dino_revision), (clip, clip_revision)
         self.drift_weight = drift_weight
         self.keep_best = keep_best
 
+    def sampling(self, pl_module: LightningModule) -> Sampling:
+        """How images are drawn: what is null in the config is the base's own advice."""
+        return advised_sampling(pl_module.base, *self.settings)
+
     def check(self, pl_module: LightningModule) -> None:
         """Raise UserError if the model cannot be sampled with these settings."""
-        pl_module.model.passes(self.sampling)
+        pl_module.model.passes(self.sampling(pl_module))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Before the first step, so that a missing network wastes no training.
@@ -162,7 +167,7 @@ class Fidelity(StepCallback):
         size = trainer.datamodule.size
         with averaged(trainer), trainer.precision_plugin.forward_context():
             pictures = pl_module.model.images(
-                prompts, self.seeds, self.sampling, size, size, batch_size=self.per_prompt
+                prompts, self.seeds, self.sampling(pl_module), size, size, batch_size=self.per_prompt
             )
         return [to_image(pixels) for pixels in pictures]
 

@@ -14,6 +14,7 @@ from ldm.data.images import to_image
 from ldm.data.sheet import Strip, draw_sheet, save_sheet
 from ldm.diffusion.sampling import Sampling
 from ldm.files import warn_if_unwritable
+from ldm.formats.knowledge import advised_sampling
 from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.loggers import log_image
@@ -30,22 +31,26 @@ class SampleImages(StepCallback):
         prompts: Prompts,
         per_prompt: Count,
         seed: Seed,
-        sampler: SamplerName,
-        steps: Count,
-        guidance_scale: NonNegativeFloat,
+        sampler: SamplerName | None,
+        steps: Count | None,
+        guidance_scale: NonNegativeFloat | None,
         at_end: bool = True,
     ):
         """per_prompt: images per prompt, with seeds `seed`, `seed + 1`, ...; at_end: also draw after the last step."""
         self.every_steps = every_steps
         self.prompts = list(prompts)
         self.seeds = range(seed, seed + per_prompt)
-        self.sampling = Sampling(sampler, steps, guidance_scale)
+        self.settings = (sampler, steps, guidance_scale)
         self.at_end = at_end
         self._priors_shown: set[str] = set()
 
+    def sampling(self, pl_module: LightningModule) -> Sampling:
+        """How images are drawn: what is null in the config is the base's own advice."""
+        return advised_sampling(pl_module.base, *self.settings)
+
     def check(self, pl_module: LightningModule) -> None:
         """Raise UserError if the model cannot be sampled with these settings."""
-        pl_module.model.passes(self.sampling)
+        pl_module.model.passes(self.sampling(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -65,11 +70,11 @@ class SampleImages(StepCallback):
         """Sample every prompt with the current weights."""
         if not trainer.is_global_zero:
             return
-        model, size = pl_module.model, trainer.datamodule.size
+        model, size, sampling = pl_module.model, trainer.datamodule.size, self.sampling(pl_module)
         strips = []
         try:
             templates = for_each_concept(self.prompts, trainer.datamodule.concepts)
-            steps = len(templates) * model.passes(self.sampling)
+            steps = len(templates) * model.passes(sampling)
             with (
                 averaged(trainer),
                 trainer.precision_plugin.forward_context(),
@@ -77,7 +82,7 @@ class SampleImages(StepCallback):
             ):
                 for prompt in templates:
                     prompts = [pl_module.with_identifier(prompt)] * len(self.seeds)
-                    pictures = model.images(prompts, self.seeds, self.sampling, size, size, on_step=advance)
+                    pictures = model.images(prompts, self.seeds, sampling, size, size, on_step=advance)
                     strips.append(
                         Strip(prompts[0], [to_image(pixels) for pixels in pictures], seeds=self.seeds)
                     )

@@ -7,26 +7,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ldm.config import read_plain
 from ldm.data.images import grid, image_files, load_image, resize_and_crop, to_image
-from ldm.diffusion.sampling import Sampling
+from ldm.formats.knowledge import advised_sampling
 from ldm.methods.load import load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 
 SCENES = ("in the snow", "on the moon", "in the jungle", "under water", "on a red background")
 COLUMNS = 10
 
+Settings = tuple[str | None, int | None, float | None]
+
 Row = tuple[str, list[Image.Image]]
 """A title and the pictures below it."""
 
 
-def figure(run: Path, without_prior: Path, sampling: Sampling, seed: int, zoom: int) -> Image.Image:
+def figure(run: Path, without_prior: Path, settings: Settings, seed: int, zoom: int) -> Image.Image:
     """The whole sheet.
 
     run: folder of a finished run. without_prior: of one that differs only in `prior_loss_weight=0`.
+    settings: sampler, steps and guidance; what is None is the base's own advice.
     seed: of each row's first picture. zoom: how many times each picture is enlarged.
     """
     config = read_plain(run / "configs" / "config.yaml")
     data, base = config["data"]["params"], config["model"]["params"]["base"]
-    word = data["class_word"]
+    word, sampling = data["class_word"], advised_sampling(base, *settings)
     bare = [f"a photo of a {word}"] * COLUMNS
     scenes = [f"a photo of [V] {word} {scene}" for scene in SCENES for _ in range(COLUMNS // len(SCENES))]
     tuned, without = load_for_sampling(run), load_for_sampling(without_prior)
