@@ -28,6 +28,9 @@ from ldm.methods.load import LoadedModel, load_for_sampling
 EMBEDDED_SIDE = 64
 """Side of the embedded world's pictures, px."""
 
+ADVISED = ("sampler", "steps", "guidance_scale")
+"""Settings of the section `sampling` that a base may advise."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -125,14 +128,9 @@ def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, 
         evaluation.prompt_noun,
         learned=learned is not None,
     )
-    settings = {key: evaluation.config["sampling"][key] for key in ("sampler", "steps", "guidance_scale")}
-    sampling = advised_sampling(loaded.model.source, **settings)
-    draw(loaded, items, evaluation, sampling)
+    draw(loaded, items, evaluation)
     about: dict[str, Any] = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
-    about["sampling"] = {
-        **evaluation.config["sampling"],
-        **{key: getattr(sampling, key) for key in settings},
-    }
+    about["sampling"] = sampling_facts(loaded, evaluation)
     return subject, items, {**about, "identifier": learned.identifier if learned else None}
 
 
@@ -169,9 +167,22 @@ def refuse_embedded_networks(networks: Networks, side: int) -> None:
         )
 
 
-def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation, sampling: Sampling) -> None:
+def sampling_of(loaded: LoadedModel, evaluation: Evaluation) -> Sampling:
+    """How the images are drawn: what the config leaves open is the base's own advice."""
+    settings = {key: evaluation.config["sampling"][key] for key in ADVISED}
+    return advised_sampling(loaded.model.source, **settings)
+
+
+def sampling_facts(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, Any]:
+    """The config's section `sampling` with the values that were used."""
+    sampling = sampling_of(loaded, evaluation)
+    return {**evaluation.config["sampling"], **{key: getattr(sampling, key) for key in ADVISED}}
+
+
+def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> None:
     """Draw and save those of `items` that do not exist yet with the same facts in their PNGs."""
     settings, side = evaluation.config["sampling"], loaded.model.native_size
+    sampling = sampling_of(loaded, evaluation)
     loaded.model.passes(sampling)
     about = {"model": str(evaluation.ckpt), **evaluation.base_options}
     drawing = Drawing(loaded, sampling, side, side, about)
