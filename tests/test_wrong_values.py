@@ -152,7 +152,9 @@ WRONG = {
     "weighting": ["abc", 5, True, {"gamma": 5}],
     "weights_precision": [*NAME, "fp16"],
     "zero_terminal_snr": TRUTH,
-    "r": COUNT,
+    "r": COUNT_FROM_0,
+    "use_dora": TRUTH,
+    "oft_block_size": COUNT_FROM_0,
     "lora_alpha": ABOVE_0,
     "target_modules": ["to_q", [], [5], [".*"], None],
     "token": ["", "a dog", 5, None, True],
@@ -162,6 +164,9 @@ WRONG = {
     "use_bias_correction": TRUTH,
     "safeguard_warmup": TRUTH,
     "beside": ["abc", 5, True, {"r": 5}],
+    "first": COUNT_FROM_0,
+    "end": STEPS_OR_NONE,
+    "offset_noise": NUMBER_FROM_0,
 }
 """Wrong values of each key."""
 

@@ -7,6 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from ldm.diffusion.timesteps import UNIFORM, TimestepSampling
 from ldm.randomness import generator
 
 
@@ -19,12 +20,28 @@ class Draws:
     timestep: int  # in [0, num_timesteps)
 
     @classmethod
-    def of(cls, seed: int, kind: str, n: int, latent_shape: Sequence[int], num_timesteps: int) -> "Draws":
-        """Draws of sample number `n`; subject and prior differ by `kind`, as in eq. 2 of the paper."""
-        source = generator(seed, f"{kind} draws", n)
-        timestep = int(torch.randint(num_timesteps, (), generator=source))
-        noise = torch.randn(tuple(latent_shape), generator=source)
-        return cls(torch.randn(tuple(latent_shape), generator=source), noise, timestep)
+    def of(
+        cls,
+        seed: int,
+        kind: str,
+        n: int,
+        latent_shape: Sequence[int],
+        num_timesteps: int,
+        timesteps: TimestepSampling = UNIFORM,
+        offset_noise: float = 0.0,
+    ) -> "Draws":
+        """Draws of sample number `n`; subject and prior differ by `kind`, as in eq. 2 of the paper.
+
+        offset_noise: standard deviation of a shift that all of a channel's noise shares (Guttenberg, "Diffusion with
+        offset noise", 2023). It is drawn last, so that the other draws do not depend on it.
+        """
+        source, shape = generator(seed, f"{kind} draws", n), tuple(latent_shape)
+        timestep = timesteps(source, num_timesteps)
+        noise = torch.randn(shape, generator=source)
+        posterior_noise = torch.randn(shape, generator=source)
+        if offset_noise:
+            noise = noise + offset_noise * torch.randn(shape[0], 1, 1, generator=source)
+        return cls(posterior_noise, noise, timestep)
 
 
 class SubjectExample(TypedDict):

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +25,18 @@ from ldm.data.order import SampleOrder
 from ldm.data.prior import PriorSettings
 from ldm.data.sampler import CountingBatchSampler
 from ldm.data.subject import SubjectImages, split_held_out
+from ldm.diffusion.timesteps import TimestepSampling, Uniform
 from ldm.errors import UserError
-from ldm.values import ClassWord, Count, NonNegativeInt, Probability, Seed, Text, Unaffecting
+from ldm.values import (
+    ClassWord,
+    Count,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Probability,
+    Seed,
+    Text,
+    Unaffecting,
+)
 
 
 class DreamBoothData(LightningDataModule):
@@ -54,12 +64,15 @@ class DreamBoothData(LightningDataModule):
         hold_out: NonNegativeInt = 0,
         reg_data_root: Annotated[Text | None, Unaffecting] = None,
         concepts: Subjects | None = None,
+        timesteps: Callable[..., TimestepSampling] = Uniform,
+        offset_noise: NonNegativeFloat = 0.0,
     ):
         """`configs/dreambooth.yaml` explains each setting. `{class_word}` is replaced by the class word.
 
         concepts: several subjects; then data_root, class_word and reg_data_root are ignored.
         """
         super().__init__()
+        self.timesteps, self.offset_noise = timesteps(), offset_noise
         if concepts is None:
             folder = Path(reg_data_root) if reg_data_root else None
             self.concepts: tuple[Concept, ...] = (
@@ -237,12 +250,13 @@ class TrainingSamples(Dataset[Sample]):
         self.shapes = data.shapes
         self.latent_shapes = [data.source.latent_shape(height, width) for width, height in data.shapes]
         self.num_timesteps = data.source.num_timesteps
+        self.noising = (data.timesteps, data.offset_noise)
         self.masked = data.unmasked_weight != 1
 
     def __getitem__(self, n: int) -> Sample:
         shape, concept = self.order.shape(n), self.order.subject(n)
         latent = self.latent_shapes[shape]
-        draws = Draws.of(self.seed, "subject", n, latent, self.num_timesteps)
+        draws = Draws.of(self.seed, "subject", n, latent, self.num_timesteps, *self.noising)
         k, cells = self.order.number_among(n, [concept]), latent[1:] if self.masked else None
         example = self.subjects[concept].example(k, n, self.shapes[shape], cells)
         sample: Sample = {**example, "number": n, "concept": concept, "draws": draws}
@@ -251,7 +265,7 @@ class TrainingSamples(Dataset[Sample]):
             sample["prior_number"] = order(self.order.number_among(n, members))
             sample["prior_prompt"] = prompt
             sample["prior_size_ids"] = size_ids[shape][sample["prior_number"]]
-            sample["prior_draws"] = Draws.of(self.seed, "prior", n, latent, self.num_timesteps)
+            sample["prior_draws"] = Draws.of(self.seed, "prior", n, latent, self.num_timesteps, *self.noising)
         return sample
 
 

@@ -32,6 +32,7 @@ from ldm.methods.subjects import check_prompts, losses_apart, with_identifiers
 from ldm.methods.tuning import Tuning
 from ldm.methods.weight_average import WeightAverage
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.randomness import generator
 from ldm.values import (
     Count,
     FolderName,
@@ -190,6 +191,7 @@ class DreamBooth(LightningModule):
             raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
         for subject, images in zip(self.subjects, data.subjects, strict=True):
             check_prompts(subject, images)
+        data.timesteps(generator(0, "check"), self.model.schedule.num_timesteps)
         if self.prior_loss_weight > 0:
             self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
