@@ -92,7 +92,7 @@ def test_an_empty_class_word(mistake, word):
 
 def test_identifiers(mistake, tiny_config, tmp_path, capsys):
     told = mistake("model.params.identifier=xqz wvu jkp mnb")
-    assert "take 1 to 3" in told
+    assert "use 1 to 3" in told
     assert "identifier" in mistake("model.params.identifier=''")
     words = [
         "-b",
@@ -156,7 +156,7 @@ def test_bases(mistake, tmp_path):
         ("model.params.prior_loss_weight=-1", "prior_loss_weight is -1: it must be"),
         ("model.params.lr_schedule=cosin", "did you mean 'cosine'?"),
         ("model.params.lr_schedule=piecewise_constant", "lr_schedule is 'piecewise_constant'"),
-        ("model.params.lr_warmup_steps=5", "constant has no warm-up: take constant_with_warmup"),
+        ("model.params.lr_warmup_steps=5", "constant has no warm-up: set constant_with_warmup"),
         ("model.params.learning_rate=0", "nothing would train"),
         ("model.params.clip_skip=0", "clip_skip is 0: it must be a whole number of at least 1"),
         ("model.params.clip_skip=3", "clip_skip is 3: the text encoder of"),

@@ -97,4 +97,4 @@ def test_a_rate_of_0_is_refused(tiny, capsys):
     words = ["-b", RECIPE, OVERLAY, "-t", "false", "--actual_resume", str(tiny)]
     words += ["model.params.learning_rate=0", "model.params.text_encoder_learning_rate=1e-4"]
     assert main(words) == 2
-    assert "trains nothing but the UNet" in capsys.readouterr().err
+    assert "trains only the UNet" in capsys.readouterr().err

@@ -279,7 +279,7 @@ def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tiny, tmp
 
     words = ["--base", RECIPE, str(PROJECT / "configs" / "gpu-speed.yaml"), "--actual_resume", str(tiny)]
     assert main([*words, "--logdir", str(tmp_path / "logs")]) == 2
-    assert "model.params.compile is for GPUs" in capsys.readouterr().err
+    assert "model.params.compile needs a GPU" in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
 
 

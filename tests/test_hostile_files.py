@@ -164,7 +164,7 @@ SAMPLED = [
     ("config/model/params/learning_rate", float("nan"), "learning_rate is nan"),
     ("config/model/params/tuning", {"target": 5}, "tuning.target is 5"),
     ("config/model/params/tuning", {"target": "os.system"}, "could run any code"),
-    ("config/model/params/tuning", {"target": "ldm.methods.dreambooth.DreamBooth"}, "is no tuning"),
+    ("config/model/params/tuning", {"target": "ldm.methods.dreambooth.DreamBooth"}, "is not a tuning"),
     ("config/model/params/tuning", {"target": ALL_WEIGHTS, "params": {"rank": 4}}, "unknown key"),
     ("config/data/params/class_word", ["dog"], "class_word is a list"),
     ("config/lightning", None, "config.lightning is None"),

@@ -86,7 +86,7 @@ def run(words, logs):
     """A run of two tasks of srun."""
     (code, out, told), (other_code, other_out, other_told) = ends_of(srun(*words))
     assert (code, other_code) == (0, 0), told + other_told
-    assert "holds the model" in out
+    assert "the model is in" in out
     assert not other_out
     assert [path.name for path in logs.iterdir()] == ["dogjob-4711_two"]  # one folder for both
     return logs / "dogjob-4711_two"

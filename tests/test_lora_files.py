@@ -288,12 +288,12 @@ def test_files_that_are_no_lora_for_the_model_are_refused(runs, tiny, tmp_path):
     wrong = {
         "another layer": (
             {**whole, "unet.nowhere.lora_A.weight": torch.zeros(1)},
-            "1 of its .* tensors are no part",
+            "1 of its .* tensors are not part",
         ),
         "half": ({name: value for name, value in whole.items() if name != key}, "has no down matrix"),
         "shape": ({**whole, key: torch.zeros(8, 3, 3, 3)}, "it is another model's"),
         "numbers": ({**whole, key: whole[key] * float("nan")}, "not finite"),
-        "empty": ({"x": torch.zeros(1)}, "is no LoRA for this model"),
+        "empty": ({"x": torch.zeros(1)}, "is not a LoRA for this model"),
     }
     for name, (tensors, told) in wrong.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
@@ -305,8 +305,8 @@ def test_files_that_are_no_lora_for_the_model_are_refused(runs, tiny, tmp_path):
     ("words", "told"),
     [
         (["--lora", "nowhere.safetensors"], "there is no nowhere.safetensors"),
-        (["--lora", "{lora}:much"], "'much' is no number"),
-        (["--lora", "{lora}:nan"], "'nan' is no number"),
+        (["--lora", "{lora}:much"], "'much' is not a number"),
+        (["--lora", "{lora}:nan"], "'nan' is not a number"),
         (["--lora", "{tiny}"], "there is no .*pytorch_lora_weights.safetensors"),
     ],
 )
@@ -320,11 +320,11 @@ def test_a_wrong_lora_is_told_in_one_line(runs, tiny, tmp_path, capsys, words, t
 
 def test_export_says_what_it_cannot_do(runs, tiny, tmp_path, capsys):
     for run, words, told in (
-        (runs["lora"], ["--form", "lora", "--rank", "4"], "whose rank it keeps"),
-        (runs["lora"], ["--form", "kohya"], "is a file in .safetensors"),
+        (runs["lora"], ["--form", "lora", "--rank", "4"], "which keeps its rank"),
+        (runs["lora"], ["--form", "kohya"], "must be a .safetensors file"),
         (runs["lora"], ["--rank", "4"], "add --form lora"),
-        (tiny, ["--form", "lora"], "only of a run"),
-        (runs["lora"] / "model", [], "holds a LoRA, not a whole model"),
+        (tiny, ["--form", "lora"], "only be extracted from a run"),
+        (runs["lora"] / "model", [], "is a LoRA, not a whole model"),
     ):
         assert export.main(["--ckpt", str(run), "--out", str(tmp_path / "out"), *words]) == 2
         assert told in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_a_caption_without_placeholder_is_told_by_its_file(train, tmp_path, caps
     (tmp_path / "b.txt").write_text("[V] dog, snow")
     words = ("data.params.captions=true", "data.params.tag_shuffle=true", "data.params.caption_dropout=0.5")
     train(*QUICK, "--data_root", str(tmp_path), *words, "lightning.trainer.max_steps=1")
-    assert "captions without [V], which teach the subject nothing: a.txt ('a dog in the snow')" in (
+    assert "captions without [V], from which the subject is not learned: a.txt ('a dog in the snow')" in (
         capsys.readouterr().err
     )
 

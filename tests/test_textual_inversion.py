@@ -179,7 +179,10 @@ def test_all_weights_beside_a_token_are_saved_and_loaded(trained, tmp_path):
         ([f"{TOKENS}=[{{token: a dog, initial_word: dog}}]"], "a word without spaces"),
         ([f"{TOKENS}=[]"], "needs a token"),
         ([f"{TOKENS}=[{{token: <x>, word: dog}}]"], "unknown key"),
-        (["model.params.learning_rate=0", "model.params.text_encoder_learning_rate=1"], "a rate above 0"),
+        (
+            ["model.params.learning_rate=0", "model.params.text_encoder_learning_rate=1"],
+            "a learning rate above 0",
+        ),
     ],
 )
 def test_wrong_tokens_are_told_in_one_line(tiny, capsys, words, told):

@@ -289,7 +289,7 @@ def test_a_run_is_exported_and_evaluated(whole, tmp_path, capsys):
     assert export.main(["--ckpt", str(whole), "--out", str(tmp_path / "dog"), "--dtype", "fp32"]) == 0
     assert load_base(tmp_path / "dog").zero_unconditional
     assert export.main(["--ckpt", str(whole), "--out", str(tmp_path / "dog.safetensors")]) == 2
-    assert "not of Stable Diffusion's size" in capsys.readouterr().err
+    assert "does not have Stable Diffusion's sizes" in capsys.readouterr().err
     words = ["sampling.steps=2", "sampling.images_per_prompt=1", "sampling.class_images=2"]
     words += ["--outdir", str(tmp_path / "report"), "--device", "cpu"]
     assert evaluate.main(["--ckpt", str(whole), *words]) == 0
@@ -313,7 +313,7 @@ def test_each_text_encoder_has_its_rate(xl, xl_config, tmp_path):
     )[1]
     groups = module.tuning.parameter_groups(module.model)
     assert {group["name"]: group["lr"] for group in groups} == {"unet": 1e-3, "text_encoder": 1e-5}
-    with pytest.raises(UserError, match="for each text encoder of this base: text_encoder, text_encoder_2"):
+    with pytest.raises(UserError, match="for each text encoder of this base (text_encoder, text_encoder_2"):
         AllWeights(1e-3, {"text_encoder": 1e-5}).attach(LatentDiffusion.from_base(xl))
 
 

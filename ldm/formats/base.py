@@ -37,13 +37,13 @@ def load_base(
     base: a folder in diffusers' layout, a hub id (`owner/name`), or a single CompVis/A1111 file.
     revision: branch, tag or commit of a hub id.
     variant: the middle of the weight files' names in a diffusers folder, such as "fp16".
-    use_ema: take the moving average of the UNet where a single file has one.
-    vae: a folder, hub id or file with a VAE to use in place of the base's own.
-    prediction_type: "epsilon" or "v_prediction", where it differs from what the base says (`single_file`).
-    zero_terminal_snr: rescale the noise schedule so that it ends in noise alone.
+    use_ema: use the moving average of the UNet if a single file has one.
+    vae: a folder, hub id or file with a VAE to use instead of the base's own.
+    prediction_type: a `PredictionType`, if the base does not say it or is wrong (`single_file`).
+    zero_terminal_snr: rescale the noise schedule so that it ends in pure noise.
     configs: component configs and tokenizer for a single file that is not of Stable Diffusion's size.
 
-    Only hub ids use the network. Raises `UserError` for whatever a user can mend.
+    Only hub ids need the internet. Raises `UserError` for everything a user can fix.
     """
     path = locate(base, revision, variant)
     if path.is_dir():
@@ -73,7 +73,7 @@ def load_base(
 def load_vae(
     vae: str | Path, family: Family, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A VAE, alone or from a whole model: a folder, hub id or single file. family: of the model that it is for."""
+    """A VAE, alone or from a whole model: a folder, hub id or single file. family: of the model that uses it."""
     path = locate(vae, None, variant)
     if path.is_dir():
         return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
@@ -90,7 +90,7 @@ def fingerprint(
 ) -> str:
     """Hash (32 hex digits) of the contents that `load_base` reads with the same arguments.
 
-    It does not depend on the files' location. Raises `UserError` where files are missing.
+    It does not depend on the files' location. Raises `UserError` if files are missing.
     """
     path = locate(base, revision, variant)
     if path.is_dir():
@@ -103,13 +103,13 @@ def fingerprint(
 
 
 def vae_files(vae: str | Path, variant: str | None = None) -> list[tuple[str, Path]]:
-    """The files that `load_vae` reads: (what each is, its path)."""
+    """The files that `load_vae` reads: pairs of role and path."""
     path = locate(vae, None, variant)
     return diffusers_folder.vae_files(path, variant) if path.is_dir() else [("vae", path)]
 
 
 def locate(base: str | Path, revision: str | None, variant: str | None) -> Path:
-    """The local folder or file of `base` (see `files.find`); a hub id is fetched first."""
+    """The local folder or file of `base` (see `files.find`); a hub id is downloaded first."""
     path = find(os.path.expanduser(base))
     if os.path.exists(path):  # Path.exists raises for a name that is too long
         refuse_unreadable_name(path)

@@ -1,4 +1,4 @@
-"""What a base model knows, and how it is best sampled, by the `knowledge.json` beside its `model_index.json`.
+"""What a base model knows, and how best to sample it, from `knowledge.json` beside its `model_index.json`.
 
 The file is optional and not part of the base's fingerprint. Other keys in it are ignored.
 """
@@ -29,10 +29,10 @@ HABIT = Advice(sampler="ddim", steps=50, guidance_scale=7.5)
 
 
 class Knowledge(Content):
-    """What a base can draw, as far as the file says."""
+    """The content of the file."""
 
     nouns: list[str]
-    """All nouns that it knows; empty where the file does not say."""
+    """All nouns that it knows; empty if unknown."""
     sampling: Advice | None = None
     """How it is best sampled, where the file says."""
 
@@ -45,7 +45,7 @@ class Knowledge(Content):
 def read_knowledge(base: str | Path) -> Knowledge:
     """What the base knows; no nouns for hub ids, single files, and folders without the file.
 
-    Raises UserError where the file is not as `Knowledge` describes it.
+    Raises UserError if the file does not match `Knowledge`.
     """
     path = find(base) / FILE
     return described(Knowledge, read_json(path), path) if os.path.exists(path) else Knowledge(nouns=[])
@@ -75,7 +75,7 @@ def note_for_copies(base: str | Path) -> dict[str, str]:
 
 
 def warn_of_unknown_class(base: str | Path, class_word: str) -> None:
-    """Warn where the base lists the nouns that it knows and `class_word` is not one of them."""
+    """Warn if the base lists the nouns that it knows and `class_word` is not one of them."""
     knowledge = read_knowledge(base)
     if not knowledge.knows(class_word):
         warnings.warn(

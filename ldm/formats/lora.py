@@ -1,4 +1,4 @@
-"""LoRA files: which layers of a model they change, and by which matrices."""
+"""LoRA files: the layers they change, and the matrices."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from ldm.formats.lora_kohya import KOHYA
 from ldm.formats.lora_layout import Layout
 from ldm.formats.modules import listed
 from ldm.formats.safe_loading import load_checkpoint
-from ldm.formats.small_folder import save_small_folder, told
+from ldm.formats.small_folder import as_user_error, save_small_folder
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The name that diffusers looks for in a folder."""
+"""The file that diffusers looks for in a folder."""
 LAYOUTS = {layout.name: layout for layout in (DIFFUSERS, KOHYA)}
-"""By the names that `scripts/export.py` takes."""
+"""By name."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one layer: W + `up` `down`, with the scale in `up`; for DoRA, its rows then get `magnitude`."""
+    """The change of one layer: W + `up` `down`, with the scale in `up`; for DoRA, rows then get norms `magnitude`."""
 
     down: Tensor
     """[r, in], or [r, in, k, k] of a convolution."""
@@ -36,12 +36,12 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Inner side of the product."""
+        """Inner dimension of the product."""
         return len(self.down)
 
 
 Lora = dict[str, dict[str, LowRank]]
-"""By the name of the network's folder, and by the name of the layer in it."""
+"""By folder name of the network, then by layer name."""
 
 
 def has_lora(folder: Path) -> bool:
@@ -50,12 +50,12 @@ def has_lora(folder: Path) -> bool:
 
 
 def lora_file(path: Path) -> Path:
-    """The file of the LoRA that `path` names: itself, or the one in a folder of diffusers' layout."""
+    """The LoRA file at `path`: itself, or the one in a folder of diffusers' layout."""
     return path / LORA_FILE if path.is_dir() else path
 
 
 def read_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
-    """The LoRA in the file or folder `path`, for a model of these `networks`.
+    """The LoRA in the file or folder `path`, for a model with these `networks`.
 
     Raises UserError for a file of another kind, and for layers that the model lacks or that do not fit.
     """
@@ -65,7 +65,7 @@ def read_lora(path: Path, networks: Mapping[str, nn.Module]) -> Lora:
     found, strange = _sorted(tensors, layout, networks)
     if strange or not found:
         raise UserError(
-            f"{path} is no LoRA for this model: {len(strange)} of its {len(tensors)} tensors are no part of one"
+            f"{path} is not a LoRA for this model: {len(strange)} of its {len(tensors)} tensors are not part of one"
             + (f" ({listed(strange)})" if strange else "")
         )
     lora: Lora = {}
@@ -115,7 +115,7 @@ def _low_rank(parts: Mapping[str, Tensor], weight: Tensor, where: str) -> LowRan
     if "alpha" in parts:
         up = up * (float(parts["alpha"]) / len(down))
     if not all(part.isfinite().all() for part in (down, up, magnitude) if part is not None):
-        raise UserError(f"{where} holds numbers that are not finite: take another file")
+        raise UserError(f"{where} has values that are not finite: use another file")
     return LowRank(down, up, magnitude)
 
 
@@ -138,14 +138,14 @@ def lora_tensors(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Te
 def save_lora(
     lora: Lora, path: Path, layout: Layout, dtype: torch.dtype, facts: Mapping[str, str] | None = None
 ) -> None:
-    """Write one file, whole or not at all. facts: further metadata. Raises UserError where it cannot be written."""
-    with told(path), replacing(path) as temporary:
+    """Write one file, atomically. facts: further metadata. Raises UserError if it cannot be written."""
+    with as_user_error(path), replacing(path) as temporary:
         save_file(lora_tensors(lora, layout, dtype), temporary, metadata={"format": "pt", **(facts or {})})
 
 
 def save_lora_folder(lora: Lora, folder: Path, dtype: torch.dtype, notes: Mapping[str, str]) -> None:
-    """Write a folder that diffusers' `load_lora_weights` reads. notes: texts to put beside the file, by name.
+    """Write a folder for diffusers' `load_lora_weights`. notes: further texts, by file name.
 
-    Replaces an earlier LoRA; raises UserError where `folder` holds anything else, or cannot be written.
+    Replaces an earlier LoRA. Raises UserError if `folder` has other content, or cannot be written.
     """
     save_small_folder(folder, {LORA_FILE: lora_tensors(lora, DIFFUSERS, dtype)}, dtype, notes)

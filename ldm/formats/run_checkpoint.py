@@ -1,4 +1,4 @@
-"""What a run's checkpoint holds, for resuming the run and for sampling what it learned."""
+"""The content of a run's checkpoint, for resuming the run and for sampling."""
 
 from typing import Annotated, Any
 
@@ -14,14 +14,14 @@ Named = dict[str, Tensor]
 
 
 class Node(Content):
-    """A part of a config that names what it builds."""
+    """A part of a config that names a class to build."""
 
     target: Text
     params: dict[str, JsonValue] | None = None
 
 
 class ModelParams(Content):
-    """The settings of a run's model that say how its base was read and what trained."""
+    """The settings of a run's model for reading its base and choosing what trains."""
 
     revision: str | None = None
     variant: str | None = None
@@ -35,12 +35,12 @@ class ModelParams(Content):
     tuning: Node | None = None
 
     def base_options(self) -> dict[str, Any]:
-        """Those that `LatentDiffusion.from_base` takes."""
+        """The options for `LatentDiffusion.from_base`."""
         return self.model_dump(exclude={"learning_rate", "text_encoder_learning_rate", "tuning"})
 
 
 class DataParams(Content):
-    """The settings of a run's data that sampling and the model card use."""
+    """The settings of a run's data that sampling and the model card need."""
 
     class_word: str | None = None
 
@@ -66,29 +66,29 @@ class RunConfig(Content):
 
 
 class LearnedSubject(Content):
-    """A checkpoint, full or of weights alone, from which a learned subject is sampled.
+    """A checkpoint, full or with only weights, for sampling a learned subject.
 
-    The run's tuning checks whether the tensors of `state_dict` are those that it trains.
+    The run's tuning checks that `state_dict` has the tensors that it trains.
     """
 
     state_dict: Named
     global_step: NonNegativeInt
     identifier: Text
     concepts: list[LearnedConcept] = []
-    """Empty in checkpoints of before there could be several."""
+    """Empty in checkpoints from before several subjects were possible."""
     base: Text
     base_fingerprint: Text
     config: RunConfig
 
     def learned(self) -> tuple[Learned, ...]:
-        """The subjects as prompts know them."""
+        """The subjects, as needed for prompts."""
         if self.concepts:
             return tuple(subject.learned() for subject in self.concepts)
         return (Learned(self.identifier, self.config.data.params.class_word),)
 
 
 class Counts(Content):
-    """Lightning's counters. It makes attributes of all keys, whatever their names, so no others are allowed."""
+    """Lightning's counters. It turns all keys into attributes, so no others are allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,7 +117,7 @@ class OptimizerProgress(Content):
 
 
 class FitLoop(Content):
-    """The state of Lightning's training loop. Parts that Lightning does not need may be absent."""
+    """The state of Lightning's training loop. Parts that Lightning does not need may be missing."""
 
     epoch: Annotated[Progress, Field(alias="epoch_progress")]
     batch: Annotated[BatchProgress, Field(alias="epoch_loop.batch_progress")]
@@ -141,14 +141,14 @@ class ParameterGroup(Content):
 
 
 class OptimizerState(Content):
-    """torch's, by the number of a parameter."""
+    """torch's optimizer state, by parameter number."""
 
     state: dict[int, dict[str, Any]]
     param_groups: Annotated[list[ParameterGroup], Field(min_length=1)]
 
 
 class ScheduleState(Content):
-    """torch's `LambdaLR`, which makes an attribute of every key."""
+    """torch's `LambdaLR`, which turns every key into an attribute."""
 
     model_config = ConfigDict(extra="forbid")
 

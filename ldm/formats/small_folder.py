@@ -1,4 +1,4 @@
-"""Folders of what was trained alone, without the base: a few small files for other tools, and notes."""
+"""Folders with only the trained weights, without the base: a few small files for other tools, and notes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,16 +16,15 @@ from ldm.files import replacing_folder
 def save_small_folder(
     folder: Path, files: Mapping[str, Mapping[str, Tensor]], dtype: torch.dtype, notes: Mapping[str, str]
 ) -> None:
-    """Write tensors in `dtype`, and `notes`, by the names of their files; the folder is whole or not there at all.
+    """Write tensors in `dtype`, and `notes`, by file name, atomically.
 
-    Replaces an earlier folder with such files; raises UserError where `folder` holds anything else, or cannot be
-    written.
+    Replaces an earlier folder with such files. Raises UserError if `folder` has other content, or cannot be written.
     """
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in files):
         raise UserError(
-            f"{folder} exists and holds no {next(iter(files))}: choose another name, or move it away"
+            f"{folder} exists and has no {next(iter(files))}: choose another name, or move it away"
         )
-    with told(folder), replacing_folder(folder) as temporary:
+    with as_user_error(folder), replacing_folder(folder) as temporary:
         for name, tensors in files.items():
             plain = {key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
             save_file(plain, temporary / name, metadata={"format": "pt"})
@@ -34,8 +33,8 @@ def save_small_folder(
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Inside, `path` is written; what keeps it from being written is a UserError."""
+def as_user_error(path: Path) -> Iterator[None]:
+    """Turn errors of writing `path` in the block into a UserError."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while weights are written

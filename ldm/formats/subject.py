@@ -15,21 +15,21 @@ SUBJECT_FILE = "dreambooth.json"
 
 
 class LearnedConcept(Content):
-    """A learned subject: what its placeholder means, and its class."""
+    """A learned subject: its identifier, class and placeholder."""
 
     identifier: Text
     class_word: str | None = None
     placeholder: Placeholder = PLACEHOLDER
 
     def learned(self) -> Learned:
-        """As prompts know it."""
+        """The subject, as needed for prompts."""
         return Learned(self.identifier, self.class_word, self.placeholder)
 
 
 class Subject(Content):
-    """The first subject's identifier and class word, the step at which the model was written, and all subjects.
+    """The first subject's identifier and class word, the step of the model, and all subjects.
 
-    All None for a plain base; `concepts` is empty where [V] is the only subject.
+    All None for a plain base; `concepts` is empty if [V] is the only subject.
     """
 
     identifier: Text | None = None
@@ -38,14 +38,14 @@ class Subject(Content):
     concepts: list[LearnedConcept] = []
 
     def learned(self) -> tuple[Learned, ...]:
-        """The subjects as prompts know them."""
+        """The subjects, as needed for prompts."""
         if self.concepts:
             return tuple(subject.learned() for subject in self.concepts)
         return (Learned(self.identifier, self.class_word),) if self.identifier else ()
 
 
 def subject_facts(subjects: Sequence[Learned], step: int | None) -> dict[str, Any]:
-    """What `Subject` reads back, without what is not known."""
+    """The content for `Subject`, without unknown values."""
     if not subjects:
         return {} if step is None else {"step": step}
     first = subjects[0]
@@ -63,6 +63,6 @@ def read_subject(folder: Path) -> Subject:
 
 
 def notes_of(subject: Mapping[str, Any], card: str | None) -> dict[str, str]:
-    """Files that go with exported weights, by name: what [V] means, and the model card `card`."""
+    """Files for an export beside the weights, by name: the meaning of [V], and the model card `card`."""
     notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"} if subject else {}
     return notes | ({"README.md": card} if card else {})

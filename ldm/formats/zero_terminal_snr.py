@@ -1,4 +1,4 @@
-"""A noise schedule that ends in noise alone (Lin et al., arXiv 2305.08891, section 3.1), in diffusers' settings."""
+"""A noise schedule that ends in pure noise (Lin et al., arXiv 2305.08891, section 3.1), in diffusers' settings."""
 
 import hashlib
 from dataclasses import replace
@@ -9,15 +9,15 @@ from ldm.formats.components import Components
 
 
 def with_zero_terminal_snr(components: Components) -> Components:
-    """The same networks on a rescaled schedule, sampled from its very end. Raises UserError where noise is predicted.
+    """The same networks with a rescaled schedule, sampled from its end. Raises UserError for epsilon prediction.
 
-    Another schedule is another base: its prior samples differ, so its fingerprint does.
+    Prior samples differ with another schedule, so the fingerprint does too.
     """
     config = components.scheduler_config
     if config["prediction_type"] != "v_prediction":
         raise UserError(
-            f"model.params.zero_terminal_snr needs a base that predicts the velocity, and {components.source} predicts"
-            " the noise, which says nothing of the picture where all is noise"
+            f"model.params.zero_terminal_snr needs a base that predicts the velocity, but {components.source} predicts"
+            " the noise, which says nothing about the picture at pure noise"
         )
     if config.get(ZERO_TERMINAL_SNR):
         return components

@@ -1,4 +1,4 @@
-"""Adapters of the peft library: the base stays as it is, and a few small matrices beside its layers train.
+"""Adapters of the peft library: a few small matrices beside the base's layers train; the base is unchanged.
 
 LoRA (Hu et al., arXiv 2106.09685), DoRA (Liu et al., arXiv 2402.09353), OFT (Qiu et al., arXiv 2306.07280) and others,
 by the class of peft's config.
@@ -17,13 +17,13 @@ from ldm.formats.subject import notes_of
 from ldm.methods.adapter_layers import add_adapter, merge_adapters, remove_adapters, switched_off
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.lora import lora_of
-from ldm.methods.tuning import Untrained, check_rates, lent
+from ldm.methods.tuning import Untrained, check_rates, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import NonNegativeFloat, Rates, Seed
 
 
 class Adapter(AllWeights):
-    """An adapter of the denoiser trains, and one of each text encoder; see `ldm.methods.tuning.Tuning`."""
+    """Trains an adapter of the denoiser, and one of each text encoder; see `ldm.methods.tuning.Tuning`."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Adapter(AllWeights):
         text_encoder_config: Callable[..., PeftConfig] | None = None,
         text_encoder_learning_rate: Rates | None = None,
     ):
-        """config: of the denoiser's adapter; text_encoder_config: of the text encoders' (None: they have none).
+        """config: of the denoiser's adapter; text_encoder_config: of the text encoders' adapters (None: no adapter).
 
-        A rate of 0 leaves the adapter out too. seed: of the adapters' first weights.
+        A learning rate of 0 also leaves out the adapter. seed: of the adapters' initial weights.
         """
         super().__init__(learning_rate, text_encoder_learning_rate)
         self.config = config
@@ -49,7 +49,7 @@ class Adapter(AllWeights):
             config = self.text_encoder_config if name in model.text_encoders else self.config
             if config is not None and self._rate(model, name) > 0:
                 add_adapter(network, config(), self.seed, f"adapter {name}")
-        # DDP would wait for the gradients of layers that condition nothing.
+        # DDP would wait for gradients of unused layers.
         for layer in model.unused_text_layers():
             remove_adapters(layer)
 
@@ -58,7 +58,7 @@ class Adapter(AllWeights):
         if any(network.dtype != dtype for network in model.trainable.values()):
             copy = model.frozen_copy(dtype)
             remove_adapters(copy)
-            return lent(copy, model)
+            return untrained_copy(copy, model)
 
         @contextmanager
         def base() -> Iterator[LatentDiffusion]:
@@ -82,7 +82,7 @@ class Adapter(AllWeights):
         subject: Mapping[str, Any],
         card: str | None,
     ) -> None:
-        """Write a LoRA or DoRA as diffusers reads it; what else peft has is merged into a whole model."""
+        """Write a LoRA or DoRA in diffusers' layout; other adapters are merged into a whole model."""
         lora = lora_of(model)
         if lora is not None:
             save_lora_folder(lora, folder, dtype, notes_of(subject, card))

@@ -1,4 +1,4 @@
-"""The layers that peft puts around a network's own: to add them, switch them off, take them away, and merge them."""
+"""Adds, switches off, removes and merges peft's adapter layers, which wrap a network's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from ldm.randomness import generator
 
 
 def add_adapter(network: nn.Module, config: PeftConfig, seed: int, purpose: str) -> None:
-    """Put an adapter around the layers of `network` that `config` names; afterwards it alone trains, in fp32.
+    """Wrap the layers of `network` that `config` names in an adapter; afterwards only it trains, in fp32.
 
-    Its first weights are drawn on the CPU, keyed by `seed` and `purpose`, with peft's own initialisation.
-    Raises UserError where peft finds no such layer, or none that it can adapt.
+    Its initial weights are drawn on the CPU, keyed by `seed` and `purpose`, with peft's own initialisation.
+    Raises UserError if peft finds no such layer, or cannot adapt it.
     """
     keyed = generator(seed, purpose).initial_seed()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(keyed)  # torch.manual_seed would seed the GPUs' too
+            torch.default_generator.manual_seed(keyed)  # torch.manual_seed would seed the GPUs too
             inject_adapter_in_model(config, network)
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -35,24 +35,24 @@ def add_adapter(network: nn.Module, config: PeftConfig, seed: int, purpose: str)
 
 
 def _refuse_wide_convolutions(network: nn.Module) -> None:
-    """peft 0.21's OFT of a convolution larger than 1 x 1 predicts otherwise than the base from the start."""
+    """Raise UserError for convolutions larger than 1 x 1: peft 0.21's OFT changes them before any training."""
     for name, layer in adapter_layers(network):
         base = layer.get_base_layer()
         if isinstance(base, nn.Conv2d) and base.kernel_size != (1, 1):
             raise UserError(
-                f"OFTConfig: layer {name} is a convolution larger than 1 x 1, which peft's OFT does not begin as it"
-                " was; leave it out of target_modules, or take peft.LoraConfig"
+                f"OFTConfig: layer {name} is a convolution larger than 1 x 1, which peft's OFT changes before any"
+                " training; leave it out of target_modules, or use peft.LoraConfig"
             )
 
 
 def adapter_layers(module: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
-    """Names and layers of `module` that an adapter is around."""
+    """Names and layers of `module` with an adapter."""
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
 
 
 @contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
-    """Inside, `module` computes as if it had no adapters, bit for bit."""
+    """In the block, `module` computes as without adapters, bit for bit."""
     layers = [layer for _, layer in adapter_layers(module)]
     trains = {parameter for parameter in module.parameters() if parameter.requires_grad}
     try:
@@ -62,19 +62,19 @@ def switched_off(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for parameter in module.parameters():  # peft lets all of an enabled adapter train
+        for parameter in module.parameters():  # peft makes all parameters of an enabled adapter trainable
             parameter.requires_grad_(parameter in trains)
 
 
 def remove_adapters(module: nn.Module) -> None:
-    """Put the layers of `module` back that stood there before the adapters, as they were."""
+    """Replace adapters in `module` by the original layers."""
     for name, layer in adapter_layers(module):
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, layer.get_base_layer())
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Add what the adapters do to the weights of the layers that they are around, and take the adapters away."""
+    """Add the adapters' changes to the weights of their layers, and remove the adapters."""
     for _, layer in adapter_layers(module):
         layer.merge()
     remove_adapters(module)

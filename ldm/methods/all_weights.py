@@ -1,4 +1,4 @@
-"""The paper's tuning: all layers of the denoiser train, and of the text encoders where they have a rate."""
+"""The paper's tuning: all layers of the denoiser train, and of the text encoders unless their rate is 0."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.methods.tuning import Untrained, check_learned, check_rates, lent
+from ldm.methods.tuning import Untrained, check_learned, check_rates, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.values import NonNegativeFloat, Rates
 
 
 class AllWeights:
-    """Every weight trains (DreamBooth, arXiv 2208.12242, section 3.3); see `ldm.methods.tuning.Tuning`."""
+    """Trains every weight (DreamBooth, arXiv 2208.12242, section 3.3); see `ldm.methods.tuning.Tuning`."""
 
     def __init__(self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: Rates | None = None):
-        """Rates of the denoiser and of the text encoders (None: the same). A rate of 0 freezes."""
+        """Learning rates of the denoiser and of the text encoders (None: the same). A rate of 0 freezes a network."""
         self.learning_rate = learning_rate
         self.text_encoder_learning_rate = (
             learning_rate if text_encoder_learning_rate is None else text_encoder_learning_rate
@@ -26,7 +26,7 @@ class AllWeights:
         check_rates(model, self.text_encoder_learning_rate)
         for name, network in model.trainable.items():
             network.requires_grad_(self._rate(model, name) > 0)
-        # DDP would wait for the gradients of layers that condition nothing.
+        # DDP would wait for gradients of unused layers.
         for layer in model.unused_text_layers():
             layer.requires_grad_(False)
 
@@ -51,7 +51,7 @@ class AllWeights:
 
     def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
         """A frozen copy, since training overwrites every weight."""
-        return lent(model.frozen_copy(dtype), model)
+        return untrained_copy(model.frozen_copy(dtype), model)
 
     def export(
         self,

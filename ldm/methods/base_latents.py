@@ -1,4 +1,4 @@
-"""The model as the data sees it (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
+"""The model's interface for the data (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ from ldm.randomness import generator
 
 
 def prior_sampling(settings: Mapping[str, Any]) -> Sampling:
-    """How the config section `data.params.prior` draws."""
+    """The sampling settings of the config section `data.params.prior`."""
     return Sampling(
         settings["sampler"], settings["steps"], settings["guidance_scale"], settings.get("guidance_interval")
     )
@@ -27,7 +27,7 @@ class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
     def __init__(self, model: LatentDiffusion, untrained: Untrained):
-        """untrained: held until `release_untrained`."""
+        """untrained: kept until `release_untrained`."""
         self.model = model
         self.untrained: Untrained | None = untrained
         self.num_timesteps = model.schedule.num_timesteps
@@ -39,7 +39,7 @@ class BaseLatents:
         self.untrained = None
 
     def untrained_model(self) -> AbstractContextManager[LatentDiffusion]:
-        """`with latents.untrained_model() as base:` gives the model as it was before training."""
+        """`with latents.untrained_model() as base:` gives the model before training."""
         assert self.untrained is not None, "the untrained model was released while it was still needed"
         return self.untrained()
 
@@ -55,9 +55,9 @@ class BaseLatents:
     def draw_prior(
         self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any], shape: Shape
     ) -> Tensor:
-        """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn by generator (seed, "prior", i).
+        """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn with generator (seed, "prior", i).
 
-        shape: width and height of their pictures in px.
+        shape: width and height of the pictures in px.
         """
         sampling = prior_sampling(settings)
         title = f"prior samples {numbers[0] + 1}-{numbers[-1] + 1} of {settings['count']}"

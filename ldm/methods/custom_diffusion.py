@@ -1,6 +1,6 @@
-"""Custom Diffusion: what reads the text trains, the keys and values of the UNet's cross-attention.
+"""Custom Diffusion: trains the keys and values of the UNet's cross-attention.
 
-Kumari et al., arXiv 2212.04488. The paper's new token beside them: see `ldm.methods.textual_inversion`.
+Kumari et al., arXiv 2212.04488. For the paper's new token, see `ldm.methods.textual_inversion`.
 """
 
 import re
@@ -18,18 +18,18 @@ from ldm.methods.all_weights import AllWeights
 from ldm.models.latent_diffusion import LatentDiffusion
 
 DELTAS_FILE = "pytorch_custom_diffusion_weights.safetensors"
-"""The name that diffusers' `load_attn_procs` is given in its documentation."""
+"""The file name in the documentation of diffusers' `load_attn_procs`."""
 
 
 class CustomDiffusion(AllWeights):
-    """Keys and values of the cross-attention train; see `ldm.methods.tuning.Tuning`.
+    """Trains keys and values of the cross-attention; see `ldm.methods.tuning.Tuning`.
 
-    Everything else stays the base's, and out of checkpoints and exports.
+    Everything else is the base's, and left out of checkpoints and exports.
     """
 
     def attach(self, model: LatentDiffusion) -> None:
         if self.learning_rate == 0:
-            raise UserError("model.params.learning_rate is 0: Custom Diffusion trains nothing but the UNet")
+            raise UserError("model.params.learning_rate is 0, but Custom Diffusion trains only the UNet")
         for network in model.trainable.values():
             network.requires_grad_(False)
         for _, projection in projections(model):
@@ -44,19 +44,19 @@ class CustomDiffusion(AllWeights):
         subject: Mapping[str, Any],
         card: str | None,
     ) -> None:
-        """Write what trained, as `load_attn_procs` of diffusers' UNet reads it."""
+        """Write the trained weights for `load_attn_procs` of diffusers' UNet."""
         save_small_folder(folder, {DELTAS_FILE: deltas(model)}, dtype, notes_of(subject, card))
 
 
 def projections(model: LatentDiffusion) -> Iterator[tuple[str, nn.Module]]:
-    """Names in the UNet and layers of the keys' and values' projections of its cross-attention."""
+    """Names and layers of the UNet's key and value projections in cross-attention."""
     for name, module in model.unet.named_modules():
         if re.search(r"\battn2\.to_[kv]$", name):
             yield name, module
 
 
 def deltas(model: LatentDiffusion) -> dict[str, Tensor]:
-    """The trained projections under diffusers' names, and an empty tensor for each attention that stays the base's."""
+    """The trained projections under diffusers' names, and an empty tensor for each self-attention."""
     tensors = {name: torch.empty(0) for name in model.unet.attn_processors if ".attn1." in name}
     for name, module in projections(model):
         attention, _, projection = name.rpartition(".")
@@ -68,5 +68,5 @@ def deltas(model: LatentDiffusion) -> dict[str, Tensor]:
 
 
 def _start_token_detached(module: nn.Module, inputs: tuple[Tensor, ...], states: Tensor) -> Tensor:
-    """No gradient from the start token, which all prompts share, as in the original's code. states: [B, L, D]."""
+    """No gradient from the start token, which all prompts share, as in the original code. states: [B, L, D]."""
     return torch.cat([states[:, :1].detach(), states[:, 1:]], dim=1)

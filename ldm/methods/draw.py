@@ -1,4 +1,4 @@
-"""Draws pictures to disk so that each can be drawn again from the facts in its PNG."""
+"""Draws and saves pictures that can be drawn again from the facts in their PNGs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,18 +17,18 @@ from ldm.methods.load import LoadedModel
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture that is to be drawn."""
+    """One picture to draw."""
 
     prompt: str
-    """With the identifier in place of [V]."""
+    """With identifiers instead of placeholders."""
     seed: int
     noise_seed: int | None = None
-    """Start from this seed's noise; None for the picture's own."""
+    """Start from this seed's noise; None for the picture's own seed."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a model draws pictures: everything but prompts and seeds."""
+    """How a model draws pictures: everything except prompts and seeds."""
 
     loaded: LoadedModel
     sampling: Sampling
@@ -36,7 +36,7 @@ class Drawing:
     """Pixels."""
     width: int
     about: Mapping[str, object]
-    """Facts of the model that its pictures carry, such as its path."""
+    """Facts about the model to store in pictures, such as its path."""
 
     def draw(
         self, pictures: Sequence[Picture], on_step: Callable[[], object] | None = None
@@ -54,7 +54,7 @@ class Drawing:
         return [to_image(picture) for picture in pixels]
 
     def facts(self, picture: Picture) -> dict[str, str]:
-        """All it takes to draw `picture` again, under the names of the settings."""
+        """Everything needed to draw `picture` again, by setting."""
         unet = self.loaded.model.unet
         precision = next(name for name, dtype in DTYPES.items() if dtype == unet.dtype)
         facts = {**asdict(picture), **asdict(self.sampling), "height": self.height, "width": self.width}
@@ -68,18 +68,18 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def save_picture(image: Image.Image, path: Path, facts: Mapping[str, object]) -> None:
-    """Write a PNG with `facts` in it. Raises UserError where it cannot be written."""
+    """Write a PNG with `facts`. Raises UserError if it cannot be written."""
     try:
         save_image(image, path, pnginfo=png_info(facts))
     except OSError as error:
         remedy = "free some space" if error.errno in DISK_IS_FULL else "choose another folder"
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): {remedy}; the pictures before it are saved"
+            f"{path} cannot be written ({error.strerror}): {remedy}; the previous pictures are saved"
         ) from error
 
 
 def next_path(folder: Path, pattern: str) -> Path:
-    """The first path in `folder` whose number is above all that exist; pattern: such as "{:05d}.png"."""
+    """The path in `folder` with the number after the highest existing one; pattern: such as "{:05d}.png"."""
     head, tail = pattern.split("{", 1)[0], pattern.rsplit("}", 1)[1]
     names = [path.name for path in folder.glob(f"{head}*{tail}")]
     numbers = [int(n) for name in names if (n := name[len(head) : len(name) - len(tail)]).isdecimal()]

@@ -1,7 +1,7 @@
-"""DreamBooth: teach a latent diffusion model one subject, and keep its class as it was.
+"""DreamBooth: teach a latent diffusion model subjects, and preserve their classes.
 
 Ruiz et al., arXiv 2208.12242. `training_step` is equation 2. The tuning decides what trains
-(`ldm.methods.tuning`), the data module what a batch holds.
+(`ldm.methods.tuning`), the data module what a batch contains.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from ldm.methods.all_weights import AllWeights
 from ldm.methods.base_latents import BaseLatents, prior_sampling
 from ldm.methods.model_card import card_of_run
 from ldm.methods.prior_target import untrained_prior_target
-from ldm.methods.subjects import check_prompts, losses_apart, with_identifiers
+from ldm.methods.subjects import check_prompts, losses_by_subject, with_identifiers
 from ldm.methods.tuning import Tuning
 from ldm.methods.weight_average import WeightAverage
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -55,7 +55,7 @@ Schedule = Literal[
 
 
 class DreamBooth(LightningModule):
-    """A latent diffusion model with a frozen VAE; the tuning chooses what trains of its other networks."""
+    """A latent diffusion model with a frozen VAE; the tuning chooses what trains in its other networks."""
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class DreamBooth(LightningModule):
         export_dtype: Annotated[Literal["fp32", "fp16"], Unaffecting] = "fp32",
         concepts: Annotated[Sequence[Concept], Provided] = (),
     ):
-        """`configs/dreambooth.yaml` says what each setting means.
+        """`configs/dreambooth.yaml` explains each setting.
 
-        concepts: the subjects, which a run hands over from its data.
+        concepts: the subjects, which a run takes from its data.
         """
         super().__init__()
         if lr_schedule == "constant" and lr_warmup_steps:
             raise UserError(
-                "model.params.lr_schedule constant has no warm-up: take constant_with_warmup, or lr_warmup_steps 0"
+                "model.params.lr_schedule constant has no warm-up: set constant_with_warmup, or lr_warmup_steps 0"
             )
         rates = text_encoder_learning_rate
         if learning_rate == 0 and not any(rates.values() if isinstance(rates, dict) else [rates]):
@@ -136,7 +136,7 @@ class DreamBooth(LightningModule):
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
         self.tuning.attach(self.model)
-        # Only now, because a tuning may add tokens.
+        # After the tuning, which may add tokens.
         self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -147,10 +147,10 @@ class DreamBooth(LightningModule):
         prior_loss = prior_error.mean() if len(prior_error) else torch.zeros_like(subject_loss)
         loss = subject_loss + self.prior_loss_weight * prior_loss
         means = {"loss": loss, "subject_loss": subject_loss.detach(), "prior_loss": prior_loss.detach()}
-        return means | losses_apart(self.subjects, batch, subject_error, prior_error)
+        return means | losses_by_subject(self.subjects, batch, subject_error, prior_error)
 
     def target(self, batch: Batch) -> Tensor | None:
-        """What training is to predict, [2B, C, h, w]; None for the noise or velocity of eq. 1."""
+        """The training target, [2B, C, h, w]; None for the noise or velocity of eq. 1."""
         if not self.prior_from_untrained:
             return None
         with self.latents.untrained_model() as base:
@@ -171,15 +171,15 @@ class DreamBooth(LightningModule):
         )
 
     def prompts(self, batch: Batch) -> list[str]:
-        """The prompts of `batch` with the run's identifiers in place of the placeholders, [2B]."""
+        """The prompts of `batch` with placeholders replaced by the run's identifiers, [2B]."""
         return [self.with_identifier(prompt) for prompt in batch.prompts]
 
     def with_identifier(self, prompt: str) -> str:
-        """`prompt` with the run's identifiers in place of the placeholders."""
+        """`prompt` with placeholders replaced by the run's identifiers."""
         return fill_in_identifiers(prompt, self.subjects)
 
     def check(self, data: Any) -> None:
-        """Raise UserError for data that this model cannot be trained on, before anything is written."""
+        """Raise UserError if this model cannot be trained on `data`, before anything is written."""
         for width, height in {
             shape for images in (*data.subjects, *data.validation) for shape in images.shapes
         }:
@@ -187,17 +187,15 @@ class DreamBooth(LightningModule):
         for prior in data.classes:
             warn_of_unknown_class(self.base, prior.class_word)
         if self.compile_blocks and not torch.cuda.is_available():
-            # On a CPU torch 2.13's compiled convolutions have had gradients of zero.
-            raise UserError("model.params.compile is for GPUs, and there is none: leave it false")
+            # On a CPU, compiled convolutions of torch 2.13 had zero gradients.
+            raise UserError("model.params.compile needs a GPU, and there is none: leave it false")
         for subject, images in zip(self.subjects, data.subjects, strict=True):
             check_prompts(subject, images)
         data.timesteps(generator(0, "check"), self.model.schedule.num_timesteps)
         if self.prior_loss_weight > 0:
             self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
-            raise UserError(
-                f"base {self.base}: it has dropout, whose draws could not be repeated; set it to 0"
-            )
+            raise UserError(f"base {self.base}: it has dropout, whose draws are not repeatable; set it to 0")
 
     def setup(self, stage: str) -> None:
         set_tf32(self.tf32)
@@ -207,16 +205,16 @@ class DreamBooth(LightningModule):
         data.connect(self.latents, with_prior=self.prior_loss_weight > 0)
 
     def on_train_start(self) -> None:
-        """Training mode for what trains, evaluation mode for the rest.
+        """Set training mode for networks that train, evaluation mode for others.
 
-        Callbacks come first, so validation has asked the untrained model by now.
+        Callbacks run first, so validation has used the untrained model by now.
         """
         for network in self.model.trainable.values():
             network.train(any(parameter.requires_grad for parameter in network.parameters()))
         self.model.vae.eval()
         self.model.remember_prompts()
         for optimizer in self.trainer.optimizers:
-            if hasattr(optimizer, "train"):  # schedule-free optimizers begin in evaluation mode
+            if hasattr(optimizer, "train"):  # schedule-free optimizers start in evaluation mode
                 optimizer.train()
         if self.ema is not None:
             self.average = WeightAverage(self.trainer.optimizers[0], self.ema, self._average_state)
@@ -235,7 +233,7 @@ class DreamBooth(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = self.tuning.parameter_groups(self.model)
-        # A fused optimizer would unscale fp16's gradients itself, after they were clipped.
+        # A fused optimizer would unscale fp16 gradients itself, after clipping.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         options = {"fused": False} if scaled and "fused" in getattr(self.optimizer, "keywords", {}) else {}
         optimizer = self.optimizer(groups, **options)
@@ -248,7 +246,7 @@ class DreamBooth(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def gradient_norm(self) -> Tensor:
-        """2-norm of this step's gradients before clipping; computed once, though the guard and the clipping ask."""
+        """2-norm of this step's gradients before clipping; computed once for both the guard and the clipping."""
         if self._gradient_norm is None:
             parameters = [p for group in self.trainer.optimizers[0].param_groups for p in group["params"]]
             self._gradient_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -260,7 +258,7 @@ class DreamBooth(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's own refuses every fused optimizer under mixed precision, even bf16, which scales nothing."""
+        """Clip the gradients: Lightning refuses fused optimizers in mixed precision, even in bf16, without scaling."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -282,13 +280,13 @@ class DreamBooth(LightningModule):
             self.average.update()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """What training changes. The rest is the base's, and comes from there."""
+        """Everything that training changes. The rest is the base's, and read from there."""
         return {f"model.{name}": value for name, value in self.tuning.learned(self.model).items()}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
     ) -> None:
-        """Put back what `state_dict` gave. Raises UserError for a tensor that is missing, left over or misshapen."""
+        """Load a `state_dict`. Raises UserError for a tensor that is missing, unused or misshapen."""
         learned = {name.removeprefix("model."): value for name, value in state_dict.items()}
         self.tuning.restore(self.model, learned, "checkpoint")
 
@@ -304,7 +302,7 @@ class DreamBooth(LightningModule):
         self._average_state = checkpoint.get("weight_average")
 
     def export(self, run: Path) -> str:
-        """Write the trained model to `run/model`; returns what to tell the user."""
+        """Write the trained model to `run/model`; returns a message."""
         step = self.trainer.global_step
         card = card_of_run(run, self.model, self.subjects, step)
         subject = subject_facts(self.subjects, step)
@@ -312,10 +310,10 @@ class DreamBooth(LightningModule):
         first = self.subjects[0]
         prompt = f"a photo of {first.placeholder} {first.class_word} on the moon"
         return (
-            f"done: {run / 'model'} holds the model, {run / 'images'} its samples. Sample it with\n"
+            f"done: the model is in {run / 'model'}, its samples in {run / 'images'}. Sample it with\n"
             f'  python scripts/txt2img.py --ckpt {run} --prompt "{prompt}"'
         )
 
     def exported_step(self, run: Path) -> int | None:
-        """Step of the model that `export` has written to `run`; None where there is none."""
+        """Step of the model that `export` wrote to `run`; None if there is none."""
         return read_subject(run / "model").step

@@ -1,4 +1,4 @@
-"""A trained model for other tools: a folder in diffusers' layout, or a single file in CompVis' layout."""
+"""Exports a trained model: to a folder in diffusers' layout, or a single file in CompVis' layout."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 def card_path(out: Path) -> Path:
-    """Where the model card of `out` lies: in a folder, or beside a file, whose whole name it keeps."""
+    """The path of the model card for `out`: in the folder, or beside the file as `<name>.md`."""
     return out.with_name(f"{out.name}.md") if out.suffix in SINGLE_FILES else out / "README.md"
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise UserError where `out` or its card exists already, or where nothing can be written there."""
+    """Raise UserError if `out` or its card exists, or cannot be written."""
     for path in (out, card_path(out)):
         if path.exists() or path.is_symlink():
             raise UserError(f"--out: {path} exists already; choose another name, or move it away")
@@ -31,10 +31,9 @@ def refuse_taken(out: Path) -> None:
 
 
 def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
-    """Write the model and its card; `out` names a new folder, or a new file in .safetensors or .ckpt.
+    """Write the model and its card; `out` is a new folder, or a new .safetensors or .ckpt file.
 
-    An adapter is merged into the weights. Raises UserError for a single file of a model that other tools could not
-    read from one.
+    Adapters are merged into the weights. Raises UserError for a single file that other tools could not read.
     """
     merge_adapters(loaded.model)
     if out.suffix in SINGLE_FILES:
@@ -48,10 +47,10 @@ def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
 
 
 def refuse_other_sizes(components: Components, out: Path) -> None:
-    """Other tools assume Stable Diffusion's sizes and vocabulary for a single file, which states neither."""
+    """Raise UserError for models of other sizes or schedules, which other tools cannot see in a single file."""
     if published_family(components) is None:
         raise UserError(
-            f"--out {out}: this model is not of Stable Diffusion's size, and a single file cannot say so;"
+            f"--out {out}: this model does not have Stable Diffusion's sizes, and a single file cannot say so;"
             f" a folder can: --out {out.with_suffix('')}"
         )
     if components.scheduler_config.get(ZERO_TERMINAL_SNR):
@@ -62,7 +61,7 @@ def refuse_other_sizes(components: Components, out: Path) -> None:
 
 
 def facts(loaded: LoadedModel) -> dict[str, str]:
-    """Metadata of the subjects for a safetensors file, in the terms of ModelSpec 1.0.0."""
+    """Metadata about the subjects for a safetensors file, with the keys of ModelSpec 1.0.0."""
     if not loaded.subjects:
         return {}
     phrases = ", ".join(subject.phrase for subject in loaded.subjects)

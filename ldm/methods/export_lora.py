@@ -1,4 +1,4 @@
-"""What a run has learned, as a LoRA for other tools."""
+"""Exports what a run has learned as a LoRA."""
 
 from pathlib import Path
 
@@ -17,20 +17,20 @@ from ldm.methods.lora import extract_lora, lora_of
 from ldm.methods.model_card import card_of
 
 EXTRACTED_RANK = 16
-"""Of a LoRA that is extracted, where `--rank` does not say."""
+"""Default rank of an extracted LoRA."""
 
 
 def export_lora(
     loaded: LoadedModel, out: Path, dtype: torch.dtype, layout: Layout, rank: int | None = None
 ) -> str:
-    """Write what `loaded` has learned as a LoRA and its card; returns what to tell the user.
+    """Write what `loaded` has learned as a LoRA with its card; returns a message.
 
-    out: a new file in .safetensors, or for diffusers' layout a new folder. rank: as in `learned_lora`.
-    Raises UserError for another `out`, and as `learned_lora` does.
+    out: a new .safetensors file, or in diffusers' layout a new folder. rank: as in `learned_lora`.
+    Raises UserError for another `out`, and like `learned_lora`.
     """
     if out.suffix != ".safetensors" and (out.suffix in SINGLE_FILES or layout is not DIFFUSERS):
-        raise UserError(f"--out {out}: a LoRA in the layout of {layout.name} is a file in .safetensors")
-    lora, told = learned_lora(loaded, rank)
+        raise UserError(f"--out {out}: a LoRA in the layout of {layout.name} must be a .safetensors file")
+    lora, message = learned_lora(loaded, rank)
     if out.suffix == ".safetensors":
         save_lora(lora, out, layout, dtype, facts(loaded))
         with replacing(card_path(out)) as path:
@@ -38,21 +38,21 @@ def export_lora(
     else:
         notes = notes_of(subject_facts(loaded.subjects, loaded.step), card_of(loaded))
         save_lora_folder(lora, out, dtype, notes)
-    return f"{out}{told}"
+    return f"{out}{message}"
 
 
 def learned_lora(loaded: LoadedModel, rank: int | None = None) -> tuple[Lora, str]:
-    """The LoRA that a run has trained, or one extracted from what it has trained, and how close that is.
+    """The LoRA trained by a run, or one extracted from its changes with a message on its accuracy.
 
-    rank: of an extracted LoRA. Raises UserError where nothing was trained, or `rank` has no meaning.
+    rank: of an extracted LoRA. Raises UserError if nothing was trained, or the run has a LoRA of its own rank.
     """
     trained = lora_of(loaded.model)
     if trained:
         if rank is not None:
-            raise UserError("--rank: this run has trained a LoRA, whose rank it keeps; leave --rank out")
+            raise UserError("--rank: this run trained a LoRA, which keeps its rank; leave --rank out")
         return trained, ""
     if loaded.read_base is None:
-        raise UserError("--form: only of a run is it known what was trained; name one with --ckpt")
+        raise UserError("--form: a LoRA can only be extracted from a run; name one with --ckpt")
     rank = rank or EXTRACTED_RANK
     merge_adapters(loaded.model)
     extraction = extract_lora(loaded.model, loaded.read_base(), rank)
@@ -61,6 +61,6 @@ def learned_lora(loaded: LoadedModel, rank: int | None = None) -> tuple[Lora, st
             "--form: no linear or convolutional layer has changed, so there is no LoRA to extract"
         )
     return extraction.lora, (
-        f": rank {rank} leaves out {extraction.error:.1%} of the change of its layers (by norm);"
-        f" {extraction.outside:.1%} of the whole change (of its squared norm) is in other weights, which no LoRA holds"
+        f": rank {rank} omits {extraction.error:.1%} of the change of its layers (by norm);"
+        f" {extraction.outside:.1%} of the whole change (by squared norm) is in weights that a LoRA cannot represent"
     )

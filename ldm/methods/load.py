@@ -28,20 +28,20 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 @dataclass
 class LoadedModel:
-    """A model to sample, with the subjects that it learned."""
+    """A model to sample, with its learned subjects."""
 
     model: LatentDiffusion
     subjects: Sequence[Learned] = ()
     step: int | None = None
     config: Mapping[str, Any] | None = None
-    """The run's config, where the model is a run's."""
+    """The run's config, if the model is a run's."""
     weights: str = ""
-    """A hash of the files that the weights were read from."""
+    """Hash of the files of the weights."""
     read_base: Callable[[], LatentDiffusion] | None = None
-    """Reads the base again, where the model is a run's."""
+    """Reads the base again, if the model is a run's."""
 
     def with_identifier(self, prompt: str) -> str:
-        """`prompt` with the learned identifiers in place of the placeholders; UserError where there are none."""
+        """`prompt` with placeholders replaced by learned identifiers. Raises UserError if there are none."""
         return fill_in_identifiers(prompt, self.subjects)
 
 
@@ -53,11 +53,10 @@ def load_for_sampling(
 ) -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
-    device: where the weights are read to. base_options: how a base is read, as keywords of
-    `ldm.formats.base.load_base`; a run records them itself and takes only `vae` here, in place of its own.
-    trust: packages beside this project whose tunings may be built (`--trust`).
-    Raises UserError where `path` is none of these, where a run's base is not the one it was trained on, or where
-    a run folder, which may be a stranger's, has links in it.
+    device: for the weights. base_options: keywords of `ldm.formats.base.load_base`; a run has its own and accepts only
+    `vae` here, to replace its own. trust: other packages whose tunings may be built (`--trust`).
+    Raises UserError if `path` is none of these, if a run's base is not the one it was trained on, or if a run folder,
+    which may be a stranger's, contains links.
     """
     base_options = dict(base_options or {})
     set_tf32(False)
@@ -72,7 +71,7 @@ def load_for_sampling(
             if "base_fingerprint" in content:
                 return _load_run(path, content, base_options, trust)
         if has_lora(path):
-            raise UserError(f"{path} holds a LoRA, not a whole model: name its base, and add --lora {path}")
+            raise UserError(f"{path} is a LoRA, not a whole model: name its base, and add --lora {path}")
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
     return LoadedModel(model, about.learned(), about.step, weights=model.fingerprint)
@@ -84,14 +83,16 @@ def _load_run(
     """The base of a run's checkpoint, with the trained weights restored."""
     vae = base_options.pop("vae", None)
     if base_options:
-        raise UserError(f"checkpoint {path} records how its base is read: leave out --{min(base_options)}")
+        raise UserError(
+            f"checkpoint {path} has its own settings for reading its base: leave out --{min(base_options)}"
+        )
     run = described(LearnedSubject, content, f"checkpoint {path}")
     params = run.config.model.params
     read_base = partial(LatentDiffusion.from_base, find_near(run.base, path), **params.base_options())
     model = read_base()
     if model.fingerprint != run.base_fingerprint:
         raise UserError(
-            f"checkpoint {path}: {run.base} is not the base it was trained on; put that base there"
+            f"checkpoint {path}: {run.base} is not the base it was trained on; restore that base there"
         )
     tuning = tuning_of(content["config"]["model"]["params"], trust)
     tuning.attach(model)

@@ -1,4 +1,4 @@
-"""LoRAs of a model: taken from its adapter, added to its weights, or extracted from what training has changed."""
+"""LoRAs of a model: read from its adapter, added to its weights, or extracted from training's changes."""
 
 import hashlib
 import math
@@ -20,11 +20,11 @@ from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
 
 ADAPTER = "default"
-"""peft's name of the adapter that a run trains."""
+"""peft's name for the adapter that a run trains."""
 
 
 def lora_of(model: LatentDiffusion) -> Lora | None:
-    """What the adapters of `model` add to its layers; None where it has none, or others than LoRA and DoRA."""
+    """The LoRA or DoRA of `model`'s adapters; None if it has none, or other adapters."""
     lora: Lora = {}
     for name, network in model.trainable.items():
         for layer_name, layer in adapter_layers(network):
@@ -45,7 +45,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def file_and_scale(word: str) -> tuple[Path, float]:
-    """`FILE` or `FILE:SCALE` of the command line. Raises UserError where there is no such file, or no number."""
+    """Parse `FILE` or `FILE:SCALE`. Raises UserError if the file does not exist or the scale is not a number."""
     name, colon, scale = word.rpartition(":")
     if not colon or find(word).exists():
         name, scale = word, "1"
@@ -54,19 +54,21 @@ def file_and_scale(word: str) -> tuple[Path, float]:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"--lora {word}: '{scale}' is no number; write FILE:SCALE, as in dog.safetensors:0.8")
+        raise UserError(
+            f"--lora {word}: '{scale}' is not a number; write FILE:SCALE, as in dog.safetensors:0.8"
+        )
     path = lora_file(find(name))
     if not path.is_file():
         raise UserError(
-            f"--lora {word}: there is no {path}; name a file, or a folder that diffusers wrote a LoRA to"
+            f"--lora {word}: there is no {path}; name a LoRA file, or a folder in diffusers' layout"
         )
     return path, number
 
 
 def add_loras(loaded: LoadedModel, words: Sequence[str]) -> None:
-    """Add the LoRAs that `words` of the command line name, as `FILE` or `FILE:SCALE`, to the weights of a model.
+    """Add LoRAs, given as `FILE` or `FILE:SCALE`, to the weights of a model.
 
-    The subjects of those in folders that a run has written become the model's, where their placeholders are free.
+    The subjects of LoRAs in a run's exported folder are added to the model's, unless their placeholders are taken.
     """
     chosen = [file_and_scale(word) for word in words]
     if not chosen:
@@ -83,7 +85,7 @@ def add_loras(loaded: LoadedModel, words: Sequence[str]) -> None:
 
 @torch.no_grad()
 def add_lora(model: LatentDiffusion, lora: Lora, scale: float = 1.0) -> None:
-    """Add `scale` times the LoRA to the weights of `model`, whose own adapters are merged already."""
+    """Add `scale` times the LoRA to the weights of `model`, whose own adapters must be merged."""
     for name, layers in lora.items():
         for layer_name, change in layers.items():
             weight = _weight(model.trainable[name].get_submodule(layer_name))
@@ -91,7 +93,7 @@ def add_lora(model: LatentDiffusion, lora: Lora, scale: float = 1.0) -> None:
 
 
 def changed(weight: Tensor, change: LowRank, scale: float = 1.0) -> Tensor:
-    """`weight` [out, in, ...] with `scale` times the `change` added; with a magnitude, its rows get these norms."""
+    """`weight` [out, in, ...] plus `scale` times `change`; a magnitude then sets the norms of its rows."""
     down, up = (part.flatten(1).to(weight.device) for part in (change.down, change.up))
     new = weight + scale * (up @ down).view_as(weight)
     if change.magnitude is None:
@@ -103,18 +105,18 @@ def changed(weight: Tensor, change: LowRank, scale: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Extraction:
-    """A LoRA that comes close to what training has changed, and how close."""
+    """A LoRA that approximates training's changes, and its accuracy."""
 
     lora: Lora
     error: float
-    """Norm of what it leaves of the change of its layers, as a share of that change."""
+    """Relative error, by norm, of the change of its layers."""
     outside: float
-    """Share of the whole change's squared norm in weights that a LoRA does not hold: norms, biases, embeddings."""
+    """Share of the whole change, by squared norm, in weights without a LoRA: norms, biases, embeddings."""
 
 
 @torch.no_grad()
 def extract_lora(trained: LatentDiffusion, base: LatentDiffusion, rank: int) -> Extraction:
-    """The best approximation of rank `rank`, layer by layer, of what distinguishes `trained` from `base`.
+    """The best approximation of rank `rank`, for each layer, of the difference between `trained` and `base`.
 
     It is the truncated singular value decomposition of each layer's change (Eckart and Young, 1936).
     """
@@ -137,7 +139,7 @@ def extract_lora(trained: LatentDiffusion, base: LatentDiffusion, rank: int) -> 
 
 
 def _changes(trained: LatentDiffusion, base: LatentDiffusion) -> Iterator[tuple[str, str, Tensor]]:
-    """Network, layer and what was added to its weight, of every linear or convolutional layer that has changed."""
+    """Network, layer and change of weight, for every linear or convolutional layer that has changed."""
     for name, network in trained.trainable.items():
         for layer, module in network.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -147,7 +149,7 @@ def _changes(trained: LatentDiffusion, base: LatentDiffusion) -> Iterator[tuple[
 
 
 def truncated(change: Tensor, rank: int) -> LowRank:
-    """The matrices of rank at most `rank` whose product is nearest to `change` [out, in, ...]."""
+    """The matrices of rank at most `rank` whose product is closest to `change` [out, in, ...]."""
     left, values, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
     rank = min(rank, len(values))
     root = values[:rank].sqrt()

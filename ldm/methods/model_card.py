@@ -1,4 +1,4 @@
-"""The card that goes with an exported model: what it is, how to prompt it, how it was made."""
+"""The card of an exported model: what it is, how to prompt it, how it was made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
 
 LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
-"""Settings that are paths on the training machine, or that the card names elsewhere."""
+"""Settings that are paths on the training machine, or elsewhere in the card."""
 
 
 def card_of(loaded: LoadedModel) -> str:
@@ -22,7 +22,7 @@ def card_of(loaded: LoadedModel) -> str:
 
 
 def card_of_run(run: Path, model: LatentDiffusion, subjects: Sequence[Learned], step: int) -> str:
-    """The card of the model that a run writes at its end."""
+    """The card of the model that a run exports at its end."""
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     return model_card(model.source, subjects, step, model.clip_skip, config)
 
@@ -34,10 +34,9 @@ def model_card(
     clip_skip: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown with the front matter that the hub reads.
+    """Markdown with front matter for the hub.
 
-    base: what was fine-tuned. subjects: what the model has learned.
-    config: the run's config, whose settings are listed.
+    base: the base model. subjects: the learned subjects. config: the run's config, whose settings are listed.
     """
     base = Path(base).name if Path(base).is_absolute() else base
     phrases = [subject.phrase for subject in subjects]
@@ -51,7 +50,7 @@ def model_card(
 
 
 def front_matter(base: str, subject: str | None) -> str:
-    """The block of facts that the Hugging Face hub takes from a card."""
+    """The block of facts for the Hugging Face hub."""
     entries: dict[str, Any] = {
         "base_model": base,
         "pipeline_tag": "text-to-image",
@@ -64,19 +63,19 @@ def front_matter(base: str, subject: str | None) -> str:
 
 
 def introduction(subjects: Sequence[Learned]) -> list[str]:
-    """What the model draws, and how to ask for it."""
+    """What the model draws, and how to prompt it."""
     method = "A latent diffusion model fine-tuned with DreamBooth (Ruiz et al., arXiv 2208.12242) to draw"
     prompts = fenced("\n".join(f"a photo of a {subject.phrase} on the beach" for subject in subjects))
     first = subjects[0]
     if len(subjects) == 1:
         what = f"one subject, a {first.class_word or 'thing'}. Its identifier is `{first.identifier}`:"
         return [f"{method} {what}", prompts, "Without the identifier it draws the class."]
-    what = f"{len(subjects)} subjects, each by an identifier of its own:"
+    what = f"{len(subjects)} subjects, each with its own identifier:"
     return [f"{method} {what}", prompts, "Without the identifiers it draws the classes."]
 
 
 def facts(base: str, subjects: Sequence[Learned], step: int | None, clip_skip: int) -> str:
-    """A table of what the model is."""
+    """A table of facts about the model."""
     rows: dict[str, Any] = {"Base model": base}
     for subject in subjects:
         of_it = f" of {subject.placeholder}" if len(subjects) > 1 else ""
@@ -96,11 +95,11 @@ def settings(config: Mapping[str, Any]) -> str:
         "trainer": dict(config["lightning"]["trainer"]),
     }
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()
-    return f"# {PLACEHOLDER} stands for the identifier\n{text}"
+    return f"# {PLACEHOLDER} is the identifier\n{text}"
 
 
 def shareable(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` without `LEFT_OUT` and without what was not set."""
+    """`params` without `LEFT_OUT` and without unset keys."""
     kept = {key: value for key, value in params.items() if key not in LEFT_OUT and value is not None}
     if isinstance(concepts := kept.get("concepts"), list):
         kept["concepts"] = [shareable(concept) for concept in concepts]
@@ -108,5 +107,5 @@ def shareable(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """`text` as a block of code."""
+    """`text` as a code block."""
     return f"```{language}\n{text}\n```"

@@ -1,4 +1,4 @@
-"""What the network is to predict of the class prior, where that is not the noise of eq. 2: the untrained prediction."""
+"""The alternative target for the class prior: the untrained model's prediction, instead of the noise of eq. 2."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 @torch.no_grad()
 def untrained_prior_target(base: LatentDiffusion, batch: Batch, prompts: Sequence[str]) -> Tensor:
-    """Targets of `batch`, [2B, C, h, w] in fp32: eq. 1's for the subject, for the prior what `base` predicts.
+    """Targets of `batch`, [2B, C, h, w] in fp32: eq. 1's for the subject, the predictions of `base` for the prior.
 
-    base: the untrained model. prompts: the batch's, with their identifiers, [2B].
-    `base` is asked about the whole batch, because a prediction's last bits depend on the batch's size: so before the
-    first step the prior loss is exactly 0, at the cost of predictions of the subject that nobody needs.
+    base: the untrained model. prompts: the batch's, with identifiers, [2B].
+    `base` predicts for the whole batch, because a prediction's last bits depend on the batch size: so the prior loss is
+    exactly 0 before the first step, at the cost of unused predictions for the subject.
     """
     noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     of_noise = base.schedule.target(batch.latents, batch.noise, batch.timesteps)

@@ -1,4 +1,4 @@
-"""What a model has of each of its subjects: the identifier, checked prompts, losses of its own."""
+"""A model's subjects: their identifiers, checks of their prompts, their losses."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ldm.models.identifier import resolve_identifiers
 def with_identifiers(
     concepts: Sequence[Concept], identifier: str, tokenizer: CLIPTokenizer, seed: int
 ) -> tuple[Learned, ...]:
-    """`concepts` with their identifiers found; `identifier` is that of a concept without one, or of no concepts."""
+    """`concepts` with resolved identifiers; `identifier` is the default, or that of the only subject."""
     if not concepts:
         return (Learned(resolve_identifiers([identifier], tokenizer, seed)[0]),)
     wanted = [concept.identifier or identifier for concept in concepts]
@@ -29,7 +29,7 @@ def with_identifiers(
 
 
 def check_prompts(subject: Learned, images: SubjectImages) -> None:
-    """Raise UserError for a configured prompt that does not name `subject`; a caption that does not is a warning."""
+    """Raise UserError for a configured prompt that does not name `subject`; warn of such captions."""
     nameless = []
     for prompt, caption in zip(images.prompts, images.captions, strict=True):
         if subject.placeholder in prompt or subject.identifier in prompt.split():
@@ -42,18 +42,18 @@ def check_prompts(subject: Learned, images: SubjectImages) -> None:
     if nameless:
         warnings.warn(
             printable(
-                f"captions without {PLACEHOLDER}, which teach the subject nothing: {', '.join(nameless)}"
+                f"captions without {PLACEHOLDER}, from which the subject is not learned: {', '.join(nameless)}"
             ),
-            stacklevel=1,  # the same place each time, so that it is said once
+            stacklevel=1,  # always the same place, so that Python shows it once
         )
 
 
-def losses_apart(
+def losses_by_subject(
     subjects: Sequence[Learned], batch: Batch, subject_error: Tensor, prior_error: Tensor
 ) -> dict[str, Tensor]:
-    """`subject_loss_<name>` and `prior_loss_<name>` of each of several subjects, as [sum of errors, their count].
+    """`subject_loss_<name>` and `prior_loss_<name>` for each of several subjects, as [sum of errors, count].
 
-    subject_error: of the batch's subject examples, [B]. prior_error: of the class samples beside them, [B] or [0].
+    subject_error: of the batch's subject examples, [B]. prior_error: of their class samples, [B] or [0].
     """
     if len(subjects) == 1:
         return {}

@@ -1,7 +1,7 @@
-"""Textual inversion: new tokens' embeddings train, and every weight of the base stays as it is.
+"""Textual inversion: trains embeddings of new tokens; the base's weights are unchanged.
 
-Gal et al., arXiv 2208.01618; the baseline of DreamBooth's Table 1. With a second tuning beside it the tokens train
-together with what that one trains: pivotal tuning with a LoRA, Custom Diffusion with its token.
+Gal et al., arXiv 2208.01618; the baseline of DreamBooth's Table 1. It can be combined with another tuning: pivotal
+tuning with a LoRA, Custom Diffusion with its token.
 """
 
 import re
@@ -20,31 +20,31 @@ from ldm.formats.families import tokenizer_of
 from ldm.formats.small_folder import save_small_folder
 from ldm.formats.subject import notes_of
 from ldm.methods.all_weights import AllWeights
-from ldm.methods.tuning import Tuning, Untrained, check_learned, lent
+from ldm.methods.tuning import Tuning, Untrained, check_learned, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import ExtendedEmbedding, add_tokens, vectors_of
 from ldm.values import Count, Must, NonNegativeFloat, PositiveFloat, Text
 
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
-"""The name that diffusers' `load_textual_inversion` looks for in a folder."""
+"""The file that diffusers' `load_textual_inversion` looks for in a folder."""
 OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """Keys of a file with the embeddings of two text encoders, as Stable Diffusion XL's tools have them."""
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that is added to the vocabulary."""
+    """A token to add to the vocabulary."""
 
     token: Annotated[str, Must(lambda token: len(token.split()) == 1, "a word without spaces, such as <dog>")]
-    """As it stands in prompts, such as <dog>: an identifier of the run."""
+    """Its text in prompts, such as <dog>: an identifier of the run."""
     initial_word: Text
-    """Whose embedding it begins with: the class word (Gal et al., section 4)."""
+    """Word whose embedding it starts from: the class word (Gal et al., section 4)."""
     vectors: Count = 1
-    """Rows of the embedding table that it takes, and places in a prompt."""
+    """Its number of rows in the embedding table and of places in a prompt."""
 
 
 class TextualInversion:
-    """New tokens train; see `ldm.methods.tuning.Tuning`."""
+    """Trains new tokens; see `ldm.methods.tuning.Tuning`."""
 
     def __init__(
         self,
@@ -54,12 +54,14 @@ class TextualInversion:
         beside: Callable[..., Tuning] | None = None,
         text_encoder_learning_rate: NonNegativeFloat | None = None,
     ):
-        """token_learning_rate: of the new rows; None takes `learning_rate`. beside: what else trains."""
+        """token_learning_rate: of the new rows; None for `learning_rate`. beside: another tuning to combine with."""
         self.token_learning_rate = token_learning_rate or learning_rate
         if not tokens or self.token_learning_rate == 0:
-            raise UserError("model.params.tuning: textual inversion needs a token, and a rate above 0 for it")
+            raise UserError(
+                "model.params.tuning: textual inversion needs a token and a learning rate above 0 for it"
+            )
         self.tokens = tokens
-        self.beside: Tuning = (beside or Nothing)(
+        self.beside: Tuning = (beside or NoTuning)(
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
 
@@ -74,7 +76,7 @@ class TextualInversion:
                 known = {*tokenizer.get_vocab(), *names}
                 if taken := [own for own in vectors if {own, f"{own}</w>"} & known]:
                     raise UserError(
-                        f"model.params.tuning: '{taken[0]}' is a token already: take another, such as"
+                        f"model.params.tuning: '{taken[0]}' is a token already: choose another, such as"
                         f" <my-{new.initial_word}>"
                     )
                 word = tokenizer(new.initial_word, add_special_tokens=False).input_ids
@@ -105,7 +107,7 @@ class TextualInversion:
                 parameter.copy_(learned[name])
 
     def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
-        """As that of the tuning beside it; the tokens take their first embeddings meanwhile."""
+        """The other tuning's untrained model, with the tokens' initial embeddings."""
         inner, first = self.beside.untrained(model, dtype), self._copies(model)
 
         @contextmanager
@@ -128,9 +130,9 @@ class TextualInversion:
         subject: Mapping[str, Any],
         card: str | None,
     ) -> None:
-        """Write the tokens as diffusers' `load_textual_inversion` reads them, beside what the other tuning writes."""
+        """Write the tokens for diffusers' `load_textual_inversion`, with the other tuning's export."""
         files = self.embeddings(model)
-        if isinstance(self.beside, Nothing):
+        if isinstance(self.beside, NoTuning):
             save_small_folder(folder, files, dtype, notes_of(subject, card))
             return
         with replacing_folder(folder) as temporary:
@@ -142,7 +144,7 @@ class TextualInversion:
                 (temporary / part).rmdir()
 
     def embeddings(self, model: LatentDiffusion) -> dict[str, dict[str, Tensor]]:
-        """Files by name, one for each token: its vectors [n, D], of each text encoder where there are several."""
+        """Files by name, one per token: its vectors [n, D] for each text encoder."""
         files, first = {}, 0
         for new in self.tokens:
             part = slice(first, first + new.vectors)
@@ -157,7 +159,7 @@ class TextualInversion:
         return files
 
     def _tables(self, model: LatentDiffusion) -> dict[str, ExtendedEmbedding]:
-        """By the names of the text encoders."""
+        """By text encoder."""
         found = {}
         for name, encoder in model.text_encoders.items():
             table = encoder.get_input_embeddings()
@@ -166,7 +168,7 @@ class TextualInversion:
         return found
 
     def _rows(self, model: LatentDiffusion) -> dict[str, nn.Parameter]:
-        """By their names in a checkpoint."""
+        """By name in a checkpoint."""
         return {f"{name}.new_tokens": table.rows for name, table in self._tables(model).items()}
 
     def _copies(self, model: LatentDiffusion) -> list[Tensor]:
@@ -178,16 +180,16 @@ class TextualInversion:
             rows.copy_(value)
 
 
-class Nothing(AllWeights):
-    """A tuning that trains nothing: what stands beside new tokens unless something else does."""
+class NoTuning(AllWeights):
+    """A tuning that trains nothing, the default beside new tokens."""
 
     def __init__(
         self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: NonNegativeFloat | None = None
     ):
-        """The rates are those of what else could train."""
+        """The learning rates are ignored."""
         super().__init__(learning_rate=0.0, text_encoder_learning_rate=0.0)
 
     def untrained(self, model: LatentDiffusion, dtype: torch.dtype) -> Untrained:
         """The model itself; only another precision needs a copy."""
         same = all(network.dtype == dtype for network in model.trainable.values())
-        return lent(model if same else model.frozen_copy(dtype), model)
+        return untrained_copy(model if same else model.frozen_copy(dtype), model)

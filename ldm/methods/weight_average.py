@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights that train, by diffusers' `EMAModel`, whatever the tuning trains."""
+"""An exponential moving average of the trained weights with diffusers' `EMAModel`, for any tuning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 class WeightAverage:
     """After each step, decay times the average plus (1 - decay) times the weights, in fp32.
 
-    The decay of step t is at most (1 + t) / (10 + t), so that the start is forgotten. It averages the optimizer's
-    parameters, and knows nothing of networks and adapters.
+    The decay at step t is at most (1 + t) / (10 + t), so that the initial weights are forgotten. It averages the
+    optimizer's parameters, whatever networks or adapters they belong to.
     """
 
     def __init__(self, optimizer: Optimizer, decay: float, state: Mapping[str, Any] | None = None):
-        """state: of an earlier average of the same parameters; without one it starts from the weights as they are."""
+        """state: of an earlier average of the same parameters; None starts from the current weights."""
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._average = EMAModel(self.parameters)
         self._average.to(dtype=torch.float32)
@@ -27,15 +27,15 @@ class WeightAverage:
         self._average.decay = decay
 
     def update(self) -> None:
-        """Take the weights as they are now into the average; once after each optimizer step."""
+        """Add the current weights to the average; call once after each optimizer step."""
         self._average.step(self.parameters)
 
-    def put_in(self) -> None:
-        """Put the averaged weights in the place of the trained ones."""
+    def copy_to_weights(self) -> None:
+        """Replace the trained weights by the averaged ones."""
         self._average.copy_to(self.parameters)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds for `state` of the next start."""
+        """The `state` for a checkpoint."""
         return {
             "optimization_step": self._average.optimization_step,
             "shadow_params": self._average.shadow_params,

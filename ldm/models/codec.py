@@ -10,16 +10,16 @@ from torch import Tensor
 from ldm.errors import UserError
 
 PIXELS_AT_ONCE = 512 * 512
-"""In one pass of the VAE: one image of Stable Diffusion's size, 64 of the embedded base's. Its activations at full
-resolution would otherwise be the most memory of a run."""
+"""Maximum per pass of the VAE: one image of Stable Diffusion's size, 64 of the embedded base's. Otherwise its
+activations would need more memory than anything else in a run."""
 
 
 class NotFiniteError(UserError):
-    """Pictures with infinite or NaN values, which can be neither shown nor scored."""
+    """Pictures with infinite or NaN values, which cannot be shown or scored."""
 
 
 def factor(vae: AutoencoderKL) -> int:
-    """Pixels along one side of a latent cell (8 for Stable Diffusion)."""
+    """Side of a latent cell in pixels (8 for Stable Diffusion)."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
@@ -43,7 +43,7 @@ def latent_shape(vae: AutoencoderKL, height: int, width: int) -> tuple[int, int,
 def posterior(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W].
 
-    Never under autocast: in bf16 the mean's error would be larger than the posterior's own deviation.
+    Never under autocast: in bf16 the mean's error would exceed the posterior's standard deviation.
     """
     with torch.autocast(vae.device.type, enabled=False):
         parts = pixels.to(vae.dtype).split(_images_at_once(*pixels.shape[2:]))
@@ -55,7 +55,7 @@ def posterior(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] in fp32 of `latents` [B, C, h, w], not yet clamped to [-1, 1]. Never under autocast."""
+    """Pictures [B, 3, H, W] in fp32 for `latents` [B, C, h, w], not clamped to [-1, 1]. Never under autocast."""
     sides = (side * factor(vae) for side in latents.shape[2:])
     with torch.autocast(vae.device.type, enabled=False):
         parts = (latents.to(vae.dtype) / vae.config.scaling_factor).split(_images_at_once(*sides))

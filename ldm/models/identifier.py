@@ -1,13 +1,12 @@
-"""The search for a rare-token identifier, as the paper describes it (Ruiz et al., section 3.2).
+"""The search for a rare-token identifier, as in the paper (Ruiz et al., section 3.2).
 
-An identifier should mean nothing yet, to the text encoder or to the UNet, and should stay one unit when the
-tokenizer reads it. So the search draws tokens at random from the rarely used end of the vocabulary, turns them into
-text, and keeps what reads back as the same tokens. A byte-pair vocabulary lists its merges from the most to the
-least frequent, so the rare end is the last ids: 40000 to 49405 for CLIP. (The paper's 5000 to 10000 belong to
-T5; in CLIP those are `bee`, `nba`, `amy`.)
+An identifier should have no meaning yet, for the text encoder or the UNet, and the tokenizer should keep it as one
+unit. So the search draws random tokens from the rare end of the vocabulary, decodes them, and keeps texts that encode
+to the same tokens. A byte-pair vocabulary lists its merges by decreasing frequency, so the rare end is the last ids:
+40000 to 49405 for CLIP. (The paper's 5000 to 10000 are for T5; in CLIP those are `bee`, `nba`, `amy`.)
 
-Dictionary words are refused by a list. It has no abbreviations, so look at the candidates before a long run.
-`sks`, much used elsewhere, is the name of a rifle, and users have reported gun-shaped drift.
+A list excludes dictionary words. It has no abbreviations, so look at the candidates before a long run. `sks`, which is
+common elsewhere, is the name of a rifle, and users have reported gun-shaped drift.
 """
 
 import warnings
@@ -23,31 +22,31 @@ from ldm.randomness import permutation
 
 SHORT_WORDS = PROJECT / "assets" / "short-words.txt"
 BYTE_TOKENS = 512
-"""The ids before the first merge: each byte, within a word and at its end."""
+"""Number of ids before the first merge: each byte, within a word and at its end."""
 
 RARE_MERGES = 9406
-"""How many of the last merges count as rare: CLIP's ids 40000 to 49405. All of a smaller vocabulary counts."""
+"""Number of last merges that count as rare: CLIP's ids 40000 to 49405; in a smaller vocabulary, all."""
 
 CANDIDATES = 500
-"""How many rare tokens are looked at for one that is far from others."""
+"""Number of rare tokens searched for one far from others."""
 
 MAX_LENGTH = 3
-"""Most tokens in an identifier (the paper's k = 1, 2, 3)."""
+"""Maximum number of tokens in an identifier (the paper's k = 1, 2, 3)."""
 
 
 @dataclass(frozen=True)
 class Identifier:
-    """Text that stands for a subject, and the token ids that the tokenizer makes of it."""
+    """An identifier's text and its token ids."""
 
     text: str
     ids: tuple[int, ...]
 
 
 def resolve_identifiers(identifiers: Sequence[str], tokenizer: CLIPTokenizer, seed: int) -> list[str]:
-    """The identifiers to train: each itself, or for "auto" a rare token as far as can be from those before it.
+    """The identifiers to train: each itself, or for "auto" the rare token farthest from the others.
 
-    Far is by place in the vocabulary: byte-pair tokens that lie near each other were merged in like texts.
-    Raises UserError where two are the same.
+    Distance is that of ids in the vocabulary, since nearby byte-pair tokens were merged in similar texts.
+    Raises UserError if two are equal.
     """
     given = {word: resolve_identifier(word, tokenizer, seed) for word in identifiers if word != AUTO}
     chosen: list[str] = []
@@ -63,7 +62,7 @@ def resolve_identifiers(identifiers: Sequence[str], tokenizer: CLIPTokenizer, se
 
 
 def farthest(tokenizer: CLIPTokenizer, taken: Sequence[int], seed: int) -> Identifier:
-    """The rare token whose id is farthest from those `taken`; the first of the search where none are."""
+    """The rare token whose id is farthest from those `taken`; the first of the search if none are."""
     found = search_rare_tokens(tokenizer, count=CANDIDATES if taken else 1, seed=seed)
     return max(found, key=lambda candidate: min((abs(candidate.ids[0] - id) for id in taken), default=0))
 
@@ -84,7 +83,7 @@ def resolve_identifier(identifier: str, tokenizer: CLIPTokenizer, seed: int) -> 
     tokens = ids_of(str(identifier or ""), tokenizer)
     if not 1 <= len(tokens) <= MAX_LENGTH:
         raise UserError(
-            f"model.params.identifier '{identifier}' is {len(tokens)} tokens: take 1 to {MAX_LENGTH}, or 'auto';"
+            f"model.params.identifier '{identifier}' is {len(tokens)} tokens: use 1 to {MAX_LENGTH}, or 'auto';"
             " scripts/rare_tokens.py lists good ones"
         )
     if _is_word(str(identifier), tokens, tokenizer):
@@ -97,13 +96,13 @@ def resolve_identifier(identifier: str, tokenizer: CLIPTokenizer, seed: int) -> 
 
 
 def _is_word(identifier: str, tokens: list[int], tokenizer: CLIPTokenizer) -> bool:
-    """Whether an identifier already means something: a listed word, or a single token that is not rare."""
+    """Whether an identifier already has a meaning: a listed word, or a single token that is not rare."""
     if identifier.lower() in dictionary_words():
         return True
     if identifier in tokenizer.added_tokens_encoder:
         return False
     first, _ = default_id_range(tokenizer)
-    # A small vocabulary has no rare end: there, a token of more than three letters is a word.
+    # In a small vocabulary, which has no rare end, a token of more than three letters is a word.
     return len(tokens) == 1 and (tokens[0] < first or (first == BYTE_TOKENS and len(identifier) > 3))
 
 
@@ -115,18 +114,18 @@ def search_rare_tokens(
     max_chars: int = 3,
     length: int = 1,
 ) -> list[Identifier]:
-    """The first `count` candidates in an order that `seed` shuffles; fewer where there are no more.
+    """The first `count` candidates, or fewer if there are no more, in an order shuffled by `seed`.
 
-    id_range: first and last id to draw from, both included; by default `default_id_range`.
-    max_chars: most letters of each token. length: tokens in an identifier, 1 to 3, written as one word.
-    Raises `UserError` for settings outside these bounds and where no candidate is found.
+    id_range: first and last id to draw from, inclusive; by default `default_id_range`.
+    max_chars: maximum letters per token. length: tokens in an identifier, 1 to 3, written as one word.
+    Raises `UserError` for settings out of range and if no candidate is found.
     """
     first, last = id_range or default_id_range(tokenizer)
     if not 0 <= first <= last < len(tokenizer):
         raise UserError(f"id range {first} to {last}: the vocabulary has the ids 0 to {len(tokenizer) - 1}")
     if not 1 <= length <= MAX_LENGTH or max_chars < 1 or count < 1:
         raise UserError(
-            f"length {length}, {max_chars} letters, {count} candidates: take 1 to 3 tokens, and 1 or more"
+            f"length {length}, {max_chars} letters, {count} candidates: use 1 to 3 tokens, and 1 or more of the others"
         )
     parts = tokens_by_place(tokenizer, range(first, last + 1), max_chars)
     found: dict[str, Identifier] = {}
@@ -144,31 +143,31 @@ def search_rare_tokens(
 
 
 def default_id_range(tokenizer: CLIPTokenizer) -> tuple[int, int]:
-    """First and last id of the vocabulary's rare end, without the start and end tokens, which come last."""
+    """First and last id of the vocabulary's rare end, before the start and end tokens."""
     last = tokenizer.vocab_size - 3  # new tokens come after them
     return max(BYTE_TOKENS, last + 1 - RARE_MERGES), last
 
 
 def tokens_by_place(tokenizer: CLIPTokenizer, ids: range, max_chars: int) -> dict[bool, list[int]]:
-    """Ids of tokens of at most `max_chars` letters that are not words. True: tokens that end a word.
+    """Ids of tokens of at most `max_chars` letters that are not words, by whether they end a word.
 
-    Letters beyond a to z are left out: hard to type, and in CLIP mostly words of other languages or emoji.
+    Only letters a to z: others are hard to type, and in CLIP mostly words of other languages or emoji.
     """
     parts: dict[bool, list[int]] = {True: [], False: []}
-    refused = dictionary_words()
+    words = dictionary_words()
     for id, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
         letters = token.removesuffix("</w>")
         plain = letters.isascii() and letters.isalpha() and len(letters) <= max_chars
-        if plain and letters not in refused:
+        if plain and letters not in words:
             parts[token.endswith("</w>")].append(id)
     return parts
 
 
 def drawn(parts: dict[bool, list[int]], length: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Token ids in a shuffled order: one that ends a word, after `length` - 1 that do not.
+    """Token ids in shuffled order: `length` - 1 that do not end a word, then one that does.
 
-    For length 1 each token that ends a word comes once. For more it comes in up to 50 combinations, since most
-    of them read back as other tokens.
+    For length 1 each token that ends a word is drawn once; for more, in up to 50 combinations, since most of them are
+    encoded as other tokens.
     """
     ends, starts = parts[True], parts[False]
     for round_ in range(1 if length == 1 else 50):
@@ -180,7 +179,7 @@ def drawn(parts: dict[bool, list[int]], length: int, seed: int) -> Iterator[tupl
 
 
 def reads_back(tokenizer: CLIPTokenizer, text: str, ids: tuple[int, ...]) -> bool:
-    """Whether the tokenizer reads `text` as exactly `ids`, alone and within a prompt."""
+    """Whether the tokenizer encodes `text` as exactly `ids`, alone and in a prompt."""
     within = tokenizer(f"a photo of a {text} dog", add_special_tokens=False).input_ids
     around = tokenizer("a photo of a dog", add_special_tokens=False).input_ids
     alone = tokenizer(text, add_special_tokens=False).input_ids

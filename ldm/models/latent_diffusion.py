@@ -27,30 +27,30 @@ from ldm.models.text_conditioning import Remembered, text_conditioning, warn_of_
 from ldm.randomness import image_generator
 
 COMPILED_GRAPHS = 64
-"""Room for 3 widths x 2 gradient modes x the batch shapes of a run."""
+"""Enough for 3 widths x 2 gradient modes x the batch shapes of a run."""
 
 
 class LatentDiffusion(nn.Module):
-    """The model of Rombach et al. (arXiv 2112.10752), as Stable Diffusion 1.x, 2.x and XL ship it."""
+    """The model of Rombach et al. (arXiv 2112.10752), as in Stable Diffusion 1.x, 2.x and XL."""
 
     def __init__(self, components: Components, clip_skip: int = 1):
-        """clip_skip: 1 conditions on the text encoders' layer that the model was trained on, 2 on the one before."""
+        """clip_skip: 1 conditions on the text encoders' layer used in training, 2 on the one before."""
         super().__init__()
         self.vae = components.vae.eval().requires_grad_(False)
         self.text_encoders = dict(components.text_encoders)
-        """The text encoders, by the names of their folders, which are also their names in a checkpoint."""
+        """The text encoders by folder name, which is also their name in a checkpoint."""
         for name, encoder in self.text_encoders.items():
             self.add_module(name, encoder)
         self.unet = components.unet
         self.tokenizers = dict(components.tokenizers)
-        """One for each text encoder, by the names of their folders."""
+        """One per text encoder, by folder name."""
         self.scheduler_config = dict(components.scheduler_config)
         self.source = components.source
         self.fingerprint = components.fingerprint
         self.zero_unconditional = components.zero_unconditional
         self.text = text_conditioning(components, clip_skip)
         self.clip_skip = clip_skip
-        # From diffusers itself, so that training noises exactly as its samplers denoise.
+        # From diffusers, so that training adds noise exactly as its samplers remove it.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
         self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -61,7 +61,7 @@ class LatentDiffusion(nn.Module):
         return cls(load_base(base, **options), clip_skip)
 
     def components(self) -> Components:
-        """The parts, for writing them out."""
+        """The parts, for writing them to files."""
         return Components(
             vae=self.vae,
             unet=self.unet,
@@ -75,22 +75,22 @@ class LatentDiffusion(nn.Module):
 
     @property
     def prediction_type(self) -> str:
-        """ "epsilon" or "v_prediction"."""
+        """A `PredictionType`."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     @property
     def schedule(self) -> VariancePreserving:
-        """How this model's training noises latents, and what the UNet predicts."""
+        """This model's noise schedule and prediction type."""
         return VariancePreserving(self.alphas_cumprod, self.prediction_type)
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        """The first text encoder's tokenizer; those of the others read the same tokens, and may pad otherwise."""
+        """The first text encoder's tokenizer; the others have the same tokens, but may pad differently."""
         return next(iter(self.tokenizers.values()))
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
-        """The networks that a tuning may change, by the names of their folders; the denoiser comes first."""
+        """The networks that a tuning may change, by folder name, the denoiser first."""
         return {"unet": self.unet, **self.text_encoders}
 
     @property
@@ -100,20 +100,20 @@ class LatentDiffusion(nn.Module):
 
     @property
     def native_size(self) -> int:
-        """Image side in pixels that the UNet was made for."""
+        """The UNet's own image side in pixels."""
         return int(self.unet.config.sample_size * codec.factor(self.vae))
 
     @property
     def text_window(self) -> int:
-        """Tokens that the text encoders read, start and end included (77 for CLIP)."""
+        """Tokens that the text encoders read, including start and end (77 for CLIP)."""
         return self.text.window
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one latent for an image of `height` x `width` pixels: (C, h, w)."""
+        """Shape (C, h, w) of the latent of an image of `height` x `width` px."""
         return codec.latent_shape(self.vae, height, width)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, each [B, C, h, w] in fp32, of the latents of `pixels` [B, 3, H, W] in [-1, 1]."""
+        """Mean and standard deviation, each [B, C, h, w] in fp32, of latents of `pixels` [B, 3, H, W] in [-1, 1]."""
         return codec.posterior(self.vae, pixels)
 
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class LatentDiffusion(nn.Module):
         return mean + std * noise
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], fp32, of latents [B, C, h, w]. Raises NotFiniteError."""
+        """Images [B, 3, H, W] in [-1, 1], fp32, for latents [B, C, h, w]. Raises NotFiniteError."""
         pictures = codec.decode(self.vae, latents)
         self._refuse_not_finite(pictures)
         return pictures.clamp(-1, 1)
@@ -130,9 +130,9 @@ class LatentDiffusion(nn.Module):
     def embed(self, prompts: Sequence[str], size_ids: Tensor | None = None) -> Conditioning:
         """Conditioning of `prompts`, states [B, L, D], with gradients where the text encoders train.
 
-        size_ids: original size, crop corner and target size of the images, [B, 6] in px, each down before across, for
-        a family whose network is told them; None for whole images of the model's own size.
-        Equal prompts are encoded once: in a DreamBooth batch most are. A warning quotes what is cut from a prompt
+        size_ids: original size, crop corner and target size of the images, [B, 6] in px, each vertical first, for a
+        family that uses them; None for uncropped images of the model's own size.
+        Equal prompts, frequent in a DreamBooth batch, are encoded once. A warning quotes what is cut from a prompt
         longer than the text window.
         """
         unique = sorted(set(prompts))
@@ -146,12 +146,12 @@ class LatentDiffusion(nn.Module):
         return replace(conditioning, size_ids=size_ids.to(conditioning.states.device))
 
     def remember_prompts(self) -> None:
-        """Encode each prompt once from now on, where no text encoder trains."""
+        """From now on encode each prompt only once, if no text encoder trains."""
         if not any(p.requires_grad for encoder in self.text_encoders.values() for p in encoder.parameters()):
             self.text = Remembered(self.text, self.device)
 
     def unused_text_layers(self) -> Sequence[nn.Module]:
-        """Layers of the text encoders past those that condition: they get no gradient."""
+        """Layers of the text encoders after the one used for conditioning, which get no gradient."""
         return self.text.unused_layers()
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -171,10 +171,10 @@ class LatentDiffusion(nn.Module):
         noise_seeds: Sequence[int] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1], fp32: picture i of `prompts[i]` is drawn by `seeds[i]` alone.
+        """Pictures [B, 3, H, W] in [-1, 1], fp32: picture i depends only on `prompts[i]` and `seeds[i]`.
 
-        height, width: in pixels; the model's own size by default. batch_size: pictures drawn together; all by
-        default. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's.
+        height, width: in pixels; by default the model's own size. batch_size: pictures drawn together; by default
+        all. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's.
         """
         shape = self.latent_shape(height or self.native_size, width or self.native_size)
         size = batch_size or max(len(prompts), 1)
@@ -198,20 +198,20 @@ class LatentDiffusion(nn.Module):
         noise: Tensor | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Tensor:
-        """Latents [B, C, h, w] of `prompts`, image i drawn by `generators[i]` alone.
+        """Latents [B, C, h, w] for `prompts`, image i drawn only with `generators[i]`.
 
-        noise: start here instead of at a draw, [B, C, h, w]. on_step: called after each step.
+        noise: start from it instead of a draw, [B, C, h, w]. on_step: called after each step.
         """
         if noise is None:
             noise = initial_noise(generators, latent_shape)
         height, width = (side * codec.factor(self.vae) for side in noise.shape[2:])
         size_ids = whole_image(height, width).expand(len(prompts), -1)
-        wanted = self.embed(prompts, size_ids)
-        unwanted = self.embed([sampling.negative_prompt] * len(prompts), size_ids)
+        positive = self.embed(prompts, size_ids)
+        negative = self.embed([sampling.negative_prompt] * len(prompts), size_ids)
         if self.zero_unconditional and not sampling.negative_prompt:
-            unwanted = unwanted.without_text()
+            negative = negative.without_text()
         return sample(
-            guided(self.predict, wanted, unwanted, sampling.guidance_scale, sampling.guidance_interval),
+            guided(self.predict, positive, negative, sampling.guidance_scale, sampling.guidance_interval),
             sampling,
             self.scheduler_config,
             noise.to(self.unet.device),
@@ -220,20 +220,20 @@ class LatentDiffusion(nn.Module):
         )
 
     def passes(self, sampling: Sampling) -> int:
-        """Number of steps that drawing takes, each with one call of `on_step`.
+        """Number of sampling steps, each with one call of `on_step`.
 
-        Raises UserError where this model's noise schedule cannot be sampled so.
+        Raises UserError if this model's noise schedule does not allow these settings.
         """
         return len(scheduler_for(sampling, self.scheduler_config)[1])
 
     def for_sampling(self, device: torch.device | str, dtype: torch.dtype) -> "LatentDiffusion":
-        """This model on `device`, its text encoders and UNet in `dtype`, and the VAE too where that is bf16.
+        """This model on `device`, its text encoders and UNet in `dtype`, and if that is bf16, the VAE too.
 
-        In fp16 the VAE stays in fp32, unless its config says that it need not (`force_upcast`): the activations of
-        Stable Diffusion's exceed fp16's 65504.
+        With fp16 the VAE stays in fp32 unless its config allows fp16 (`force_upcast`): activations of Stable
+        Diffusion's VAE exceed fp16's 65504.
         """
-        sound = dtype == torch.bfloat16 or self.vae.config.get("force_upcast") is False
-        vae = dtype if sound else torch.float32
+        fits = dtype == torch.bfloat16 or self.vae.config.get("force_upcast") is False
+        vae = dtype if fits else torch.float32
         for network, wanted in [*((own, dtype) for own in self.trainable.values()), (self.vae, vae)]:
             nn.Module.to(
                 network, wanted
@@ -243,15 +243,15 @@ class LatentDiffusion(nn.Module):
     def save(
         self, folder: Path, dtype: torch.dtype, subject: Mapping[str, Any], card: str | None = None
     ) -> None:
-        """Write the model in diffusers' layout, with what [V] means in `dreambooth.json`.
+        """Write the model in diffusers' layout, with the meaning of [V] in `dreambooth.json`.
 
-        dtype: of the weights. card: the text of its README.md.
+        dtype: of the weights. card: text of its README.md.
         """
         notes = {**note_for_copies(self.source), **notes_of(subject, card)}
         save_diffusers_folder(self.components(), folder, dtype, notes)
 
     def frozen_copy(self, dtype: torch.dtype) -> "LatentDiffusion":
-        """This model as it is now, in `dtype`, for inference only; the VAE is shared, not copied."""
+        """A copy of this model in `dtype`, only for inference; the VAE is shared, not copied."""
         parts = self.components()
         parts.unet = _copy_for_inference(self.unet, dtype)
         parts.text_encoders = {
@@ -260,9 +260,9 @@ class LatentDiffusion(nn.Module):
         return LatentDiffusion(parts, self.clip_skip)
 
     def move_trainable_to(self, device: torch.device) -> None:
-        """Move the networks that may train, and the noise schedule.
+        """Move the trainable networks and the noise schedule.
 
-        The VAE stays: a frozen copy shares it with the model, which moves it.
+        The VAE stays: a frozen copy shares it with its model, which moves it.
         """
         for network in self.trainable.values():
             network.to(device)
@@ -275,12 +275,12 @@ class LatentDiffusion(nn.Module):
             encoder.activation_checkpointing_enable()
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the UNet's transformer blocks, which share one code object over all widths.
+        """Compile the UNet's transformer blocks, which share one code object across all widths.
 
-        Each width, batch shape and gradient mode is a graph of its own. Training, validation, drift and samples
-        make more of them than torch's limit of 8, beyond which it raises an error.
+        Each width, batch shape and gradient mode has its own graph. Training, validation, drift and samples need more
+        than torch's limit of 8, beyond which it raises an error.
         """
-        import torch._dynamo  # takes a second, and only compiled runs need it
+        import torch._dynamo  # takes a second, and is only needed for compiled runs
 
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
         self.unet.compile_repeated_blocks(fullgraph=True, backend=backend)
@@ -298,12 +298,12 @@ class LatentDiffusion(nn.Module):
             if self.unet.dtype != torch.float16:
                 reason = f"a number became too large in {str(self.unet.dtype).removeprefix('torch.')}"
         else:
-            reason = "the model's weights are not finite either; take an earlier checkpoint"
+            reason = "the model's weights are not finite either; use an earlier checkpoint"
         raise NotFiniteError(f"pictures with values that are not finite: {reason}")
 
 
 def _copy_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A frozen copy of `module` in `dtype`, without an intermediate copy in its own: 4 GB for SD 1.x."""
+    """A frozen copy of `module` in `dtype`, without an intermediate copy in its own dtype (4 GB for SD 1.x)."""
     done = {
         id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in module.parameters()
     }

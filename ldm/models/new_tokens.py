@@ -1,4 +1,4 @@
-"""New tokens of a text encoder: their ids in the tokenizer, and rows of the embedding table that train on their own."""
+"""New tokens of a text encoder: their ids in the tokenizer, and their own, trainable rows of the embedding table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class ExtendedEmbedding(nn.Embedding):
-    """An embedding table with new rows behind the old ones, as a parameter of their own.
+    """An embedding table with new rows after the old ones, in their own parameter.
 
-    Its state is that of the whole table, `weight` [old + new, D], so that files are as any other tool has them.
+    Its state is the whole table, `weight` [old + new, D], so that files have the usual layout.
     """
 
     def __init__(self, table: nn.Embedding, first: int, rows: Tensor):
-        """table: the old one, whose weight is taken over. first: id of the first new row. rows: [new, D] in fp32."""
+        """table: the old one, whose weight is reused. first: id of the first new row. rows: [new, D] in fp32."""
         super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
         self.weight = table.weight
         self.first = first
@@ -45,7 +45,7 @@ class ExtendedEmbedding(nn.Embedding):
 def add_tokens(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, tokens: Sequence[str], sources: Sequence[int]
 ) -> ExtendedEmbedding:
-    """Add `tokens` to both, each beginning with the embedding of the token id in `sources`; returns the new table."""
+    """Add `tokens` to both, starting from the embeddings of the token ids in `sources`; returns the new table."""
     first = len(tokenizer)
     table = text_encoder.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
@@ -60,12 +60,12 @@ def add_tokens(
 
 
 def vectors_of(token: str, count: int) -> list[str]:
-    """The names of the `count` vectors of a token, as diffusers has them: <dog>, <dog>_1, <dog>_2."""
+    """The names of a token's `count` vectors, as in diffusers: <dog>, <dog>_1, <dog>_2."""
     return [token, *(f"{token}_{number}" for number in range(1, count))]
 
 
 def with_all_vectors(prompt: str, tokenizer: CLIPTokenizer) -> str:
-    """`prompt` with the names of all vectors of a new token in place of its first, as diffusers' pipelines have it."""
+    """`prompt` with each new token replaced by the names of all its vectors, as in diffusers' pipelines."""
     added = tokenizer.added_tokens_encoder
     for token in sorted(
         (own for own in added if f"{own}_1" in added and own in prompt), key=len, reverse=True

@@ -1,4 +1,4 @@
-"""How prompts become what a denoising network is told: one class for each way of conditioning on text."""
+"""From prompts to conditioning of a denoising network: one class for each way."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,30 +16,30 @@ from ldm.models.new_tokens import with_all_vectors
 
 
 class TextConditioning(Protocol):
-    """Text encoders and tokenizers of a model, as the model asks them. It owns none of the networks."""
+    """The model's interface to its text encoders and tokenizers. It owns none of the networks."""
 
     window: int
-    """Tokens that the text encoders read, start and end included."""
+    """Tokens that the text encoders read, including start and end."""
     sized: bool
-    """Whether the network is also told the sizes and the crop of each image."""
+    """Whether the network also gets the sizes and the crop of each image."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """One row for each of `prompts`, with gradients where a text encoder trains."""
+        """One row per prompt, with gradients if a text encoder trains."""
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
-        """`conditioning` as keywords of the denoising network, its tensors in `dtype`."""
+        """`conditioning` as keywords of the denoising network, with tensors in `dtype`."""
 
     def unused_layers(self) -> list[nn.Module]:
-        """Layers of the text encoders that nothing is conditioned on: they get no gradient."""
+        """Layers of the text encoders that are not used for conditioning and get no gradient."""
 
 
 def text_transformer(text_encoder: nn.Module) -> CLIPTextModel:
-    """The module that holds the layers: some versions and classes of transformers nest it under `text_model`."""
+    """The module with the layers, which some versions and classes of transformers nest in `text_model`."""
     return getattr(text_encoder, "text_model", text_encoder)
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], window: int) -> Tensor:
-    """Token ids [B, window], padded; a longer prompt is cut."""
+    """Token ids [B, window], padded; longer prompts are truncated."""
     written_out = [with_all_vectors(prompt, tokenizer) for prompt in prompts]
     return tokenizer(
         written_out, padding="max_length", truncation=True, max_length=window, return_tensors="pt"
@@ -47,7 +47,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], window: int) -> T
 
 
 def warn_of_cut(tokenizer: CLIPTokenizer, prompt: str, window: int) -> None:
-    """Quote what is cut from a prompt of more tokens than `window`."""
+    """Warn of a prompt with more tokens than `window`, and quote what is cut."""
     words = tokenizer(with_all_vectors(prompt, tokenizer), add_special_tokens=False, verbose=False).input_ids
     room = window - 2  # start and end tokens
     if len(words) > room:
@@ -59,12 +59,12 @@ def warn_of_cut(tokenizer: CLIPTokenizer, prompt: str, window: int) -> None:
 
 
 class ClipStates:
-    """The states of one CLIP text encoder, normed: Stable Diffusion 1.x and 2.x."""
+    """The normalized states of one CLIP text encoder: Stable Diffusion 1.x and 2.x."""
 
     sized = False
 
     def __init__(self, components: Components, clip_skip: int):
-        """clip_skip: 1 conditions on the last layer, 2 on the one before, and so on."""
+        """clip_skip: 1 conditions on the last layer, 2 on the one before, etc."""
         (self.text_encoder,) = components.text_encoders.values()
         (self.tokenizer,) = components.tokenizers.values()
         self.transformer = text_transformer(self.text_encoder)
@@ -89,16 +89,16 @@ class ClipStates:
 
 
 class ClipPair:
-    """The states of two CLIP text encoders, joined, and the second's pooled text: Stable Diffusion XL.
+    """The joined states of two CLIP text encoders, and the second's pooled text: Stable Diffusion XL.
 
-    Podell et al., arXiv 2307.01952, section 2.1: the states are those before the last layer, not normed; section 2.2:
-    the network is also told the size and the crop of each image.
+    Podell et al., arXiv 2307.01952, section 2.1: the states are those before the last layer, not normalized;
+    section 2.2: the network also gets the size and the crop of each image.
     """
 
     sized = True
 
     def __init__(self, components: Components, clip_skip: int):
-        """clip_skip: 1 conditions on the layer before the last, as the model was trained, 2 on one before that."""
+        """clip_skip: 1 conditions on the layer before the last, as in training, 2 on the one before that, etc."""
         self.text_encoders = list(components.text_encoders.values())
         self.tokenizers = list(components.tokenizers.values())
         self.transformers = [text_transformer(encoder) for encoder in self.text_encoders]
@@ -112,9 +112,9 @@ class ClipPair:
         states = []
         for encoder, tokenizer, used in zip(self.text_encoders, self.tokenizers, self.used, strict=True):
             ids = tokenize(tokenizer, prompts, self.window).to(encoder.device)
-            answer = encoder(ids, output_hidden_states=True)
-            states.append(answer.hidden_states[used])
-        return Conditioning(torch.cat(states, dim=-1), answer.text_embeds)
+            output = encoder(ids, output_hidden_states=True)
+            states.append(output.hidden_states[used])
+        return Conditioning(torch.cat(states, dim=-1), output.text_embeds)
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
         assert conditioning.pooled is not None
@@ -123,19 +123,19 @@ class ClipPair:
         return {"encoder_hidden_states": conditioning.states.to(dtype), "added_cond_kwargs": added}
 
     def unused_layers(self) -> list[nn.Module]:
-        """Of the first text encoder; the pooled text needs all of the second."""
+        """Those of the first text encoder; the pooled text needs all layers of the second."""
         transformer, used = self.transformers[0], self.used[0]
         return [*list(transformer.encoder.layers)[used:], transformer.final_layer_norm]
 
 
 class Remembered:
-    """Each prompt's conditioning, encoded once, alone and in full precision; for text encoders that do not train."""
+    """Caches each prompt's conditioning, encoded alone and in full precision, for text encoders that do not train."""
 
     PROMPTS = 256
-    """How many are kept: 160 MB for Stable Diffusion XL in fp32."""
+    """Maximum number in the cache: 160 MB for Stable Diffusion XL in fp32."""
 
     def __init__(self, text: TextConditioning, device: torch.device):
-        """device: that the text encoders are on."""
+        """device: of the text encoders."""
         self.text, self.device = text, device
         self.window, self.sized = text.window, text.sized
         self.keywords, self.unused_layers = text.keywords, text.unused_layers
@@ -148,14 +148,14 @@ class Remembered:
         if prompt not in self.known:
             if len(self.known) == self.PROMPTS:
                 self.known.pop(next(iter(self.known)))
-            # Neither the other prompts of the batch nor autocast may show in it, or a resume would differ.
+            # Independent of the batch's other prompts and of autocast; otherwise a resume would differ.
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 self.known[prompt] = self.text.encode([prompt])
         return self.known[prompt]
 
 
 def refuse_other_layers(used: int, clip_skip: int, components: Components) -> None:
-    """Raise UserError unless there is a layer `clip_skip`; used: how many layers would condition."""
+    """Raise UserError unless layer `clip_skip` exists; used: the number of layers up to it."""
     most = used + clip_skip - 1
     if not 1 <= clip_skip <= most:
         raise UserError(
@@ -164,6 +164,6 @@ def refuse_other_layers(used: int, clip_skip: int, components: Components) -> No
 
 
 def text_conditioning(components: Components, clip_skip: int) -> TextConditioning:
-    """The way of conditioning of the model that `components` are, on its layer `clip_skip` from the last."""
+    """The text conditioning for the model of `components`; clip_skip: see `ClipStates` and `ClipPair`."""
     kind = ClipStates if len(components.text_encoders) == 1 else ClipPair
     return kind(components, clip_skip)

@@ -48,7 +48,7 @@ def averaged(trainer: Trainer) -> Iterator[None]:
     for group, own in zip(groups, settings, strict=True):
         group.update(own)
     if average:
-        average.put_in()
+        average.copy_to_weights()
     try:
         yield
     finally:
