@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
         identifier=options.identifier,
         prompt_noun=options.prompt_noun,
         outdir=options.outdir,
+        with_base=not options.no_base,
         precision=options.precision,
         device=options.device,
         base_options=base_options(options),
@@ -85,6 +86,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config", type=Path, nargs="*", default=[], metavar="YAML", help=f"overlays for {CONFIG.name}"
+    )
+    parser.add_argument(
+        "--no_base", action="store_true", help="leave out the row of the run's untrained base: half the time"
     )
     parser.add_argument("--outdir", type=Path, help="default: <run>/evaluation, or outputs/evaluation")
     parser.add_argument("--precision", choices=PRECISIONS, help="as for txt2img.py")

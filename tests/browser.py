@@ -76,4 +76,4 @@ def assert_sound(browser, path: Path) -> None:
                 assert overflow(page) <= 0, (size, scheme)
                 assert broken_pictures(page) == 0
                 if (size == "wide") == (scheme == "light"):  # axe-core takes seconds
-                    assert faults(page) == [], (size, scheme)
+                    assert not (found := faults(page)), (size, scheme, found)

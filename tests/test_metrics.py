@@ -1,6 +1,7 @@
 """The metrics, against values computed by hand and against other libraries."""
 
 import math
+import re
 import types
 
 import pytest
@@ -11,10 +12,11 @@ from torchmetrics.functional.classification import binary_auroc
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTImageProcessor
 
 from ldm.errors import UserError
-from ldm.evaluation import benchmark, metrics, report, scores
+from ldm.evaluation import benchmark, metrics, scores
 from ldm.evaluation.features import Clip, Dino, Lpips, load_networks
 from ldm.evaluation.preprocessing import Preprocessing
 from ldm.evaluation.statistics import bootstrap_interval, summary, widening
+from ldm.pages.page import environment
 from ldm.randomness import generator
 from tests.tiny_features import tiny_features
 
@@ -137,7 +139,9 @@ def test_a_metric_is_one_entry_of_one_table(monkeypatch):
     found = scores.summarize(rows)
     assert found["size"] == {"value": 7.5, "low": 7.5, "high": 7.5, "count": 1}
     assert rows[0].cells()["size"] == 7.5
-    assert ">SIZE ↑<" in (page := report.score_table([("ours", found, "ours")]))
+    table = environment().get_template("parts.html").module.score_table
+    page = table([("ours", found, "ours")], list(metrics.METRICS.values()))
+    assert re.search(r"SIZE <span[^>]*>↑</span>", page)
     assert "7.500" in page
     assert "| SIZE |" in benchmark.markdown([("ours", found, "ours")], "x")
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,16 +10,21 @@ import pytest
 
 from ldm.config import load_settings
 from ldm.data.images import image_files
-from ldm.evaluation.charts import Bar, bar_chart, path_chart
+from ldm.evaluation.charts import path_chart
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.protocol import Item
-from ldm.evaluation.report import number, report
-from ldm.evaluation.scores import Networks, score
+from ldm.evaluation.report import changes_look, extremes, notes, number, report
+from ldm.evaluation.scores import Networks, Row, score
 from ldm.evaluation.settings import EvaluationSettings
+from ldm.pages.bars import Bar, Bars
+from ldm.pages.page import environment
 from scripts.evaluate import CONFIG
+from tests.browser import assert_sound, chromium
 from tests.tiny_features import tiny_features
 
 DOG = Path(__file__).resolve().parents[1] / "assets" / "subject" / "dog"
+__all__ = ["chromium"]
+
 HOSTILE = 'a [V] dog <!--<script> </script><script src="http://example.org/x.js"></script> & "more"'
 
 
@@ -94,7 +100,7 @@ def test_the_pages_numbers_are_the_jsons(scored, html):
 def test_every_image_is_inside(scored, html):
     _, rows, real, _ = scored
     subject = [row for row in rows if row.kind == "subject"]
-    strips = 2 * len(subject)  # best and worst, as there are fewer than a strip holds
+    strips = 2 * len({row.prompt for row in subject})  # best and worst: one image a prompt
     assert len(Page(html).pictures) == len(real) + len(rows) + strips
 
 
@@ -116,9 +122,76 @@ def test_what_was_not_measured_is_a_dash(scored):
 
 
 def test_charts_are_drawings_of_their_numbers():
-    chart = bar_chart("t", [Bar("<ours>", 0.5, 0.4, 0.6), Bar("paper", 0.25, kind="paper")])
-    assert "0.500" in chart
-    assert "&lt;ours&gt;" in chart
-    widths = [float(part.split('"')[0]) for part in chart.split('width="')[1:]]
-    assert widths[0] == pytest.approx(2 * widths[1], abs=0.1)
+    chart = Bars("t", "", [Bar("<ours>", 0.5, 0.4, 0.625), Bar("base", 0.25, kind="base")])
+    assert [chart.percent(bar.value) for bar in chart.bars] == [80, 40]
+    drawn = environment().get_template("parts.html").module.bars_card(chart)
+    assert "0.500" in drawn
+    assert "&lt;ours&gt;" in drawn
+    assert re.search(r'class="whisker" style="left: 64.0%; right: 0.0%"', drawn)
     assert path_chart([(0.1, 0.5, "step 0"), (0.1, 0.5, "step 5")], "x", "y", marked=1).count("<circle") == 2
+
+
+def row(file, prompt, dino, clip_t):
+    return Row(file, "subject", prompt, prompt, 0, 0, {"dino": dino, "clip_t": clip_t})
+
+
+def test_best_and_worst_are_one_image_a_prompt_and_fair_to_those_that_change_the_look():
+    rows = [row(f"snow-{k}.png", "a [V] dog in the snow", 0.9 + k / 100, 0.8 + k / 100) for k in range(4)]
+    rows += [
+        row("lost.png", "a [V] dog on the beach", 0.2, 0.3),
+        row("moon.png", "a [V] dog on the moon", 0.7, 0.7),
+    ]
+    rows += [row("red.png", "a red [V] dog", 0.4, 0.9), row("blue.png", "a blue [V] dog", 0.3, 0.2)]
+    best, worst = extremes(rows)
+    assert {one.prompt for one in best} == {one.prompt for one in rows}
+    assert len(best) == len(worst) == 5
+    assert [one.file for one in best[:2]] == ["red.png", "snow-3.png"]
+    assert {one.file for one in worst[:2]} == {
+        "lost.png",
+        "blue.png",
+    }  # and not the red dog that is asked for
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [
+        ("a photo of a red [V] dog", True),
+        ("a cube shaped [V] dog", True),
+        ("a photo of [V] dog at night", False),
+        ("a [V] dog wearing a red hat", False),
+        ("a red dog", False),
+    ],
+)
+def test_prompts_that_ask_for_another_look(prompt, changes):
+    assert changes_look(prompt) == changes
+
+
+def test_a_score_above_the_real_images_own_is_explained(scored):
+    result = copy.deepcopy(scored[0])
+    result["base"] = result["metrics"]
+    result["metrics"]["clip_i"]["value"], result["real"]["clip_i"]["value"] = 0.95, 0.9
+    result["metrics"]["dino"]["value"], result["real"]["dino"]["value"] = 0.7, 0.9
+    (note,) = notes(result)
+    assert note.startswith("CLIP-I is above the real images' own (0.950 against 0.900)")
+    del result["base"]
+    assert "base was not measured" in notes(result)[-1]
+
+
+def test_the_papers_figures_are_folded_away_and_share_no_axis(scored):
+    result, rows, real, published = copy.deepcopy(scored)
+    result["base"] = {key: {**of, "value": 0.123} for key, of in result["metrics"].items()}
+    html = report(result, rows, DOG, real, published)
+    bars = "".join(re.findall(r'<ul class="bars">.*?</ul>', html, re.S))
+    assert "Imagen" not in bars
+    assert "The untrained base" in bars
+    assert "0.123" in bars
+    folded = re.search(r"<details><summary>The paper.s figures</summary>.*?</details>", html, re.S)
+    assert folded
+    assert "Imagen" in folded[0]
+    assert "Imagen" not in html.replace(folded[0], "")
+
+
+def test_in_a_browser(html, tmp_path, chromium):
+    path = tmp_path / "report.html"
+    path.write_text(html)
+    assert_sound(chromium, path)

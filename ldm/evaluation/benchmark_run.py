@@ -146,7 +146,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     texts = {
         "benchmark.json": json.dumps(content, indent=1) + "\n",
         "table.md": markdown(rows, div, against, VARIANTS[reference]),
-        "benchmark.html": benchmark_page(benchmark.outdir, rows, done, VARIANTS, content),
+        "benchmark.html": benchmark_page(rows, done, VARIANTS, content),
     }
     for name, text in texts.items():
         # Several processes may write at once.

@@ -131,6 +131,7 @@ def run_task(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
     arguments = [*source, "--class_word", task.subject.class_word, "--outdir", task.folder / "evaluation"]
     arguments += [
         *trust,
+        "--no_base",  # a variant of its own
         "--config",
         *benchmark.config,
         *benchmark.evaluation,

@@ -1,6 +1,6 @@
 """One evaluation, from its settings to its pages (`scripts/evaluate.py`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ldm.formats.checkpoint_files import run_of
 from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, save_picture
 from ldm.methods.load import LoadedModel, load_for_sampling
+from ldm.models.latent_diffusion import LatentDiffusion
 
 EMBEDDED_SIDE = 64
 """Side of the embedded world's pictures, px."""
@@ -58,6 +59,8 @@ class Evaluation:
     """Noun in the prompts for drawing, '' for none; None for the class word."""
     outdir: Path | None = None
     """None for `evaluation` in the run, or `outputs/evaluation`."""
+    with_base: bool = True
+    """Of a run: whether its untrained base is measured too, as the row to compare with."""
     precision: str | None = None
     device: str | None = None
     base_options: Mapping[str, Any] = field(default_factory=dict)
@@ -97,8 +100,11 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     networks, loaded: as `load_measuring` gives them; of the model's subjects, the first is measured.
     """
     config, out = evaluation.config, evaluation.out
+    base: dict[str, Any] = {}
     if loaded:
         subject, items, about = drawn_images(evaluation, loaded)
+        if evaluation.with_base and loaded.read_base:
+            base = {"base": metrics_of_base(evaluation, loaded.read_base, subject, networks)}
     else:
         subject, items, about = given_images(evaluation)
     result, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
@@ -108,7 +114,7 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
         "real_images": {name: [path.name for path in paths] for name, paths in subject.references.items()},
         "note": subject.note,
     }
-    result = {"about": about, **result}
+    result = {"about": about, **result, **base}
     published = [row for row in config["published"] if row["table"] != 4]  # the ablation is the benchmark's
     write(out, result, rows, next(iter(subject.references.values())), published)
     return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
@@ -132,6 +138,25 @@ def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, 
     about: dict[str, Any] = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
     about["sampling"] = sampling_facts(loaded, evaluation)
     return subject, items, {**about, "identifier": learned.identifier if learned else None}
+
+
+def metrics_of_base(
+    evaluation: Evaluation,
+    read_base: Callable[[], LatentDiffusion],
+    subject: Subject,
+    networks: Networks,
+) -> dict[str, Any]:
+    """The metrics of the model before it was trained, on the same prompts without [V], from the same seeds."""
+    model, device = read_base().eval(), choose_device(evaluation.device)
+    base = LoadedModel(model, weights=model.fingerprint)
+    model.for_sampling(device, choose_dtype(evaluation.precision, device))
+    folder = evaluation.out / "base"
+    items = plan(evaluation.config, subject.class_word, folder, evaluation.prompt_noun, learned=False)
+    draw(base, items, evaluation)
+    count = evaluation.config["sampling"]["images_per_prompt"]
+    result, _ = score(items, subject.references, networks, count, folder)
+    metrics: dict[str, Any] = result["metrics"]
+    return metrics
 
 
 def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str, Any]]:

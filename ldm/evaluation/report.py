@@ -1,19 +1,35 @@
-"""The evaluation as one HTML page: the paper's rows beside ours, bars with intervals, every image with its scores."""
+"""The evaluation as one HTML page: scores beside the untrained base's, and every image with its own."""
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.evaluation.charts import Bar, bar_chart
+from ldm.concepts import PLACEHOLDER
 from ldm.evaluation.metrics import METRICS, Metric
-from ldm.evaluation.page import page, picture
 from ldm.evaluation.scores import Row
+from ldm.pages.bars import Bar, Bars, Plane, plane
+from ldm.pages.page import render
+from ldm.pages.pictures import Figure, figure
 
 SHOWN = 8
 """Images in each of the strips of best and worst."""
+
+Line = tuple[str, Mapping[str, Mapping[str, Any]], str]
+"""A row of a table of metrics: its name, its metrics, and its kind; "ours" stands out."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of the page, with its scores."""
+
+    figure: Figure
+    prompt: str
+    text: str
+    scores: Mapping[str, float]
 
 
 def report(
@@ -27,41 +43,61 @@ def report(
     photographs that the scores are against; published: rows of the paper's tables."""
     about = result["about"]
     subject = [row for row in rows if row.kind == "subject"]
-    bare = [row for row in rows if row.kind == "class"]
-    body = [
-        f"<h1>DreamBooth evaluation: {escape(about['class_word'])}</h1>",
-        f'<p class="lead">{escape(_lead(about, subject, bare))}</p>',
-        f'<p class="note">{escape(_sentence(about["note"]))}</p>',
-        _real_images(about, result, real),
-        "<h2>Scores</h2>",
-        f'<p class="soft">{escape(_explanation(result))}</p>',
-        score_table(
-            [
-                ("This evaluation", result["metrics"], "ours"),
-                ("Real images of the subject", result["real"], "real"),
-                *published_lines(published),
-            ]
-        ),
-        _charts(result, published),
-        _extremes(subject, root),
-        _prompts(result, subject, root),
-        _class_images(result, bare, root),
-        _details(result),
-    ]
-    return page(f"Evaluation: {about['class_word']}", "".join(body), result)
+    bare = sorted((row for row in rows if row.kind == "class"), key=lambda row: -row.scores["pres"])
+    figures = {row.file: figure(root / row.file, f"{row.prompt} (seed {row.seed})") for row in rows}
 
+    def shown(those: Sequence[Row]) -> list[Shown]:
+        return [Shown(figures[row.file], row.prompt, row.text, row.scores) for row in those]
 
-def score_table(lines: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]]) -> str:
-    """A table of metrics with their intervals. A line is (name, metrics, kind); kind "ours" stands out."""
-    head = "".join(
-        f"<th>{metric.title} {'↓' if metric.lower_is_better else '↑'}</th>" for metric in METRICS.values()
+    of_subject = [metric for metric in METRICS.values() if metric.images == "subject"]
+    best, worst = extremes(subject)
+    return render(
+        "evaluation.html",
+        title=f"Evaluation: {about['class_word']}",
+        data=result,
+        result=result,
+        about=about,
+        lead=_lead(about, subject, bare),
+        note=_sentence(about["note"]),
+        real=[figure(path, path.name) for path in real],
+        real_name=next(iter(about["real_images"])).replace("_", " "),
+        against=result["against"],
+        compared=[metric for metric in METRICS.values() if metric.of_real is not None],
+        metrics=list(METRICS.values()),
+        lines=lines(result),
+        notes=notes(result),
+        explanation=_explanation(result),
+        published=published_lines(published),
+        charts=charts(lines(result)),
+        planes=_planes(result),
+        extremes=[("Best", shown(best)), ("Worst", shown(worst))],
+        of_subject=of_subject,
+        of_one=[metric for metric in of_subject if not metric.compares_images],
+        of_class=[metric for metric in METRICS.values() if metric.images == "class"],
+        prompts=[
+            {
+                "prompt": prompt["prompt"],
+                "scores": prompt,
+                "rows": shown([row for row in subject if row.prompt == prompt["prompt"]]),
+            }
+            for prompt in result["prompts"]
+            if prompt["kind"] == "subject"
+        ],
+        bare=shown(bare),
+        details=json.dumps({"about": about, "networks": result["networks"]}, indent=1),
     )
-    body = "".join(_line(*line) for line in lines)
-    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{body}</table></div>'
 
 
-def published_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
-    """The paper's rows as lines of `score_table`."""
+def lines(result: Mapping[str, Any]) -> list[Line]:
+    """The rows that can be compared: measured on the same prompts, by the same networks."""
+    found: list[Line] = [("This evaluation", result["metrics"], "ours")]
+    if "base" in result:
+        found.append(("The untrained base", result["base"], "base"))
+    return [*found, ("Real images of the subject", result["real"], "real")]
+
+
+def published_lines(published: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The paper's rows."""
     return [
         (
             f"Paper, table {row['table']}: {row['name']}",
@@ -72,20 +108,103 @@ def published_lines(published: Sequence[Mapping[str, Any]]) -> list[tuple[str, d
     ]
 
 
-def number(value: float | None) -> str:
-    """Three decimals, or a dash for what was not measured."""
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _line(name: str, values: Mapping[str, Mapping[str, Any]], kind: str) -> str:
-    cells = []
-    for key in METRICS:
-        of = values.get(key, {})
-        interval = (
-            f"<small>{number(of['low'])} to {number(of['high'])}</small>" if of.get("low") is not None else ""
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What a reader of these scores would stumble over."""
+    found = []
+    for key, metric in METRICS.items():
+        value, real = result["metrics"][key]["value"], result["real"].get(key, {}).get("value")
+        if value is not None and real is not None and value > real:
+            found.append(
+                f"{metric.title} is above the real images' own ({value:.3f} against {real:.3f}). That is no mistake:"
+                " the photographs differ among themselves, in pose, place and light, and a sample may lie closer to"
+                " their middle than they lie to one another. Their row is a yardstick here, not an upper bound."
+            )
+    if "base" not in result:
+        found.append(
+            "The untrained base was not measured, so nothing says how much of these scores was learnt;"
+            " scripts/evaluate.py --ckpt BASE measures it, with --real and --class_word."
         )
-        cells.append(f"<td>{number(of.get('value'))}{interval}</td>")
-    return f'<tr class="{kind}"><td>{escape(name)}</td>{"".join(cells)}</tr>'
+    return found
+
+
+def charts(rows: Sequence[Line]) -> list[Bars]:
+    """Of each metric a chart with a bar for each of `rows` that has it."""
+    found = []
+    for key, metric in METRICS.items():
+        bars = [
+            Bar(name, of["value"], of.get("low"), of.get("high"), kind)
+            for name, values, kind in rows
+            if (of := values.get(key, {})).get("value") is not None
+        ]
+        if bars:
+            found.append(Bars(metric.title, direction(metric), bars))
+    return found
+
+
+def direction(metric: Metric) -> str:
+    """Which way is better, in words."""
+    return f"{'lower' if metric.lower_is_better else 'higher'} is better"
+
+
+def class_kept(groups: Sequence[tuple[str, Sequence[tuple[Mapping[str, Any], str]]]]) -> Plane | None:
+    """Subject fidelity against class kept. groups: by name, metrics and their labels."""
+    points = [
+        (
+            name,
+            [
+                (of["pres"]["value"], of["dino"]["value"], label)
+                for of, label in group
+                if of["pres"]["value"] is not None and of["dino"]["value"] is not None
+            ],
+        )
+        for name, group in groups
+    ]
+    hint = "left: the class is kept; up: the subject is learnt"
+    return plane("Fidelity against class kept", hint, "PRES", "DINO", points)
+
+
+def _planes(result: Mapping[str, Any]) -> list[Plane]:
+    groups = [("this evaluation", [(result["metrics"], "this evaluation")])]
+    groups += [("the untrained base", [(result["base"], "the untrained base")])] if "base" in result else []
+    prompts = [p for p in result["prompts"] if p["kind"] == "subject"]
+    by_kind = [
+        (name, [(p["clip_t"], p["dino"], p["text"]) for p in prompts if changes_look(p["prompt"]) == changed])
+        for name, changed in (("places", False), ("another look", True))
+    ]
+    hint = "each point is a prompt"
+    found = [class_kept(groups), plane("Subject against prompt", hint, "CLIP-T", "DINO", by_kind)]
+    return [drawn for drawn in found if drawn]
+
+
+def changes_look(prompt: str) -> bool:
+    """Whether a prompt asks for another look of the subject: "a red [V] dog", but not "a photo of [V] dog"."""
+    before = re.search(r"([\w-]+) " + re.escape(PLACEHOLDER), prompt)
+    return before is not None and before[1].lower() not in ("a", "an", "the", "of", "my", "with", "and")
+
+
+def extremes(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The best and the worst images at both tasks at once, the subject (DINO) and the prompt (CLIP-T); one a prompt."""
+    ranks: dict[str, float] = {}
+    for changed in (False, True):
+        ranks |= _mean_ranks([row for row in rows if changes_look(row.prompt) == changed])
+    ordered = sorted(rows, key=lambda row: (ranks[row.file], row.file))
+    return _one_a_prompt(ordered)[:SHOWN], _one_a_prompt(ordered[::-1])[:SHOWN]
+
+
+def _one_a_prompt(rows: Sequence[Row]) -> list[Row]:
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.prompt, row)
+    return list(first.values())
+
+
+def _mean_ranks(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean of each image's ranks in DINO and CLIP-T, from 0, the best, to 1."""
+    ranks = {row.file: 0.0 for row in rows}
+    for key in ("dino", "clip_t"):
+        for rank, row in enumerate(sorted(rows, key=lambda row: -row.scores[key])):
+            ranks[row.file] += rank / 2 / max(1, len(rows) - 1)
+    return ranks
 
 
 def _lead(about: Mapping[str, Any], subject: Sequence[Row], bare: Sequence[Row]) -> str:
@@ -100,156 +219,15 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _explanation(result: Mapping[str, Any]) -> str:
+def _explanation(result: Mapping[str, Any]) -> list[str]:
     networks = result["networks"]
     names = {key: networks[key]["network"] for key in ("dino", "clip")} | {"div": networks["div"]}
-    sentences = [metric.explanation.format(**names) for metric in METRICS.values() if metric.explanation]
-    return " ".join(
-        [
-            *sentences,
-            "Intervals: 95 %, bootstrap over prompts; of the bare class, which has one prompt, over images.",
-            "The paper's figures come from its own networks and subjects: compare differences rather than values.",
-        ]
-    )
+    return [
+        *(metric.explanation.format(**names) for metric in METRICS.values() if metric.explanation),
+        "Intervals: 95 %, bootstrap over prompts; of the bare class, which has one prompt, over images.",
+    ]
 
 
-def _real_images(about: Mapping[str, Any], result: Mapping[str, Any], real: Sequence[Path]) -> str:
-    name = next(iter(about["real_images"])).replace("_", " ")
-    figures = "".join(picture(path, path.name, escape(path.name)) for path in real)
-    compared = [metric for metric in METRICS.values() if metric.of_real is not None]
-    against = "".join(
-        f"<tr><td>{escape(key.replace('_', ' '))} ({value['images']})</td>"
-        + "".join(f"<td>{number(value[metric.key])}</td>" for metric in compared)
-        + "</tr>"
-        for key, value in result["against"].items()
-    )
-    both = ""
-    if len(result["against"]) > 1:
-        titles = "".join(f"<th>{metric.title}</th>" for metric in compared)
-        both = f"<table><tr><th>Fidelity against images</th>{titles}</tr>{against}</table>"
-    return f'<h2>Real images ({escape(name)})</h2><div class="row">{figures}</div>{both}'
-
-
-def _charts(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
-    cards = []
-    for key, metric in METRICS.items():
-        bars = []
-        for label, values, kind in (
-            ("this evaluation", result["metrics"], "ours"),
-            ("real images", result["real"], "real"),
-        ):
-            of = values.get(key, {})
-            if of.get("value") is not None:
-                bars.append(Bar(label, of["value"], of["low"], of["high"], kind))
-        bars += [
-            Bar(f"paper: {row['name'].replace('Stable Diffusion', 'SD')}", row[key], kind="paper")
-            for row in published
-            if row.get(key) is not None and (row["table"] == 1 or key in ("pres", "div"))
-        ]
-        note = f"; ours: {result['networks']['div']}; the paper's: LPIPS" if key == "div" else ""
-        if bars:
-            cards.append(chart_card(metric, bars, note))
-    return f'<div class="charts">{"".join(cards)}</div>'
-
-
-def chart_card(metric: Metric, bars: Sequence[Bar], note: str = "") -> str:
-    """A chart of one metric under its title; note: what follows "lower is better" or "higher is better"."""
-    hint = ("lower" if metric.lower_is_better else "higher") + " is better" + note
-    return (
-        f'<div class="card"><h3>{metric.title} <span class="soft">{escape(hint)}</span></h3>'
-        f"{bar_chart(metric.title, bars)}</div>"
-    )
-
-
-def _extremes(subject: Sequence[Row], root: Path) -> str:
-    """The images that do best and worst at both tasks at once: the subject (DINO) and the prompt (CLIP-T)."""
-    ordered = sorted(
-        zip(_mean_ranks(subject), subject, strict=True), key=lambda pair: (pair[0], pair[1].file)
-    )
-    strips = []
-    for title, chosen in (("Best", ordered[:SHOWN]), ("Worst", ordered[::-1][:SHOWN])):
-        figures = "".join(_figure(row, root, prompt=True) for _, row in chosen)
-        strips.append(f'<h3>{title}</h3><div class="row">{figures}</div>')
-    explain = "By the mean of an image's ranks in DINO (is it the subject?) and CLIP-T (is it the prompt?)."
-    return f'<h2>Best and worst</h2><p class="soft">{explain}</p>{"".join(strips)}'
-
-
-def _mean_ranks(rows: Sequence[Row]) -> list[float]:
-    ranks = [0.0] * len(rows)
-    for key in ("dino", "clip_t"):
-        order = sorted(range(len(rows)), key=lambda index: -rows[index].scores[key])
-        for rank, index in enumerate(order):
-            ranks[index] += rank / 2
-    return ranks
-
-
-def _prompts(result: Mapping[str, Any], subject: Sequence[Row], root: Path) -> str:
-    sections = []
-    of_subject = [prompt for prompt in result["prompts"] if prompt["kind"] == "subject"]
-    for place, prompt in enumerate(of_subject):
-        figures = "".join(_figure(row, root) for row in subject if row.prompt == prompt["prompt"])
-        scores = "".join(
-            f"<dt>{metric.title}</dt><dd>{number(prompt[key])}</dd>"
-            for key, metric in METRICS.items()
-            if metric.images == "subject"
-        )
-        sections.append(
-            f'<section class="prompt" data-place="{place}" data-dino="{prompt["dino"]}"'
-            f' data-clipt="{prompt["clip_t"]}">'
-            f"<div><h3>{escape(prompt['prompt'])}</h3><dl>{scores}</dl></div>"
-            f'<div class="row">{figures}</div></section>'
-        )
-    orders = {
-        "place 1": "in the protocol's order",
-        "dino -1": "best DINO first",
-        "dino 1": "worst DINO first",
-        "clipt -1": "best CLIP-T first",
-        "clipt 1": "worst CLIP-T first",
-    }
-    options = "".join(f'<option value="{value}">{text}</option>' for value, text in orders.items())
-    return (
-        f'<div class="bar"><h2>All images, by prompt</h2><select id="order" aria-label="order">{options}</select></div>'
-        f'<div id="prompts">{"".join(sections)}</div>'
-    )
-
-
-def _class_images(result: Mapping[str, Any], bare: Sequence[Row], root: Path) -> str:
-    if not bare:
-        return (
-            '<h2>Images of the bare class</h2><p class="soft">None were given, so PRES was not measured.</p>'
-        )
-    metrics = result["metrics"]
-    figures = "".join(
-        picture(root / row.file, row.file, f"PRES <b>{number(row.scores['pres'])}</b>")
-        for row in sorted(bare, key=lambda row: -row.scores["pres"])
-    )
-    scores = ", ".join(
-        f"{metric.title} {number(metrics[key]['value'])}"
-        for key, metric in METRICS.items()
-        if metric.images == "class"
-    )
-    return (
-        f"<h2>Images of the bare class</h2><p>“{escape(bare[0].prompt)}”: {scores}. Those most like the subject come "
-        f'first.</p><div class="row">{figures}</div>'
-    )
-
-
-def _figure(row: Row, root: Path, prompt: bool = False) -> str:
-    words = f"<br>{escape(row.text)}" if prompt else ""
-    scores = "<br>".join(
-        f"{metric.title} <b>{number(row.scores[key])}</b>"
-        for key, metric in METRICS.items()
-        if metric.images == "subject" and not metric.compares_images
-    )
-    caption = scores + words
-    return picture(root / row.file, f"{row.prompt} (seed {row.seed})", caption)
-
-
-def _details(result: Mapping[str, Any]) -> str:
-    shown = {"about": result["about"], "networks": result["networks"]}
-    return (
-        "<h2>How it was measured</h2><details><summary>Networks, preprocessing, sampling, files</summary>"
-        f"<pre>{escape(json.dumps(shown, indent=1))}</pre></details>"
-        "<footer>Metrics and protocol: Ruiz et al., arXiv 2208.12242, section 4. This page's numbers are those of "
-        "metrics.json; each image's are in images.csv.</footer>"
-    )
+def number(value: float | None) -> str:
+    """Three decimals, or a dash for what was not measured."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -42,6 +42,11 @@ def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> 
     """The metrics and the paper's, as text."""
     rows: list[tuple[str, Mapping[str, Any]]] = [
         ("this evaluation", {key: result["metrics"][key]["value"] for key in METRICS}),
+        *(
+            [("untrained base", {key: result["base"][key]["value"] for key in METRICS})]
+            if "base" in result
+            else []
+        ),
         ("real images", {key: result["real"][key]["value"] for key in result["real"]}),
         *((f"paper, table {row['table']}: {row['name']}", row) for row in published),
     ]
