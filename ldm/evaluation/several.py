@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from ldm.data.images import load_image
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import Evaluation, draw, evaluate, find_subject, load_measuring
 from ldm.evaluation.metrics import METRICS, prompt_fidelity, subject_fidelity
-from ldm.evaluation.page import page, picture
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
 from ldm.evaluation.scores import Networks
 from ldm.files import replacing
 from ldm.methods.load import LoadedModel
+from ldm.pages.page import render
+from ldm.pages.pictures import figure
 
 RESULT = "concepts.json"
 
@@ -189,19 +189,18 @@ def as_text(rows: Table) -> str:
 
 def report(result: dict[str, Any], measured: Sequence[Measured], out: Path) -> str:
     """The page: the tables, links to the subjects' own pages, and the pictures of every two."""
-    body = [f"<h1>DreamBooth evaluation: {len(measured)} subjects</h1>"]
-    links = [
-        f'<a href="{one.learned.name}/report.html">{escape(one.learned.placeholder)}</a>' for one in measured
-    ]
-    body.append(f'<p class="lead">Each subject has a page of its own: {", ".join(links)}.</p>')
-    for title, rows in tables_of(result, measured):
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows[1:]]
-        cells = "".join(f"<tr>{line}</tr>" for line in lines)
-        body.append(f'<h2>{escape(title[:1].upper() + title[1:])}</h2><div class="scroll"><table>')
-        body.append(f"<tr>{head}</tr>{cells}</table></div>")
-    for pair in result["pairs"]:
-        names = " and ".join(measured[place].learned.placeholder for place in pair["subjects"])
-        figures = "".join(picture(out / name, name, "") for name in pair["images"])
-        body.append(f'<h3>{escape(names)}</h3><div class="row">{figures}</div>')
-    return page("Evaluation of several subjects", "".join(body), result)
+
+    def names(pair: dict[str, Any]) -> str:
+        return " and ".join(measured[place].learned.placeholder for place in pair["subjects"])
+
+    return render(
+        "several.html",
+        title="Evaluation of several subjects",
+        data=result,
+        links=[(f"{one.learned.name}/report.html", one.learned.placeholder) for one in measured],
+        tables=tables_of(result, measured),
+        pairs=[
+            (names(pair), [figure(out / name, f"{names(pair)}: {name}") for name in pair["images"]])
+            for pair in result["pairs"]
+        ],
+    )
