@@ -79,7 +79,7 @@ def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate):
     names = [path.name for path in image_files(DOG)]
     assert result["about"]["real_images"] == {"held_out": names[-2:], "training": names[:-2]}
     assert result["metrics"]["dino"]["value"] == result["against"]["held_out"]["dino"]
-    assert "never saw" in result["about"]["note"]
+    assert "not used in training" in result["about"]["note"]
 
     # An interrupted evaluation continues: existing images are kept, a missing one is drawn again identically.
     kept, lost = folder / "subject" / "00-0.png", folder / "subject" / "00-1.png"
