@@ -14,7 +14,8 @@ import pytest
 from ldm.data.images import image_files
 from ldm.errors import UserError
 from ldm.evaluation import benchmark_run, benchmark_tasks
-from ldm.evaluation.benchmark import means, read_dataset, wrong_noun
+from ldm.evaluation.benchmark import means
+from ldm.evaluation.datasets import read_dataset, wrong_noun
 from ldm.world.drawing import World
 from scripts.benchmark_quality import main
 from tests.test_report import Page

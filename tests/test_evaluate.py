@@ -245,9 +245,8 @@ def test_the_papers_prompts():
     config = load_settings(
         [CONFIG, PROJECT / "configs" / "stable-diffusion" / "evaluation.yaml"], EvaluationSettings
     )
-    assert {name: len(prompts) for name, prompts in config["prompt_sets"].items()} == dict.fromkeys(
-        ("embedded", "object", "live"), 25
-    )
+    sizes = {name: len(prompts) for name, prompts in config["prompt_sets"].items()}
+    assert sizes == {**dict.fromkeys(("embedded", "object", "live"), 25), "own": 1}
     assert prompt_set(config, "cat") == "live"
     assert prompt_set(config, "stuffed animal") == "object"
     items = plan(config, "teapot", Path("out"))

@@ -1,67 +1,17 @@
-"""A benchmark over many subjects: the dataset's layout, and means over subjects as in the paper's tables."""
+"""A benchmark over many subjects: means over subjects as in the paper's tables, and differences of variants."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ldm.data.images import image_files
-from ldm.errors import UserError
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import published_lines
 from ldm.evaluation.statistics import outermost, summary
-
-LIST = "prompts_and_classes.txt"
 
 Cell = tuple[str, int]
 """A subject's name and the number of the repetition, each with its own seeds."""
 
 Results = Mapping[Cell, Mapping[str, Any]]
 """The content of metrics.json for every cell of one variant."""
-
-
-@dataclass(frozen=True)
-class BenchmarkSubject:
-    """One subject of a dataset: its name, class noun, and folder with photographs."""
-
-    name: str
-    class_word: str
-    folder: Path
-
-
-def read_dataset(folder: Path) -> list[BenchmarkSubject]:
-    """The subjects of a folder in the layout of the DreamBooth dataset, in the list's order.
-
-    prompts_and_classes.txt lists `subject_name,class`; each subject's images are in a folder of its name. Subjects
-    without a folder are left out, so that a part of the dataset is a dataset too.
-    """
-    path = folder / LIST
-    if not path.is_file():
-        raise UserError(f"dataset {folder}: no {LIST} in it, with a line subject_name,class for each subject")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    if "subject_name,class" not in lines:
-        raise UserError(f"{path}: the list of subjects needs the heading 'subject_name,class'")
-    subjects = []
-    for line in lines[lines.index("subject_name,class") + 1 :]:
-        name, comma, class_word = (part.strip() for part in line.partition(","))
-        if not comma:
-            break  # an empty line or the next heading ends the list
-        if (folder / name).is_dir():
-            image_files(folder / name)
-            subjects.append(BenchmarkSubject(name, class_word, folder / name))
-    if not subjects:
-        raise UserError(f"dataset {folder}: no subject of {LIST} has a folder in it")
-    return subjects
-
-
-def wrong_noun(subject: BenchmarkSubject, subjects: Sequence[BenchmarkSubject]) -> str:
-    """Another subject's class noun, for the ablation of Table 4: the next different one in the list."""
-    place = subjects.index(subject)
-    others = [other.class_word for other in (*subjects[place + 1 :], *subjects[:place])]
-    different = next((word for word in others if word != subject.class_word), None)
-    if different is None:
-        raise UserError("class-noun ablation: all subjects have the same class, so there is no wrong noun")
-    return different
 
 
 def means(results: Results) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 """Tasks of a quality benchmark: one variant of one subject, trained, sampled and scored by child processes."""
 
 import fcntl
+import json
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
 from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
-from ldm.evaluation.benchmark import BenchmarkSubject, read_dataset, wrong_noun
+from ldm.evaluation.datasets import BenchmarkSubject, read_dataset, wrong_noun
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT
 
@@ -118,8 +119,26 @@ def claim(task: Task) -> IO[str] | None:
     return file
 
 
+def in_a_folder(subject: BenchmarkSubject, outdir: Path) -> BenchmarkSubject:
+    """A subject whose only photograph lies among others' gets a folder of its own below `outdir`."""
+    if subject.folder.is_dir():
+        return subject
+    own = outdir / "photographs" / subject.name
+    own.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(subject.folder, own / subject.folder.name)
+    return replace(subject, folder=own)
+
+
+def prompt_overrides(task: Task) -> list[str]:
+    """Words for evaluate.py that take the dataset's own prompts, where it has some."""
+    if not task.subject.prompts:
+        return []
+    return [f"prompt_sets.own={json.dumps(task.subject.prompts)}", "prompts=own"]
+
+
 def run_task(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
     """Train, if the variant trains, then sample and score; returns whether both succeeded."""
+    task = replace(task, subject=in_a_folder(task.subject, benchmark.outdir))
     run_folder, trust = None, [word for package in benchmark.trust for word in ("--trust", package)]
     if task.variant == "base":
         source = base_arguments(task, benchmark)
@@ -135,6 +154,7 @@ def run_task(task: Task, benchmark: Benchmark, claimed: IO[str]) -> bool:
         "--config",
         *benchmark.config,
         *benchmark.evaluation,
+        *prompt_overrides(task),
         *seed_overrides(task, benchmark),
     ]
     if not child("scripts/evaluate.py", arguments, task, claimed):

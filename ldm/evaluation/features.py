@@ -18,6 +18,7 @@ from ldm.data.images import to_tensor
 from ldm.errors import UserError
 from ldm.evaluation.preprocessing import Preprocessing
 from ldm.files import find
+from ldm.formats.described import read_json
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -52,13 +53,19 @@ class FeatureNetwork:
 
 
 class Dino(FeatureNetwork):
-    """A self-supervised ViT (Caron et al., arXiv 2104.14294); the feature is the last layer's [CLS] token."""
+    """A self-supervised ViT: DINO (Caron et al., arXiv 2104.14294) or DINOv2 (Oquab et al., arXiv 2304.07193).
+
+    Its config.json says which. The feature is the last layer's [CLS] token, after its norm.
+    """
 
     def __init__(self, where: str, revision: str | None = None, device: Any = "cpu", batch_size: int = 32):
-        from transformers import ViTModel
+        from transformers import Dinov2Model, ViTModel
 
         super().__init__(where, revision, device, batch_size, ("config.json", "preprocessor_config.json"))
-        self.model = _load(ViTModel, self.folder, where, add_pooling_layer=False).to(self.device)
+        if read_json(self.folder / "config.json").get("model_type") == "dinov2":
+            self.model = _load(Dinov2Model, self.folder, where).to(self.device)
+        else:
+            self.model = _load(ViTModel, self.folder, where, add_pooling_layer=False).to(self.device)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.model(pixels).last_hidden_state
