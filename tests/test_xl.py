@@ -313,7 +313,7 @@ def test_each_text_encoder_has_its_rate(xl, xl_config, tmp_path):
     )[1]
     groups = module.tuning.parameter_groups(module.model)
     assert {group["name"]: group["lr"] for group in groups} == {"unet": 1e-3, "text_encoder": 1e-5}
-    with pytest.raises(UserError, match="for each text encoder of this base (text_encoder, text_encoder_2"):
+    with pytest.raises(UserError, match=r"for each text encoder of this base \(text_encoder, text_encoder_2"):
         AllWeights(1e-3, {"text_encoder": 1e-5}).attach(LatentDiffusion.from_base(xl))
 
 
