@@ -192,7 +192,7 @@ def test_options_that_cannot_be(mistake):
         for option in ("--name", "--postfix"):
             told = mistake(option, "n" * 300, "-t", train)
             assert (
-                "it must be a plain folder name: no slashes, not '..', 255 bytes at most; give another"
+                "it must be a plain folder name: no slashes, not '..', 255 bytes at most; choose another"
                 in told
             )
 
@@ -207,7 +207,6 @@ def test_an_option_is_text_as_it_was_typed(tmp_path, tiny_config, capsys):
     for word in ("2024", "007", "1e3", "no"):
         config = load_config([RECIPE], [f"data.params.class_word={word}", f"model.params.identifier={word}"])
         assert config["data"]["params"]["class_word"] == config["model"]["params"]["identifier"] == word
-        assert config["lightning"]["callbacks"]["samples"]["params"]["prompts"][2] == f"a photo of a {word}"
 
 
 def test_a_run_that_saves_nothing_says_so(tiny_config, capsys):

@@ -140,7 +140,7 @@ def test_a_line_that_comes_again_goes_on_with_its_seeds(draw, tmp_path):
 def test_the_bar_ends_where_the_steps_end(draw, capsys, sampler, steps):
     draw("--sampler", sampler, "--steps", 5, "--n_samples", 2, "--n_iter", 2)
     bar = capsys.readouterr().err.split("sampling 4 images:")[-1]
-    assert f"100%|██████████| {2 * steps}/{2 * steps} " in bar
+    assert f" {2 * steps} of {2 * steps}, " in bar
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_keeps_what_was_drawn(draw, capsys, monkeypatch):
             r"does not say its prompt",
         ),
         (["--steps", "1001"], r"1001 steps of ddim"),
-        (["--sampler", "plms", "--ddim_eta", "0.5"], r"eta 0.5 is for the sampler ddim"),
+        (["--sampler", "plms", "--ddim_eta", "0.5"], r"eta 0.5 is only for the sampler ddim"),
         (["--H", "33"], r"multiple of 4"),
         (["--device", "cuda:77"], r"cuda:77: not available"),
         (["--prompt", "[V] dog"], r"this model has none"),

@@ -21,14 +21,16 @@ from ldm.training.validation import Validation
 
 
 class RunReport(StepCallback):
-    """Writes `report.html` at each validation, when the run stops, and when its model is written."""
+    """Writes `report.html` at each validation, when the run stops, and after its export."""
 
     def __init__(self, validation: Validation | None = None):
-        """validation: at whose steps the page is written; without it only at the end. It comes before this callback."""
+        """validation: must precede this callback; the page is written at its steps, or without it only at the end."""
         self._validation = validation
         self._album = Album()
+        self._first_step: int | None = None
+        """None if this start takes no step, and only exports."""
         self.seconds = 0.0
-        """Spent on pages so far."""
+        """Time spent on pages so far."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
@@ -53,7 +55,7 @@ class RunReport(StepCallback):
         self.write(trainer, "finished")
 
     def write(self, trainer: Trainer, kind: Any) -> None:
-        """Write the page of a run in this state; on the first process alone, and never at the cost of the run."""
+        """Write the page of a run in state `kind`, on the first process; a failure is only a warning."""
         if not trainer.is_global_zero:
             return
         began, folder = time.perf_counter(), Path(trainer.default_root_dir)
@@ -69,13 +71,13 @@ class RunReport(StepCallback):
         self.seconds += time.perf_counter() - began
 
     def _keep_usage(self, trainer: Trainer, record: RunRecord) -> list[dict[str, Any]]:
-        """Time and memory of this start, written beside those of the earlier ones; returns all of them."""
+        """Write time and memory of this start with those of earlier ones; returns all of them."""
         start = len(record.starts) - 1
         rows = [row for row in record.usage if row.get("start") != start]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         row = {
             "start": start,
-            "from_step": self._first_step,
+            "from_step": trainer.global_step if self._first_step is None else self._first_step,
             "to_step": trainer.global_step,
             "seconds": round(time.perf_counter() - self._began, 2),
             "seconds_of_pages": round(self.seconds, 3),
