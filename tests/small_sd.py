@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x scaled down: the same layers, prediction type and tokenizer, few channels."""
+"""Stable Diffusion 1.x, 2.x and XL scaled down: the same layers, prediction type and tokenizer, few channels."""
 
 import functools
 import json
@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.formats import diffusers_folder
 from ldm.formats.components import Components
 from ldm.formats.described import read_json
-from ldm.formats.diffusers_folder import read_tokenizer
-from ldm.formats.network_configs import read_scheduler_config
+from ldm.formats.diffusers_folder import by_field, read_tokenizers
+from ldm.formats.modules import new_module
+from ldm.formats.network_configs import (
+    family_of_configs,
+    networks_of,
+    read_network_configs,
+    read_scheduler_config,
+    zero_unconditional,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "stable-diffusion"
 SMALLER = {
@@ -30,6 +35,24 @@ SMALLER = {
         },
         "text_encoder": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
     },
+    "xl": {
+        "unet": {
+            "block_out_channels": [32, 64, 96],
+            "cross_attention_dim": 24 + 16,
+            "attention_head_dim": [2, 4, 6],
+            "transformer_layers_per_block": [1, 1, 2],
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 20,
+        },
+        "text_encoder": {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2},
+        "text_encoder_2": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 3,
+            "projection_dim": 20,
+        },
+    },
 }
 SMALL_VAE = {"block_out_channels": [32, 64, 96, 96], "sample_size": 64}
 
@@ -43,7 +66,7 @@ def tokenizers_are_read_once():
 
 
 def small_configs(folder: Path, version: str) -> Path:
-    """Component configs and tokenizer of `version` ("v1", "v2") with few channels, in diffusers' layout."""
+    """Component configs and tokenizer of `version` ("v1", "v2", "xl") with few channels, in diffusers' layout."""
     shutil.copytree(CONFIGS / version, folder)
     changes = {**SMALLER[version], "vae": SMALL_VAE}
     changes["unet"] = {**changes["unet"], "sample_size": 8}
@@ -54,25 +77,21 @@ def small_configs(folder: Path, version: str) -> Path:
 
 
 def small_sd(configs: Path, seed: int = 0) -> Components:
-    """Random networks of the sizes in `configs`; no two parameters are equal, not even those that start as 0 or 1."""
+    """Random networks of the sizes in `configs`; no two parameters are alike, zeros and ones included."""
+    settings = read_network_configs(configs, networks_of(configs))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel.from_config(read_json(configs / "unet" / "config.json")).eval()
-        vae = AutoencoderKL.from_config(read_json(configs / "vae" / "config.json")).eval()
-        text_config = CLIPTextConfig.from_dict(read_json(configs / "text_encoder" / "config.json"))
-        text = CLIPTextModel(text_config).eval()
-        for module in (unet, vae, text):
+        networks = {name: new_module(name, config).eval() for name, config in settings.items()}
+        for module in networks.values():
             for parameter in module.parameters():
                 parameter.data.add_(0.02 * torch.randn_like(parameter))
-    tokenizer = read_tokenizer(configs / "tokenizer", text.config.vocab_size)
     return Components(
-        vae,
-        unet,
-        {"text_encoder": text},
-        {"tokenizer": tokenizer},
-        read_scheduler_config(configs),
-        "small",
-        "0" * 32,
+        **by_field(networks),
+        tokenizers=read_tokenizers(configs, settings),
+        scheduler_config=read_scheduler_config(configs),
+        source="small",
+        fingerprint="0" * 32,
+        zero_unconditional=zero_unconditional(configs, family_of_configs(settings, configs)),
     )
 
 

@@ -10,11 +10,9 @@ from diffusers.optimization import get_scheduler  # noqa: F401 - imported before
 
 from ldm.config import load_config
 from ldm.formats.components import Components
-from ldm.formats.described import read_json
-from ldm.formats.diffusers_folder import by_field, load_tokenizer, save_diffusers_folder
-from ldm.formats.families import SD1
+from ldm.formats.diffusers_folder import by_field, read_tokenizers, save_diffusers_folder
 from ldm.formats.modules import empty_module
-from ldm.formats.network_configs import read_scheduler_config
+from ldm.formats.network_configs import networks_of, read_network_configs, read_scheduler_config
 from ldm.targets import instantiate_from_config
 from ldm.training.estimate import estimate
 from tests.conftest import PROJECT, RECIPE
@@ -32,16 +30,18 @@ RECIPES = {
     "low-memory, bf16-weights": ("v1", ["low-memory", "bf16-weights"]),
     "frozen-text-encoder": ("v1", ["frozen-text-encoder"]),
     "ancestor": ("v1", ["ancestor"]),
+    "xl": ("xl", []),
 }
 """Each recipe's Stable Diffusion version and its overlays."""
 
 ADAPTERS = {name: ("v1", [name, "stable-diffusion/lora"]) for name in ("lora", "dora", "oft")}
+ADAPTERS["xl-lora"] = ("xl", ["stable-diffusion/xl-lora"])
 """Recipes that train an adapter of the same models."""
 
 PAPER = PROJECT / "configs" / "paper.yaml"
 
-UNET = {"v1": 859_520_964, "v2": 865_910_724}
-TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840}
+UNET = {"v1": 859_520_964, "v2": 865_910_724, "xl": 2_567_463_684}
+TEXT_ENCODER = {"v1": 123_060_480, "v2": 340_387_840, "xl": 123_060_480 + 694_659_840}
 
 
 def files(name):
@@ -64,16 +64,17 @@ def full_size(monkeypatch):
     """`load_base` returns a full-size model of the version asked for, on the meta device."""
 
     def arrange(version):
-        networks = {
-            name: empty_module(name, read_json(CONFIGS / version / name / "config.json"))
-            for name in SD1.networks
-        }
-        tokenizer, schedule = load_tokenizer(CONFIGS / version), read_scheduler_config(CONFIGS / version)
+        configs = read_network_configs(CONFIGS / version, networks_of(CONFIGS / version))
+        networks = {name: empty_module(name, config) for name, config in configs.items()}
+        tokenizers, schedule = (
+            read_tokenizers(CONFIGS / version, configs),
+            read_scheduler_config(CONFIGS / version),
+        )
 
         def load_base(base, **options):
             return Components(
                 **by_field(networks),
-                tokenizers={"tokenizer": tokenizer},
+                tokenizers=tokenizers,
                 scheduler_config=schedule,
                 source=str(base),
                 fingerprint="0" * 32,
@@ -90,14 +91,15 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
     full_size(version)
     config = load_config(files(name))
     module = instantiate_from_config(config["model"])
-    frozen = "frozen-text-encoder" in overlays
+    frozen = version == "xl" or "frozen-text-encoder" in overlays
+    sparing = version == "xl" or "low-memory" in overlays
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert trained == UNET[version] + (0 if frozen else TEXT_ENCODER[version])
-    assert module.model.prediction_type == {"v1": "epsilon", "v2": "v_prediction"}[version]
+    assert module.model.prediction_type == {"v1": "epsilon", "v2": "v_prediction", "xl": "epsilon"}[version]
     size = config["data"]["params"]["size"]
-    assert size == {"v1": 512, "v2": 768}[version] == module.model.native_size
-    assert module.model.unet.is_gradient_checkpointing == ("low-memory" in overlays)
-    learning_rate = 1e-6 if name == "ancestor" else 5e-6
+    assert size == {"v1": 512, "v2": 768, "xl": 1024}[version] == module.model.native_size
+    assert module.model.unet.is_gradient_checkpointing == sparing
+    learning_rate = 1e-6 if name in ("ancestor", "xl") else 5e-6
     assert module.tuning.learning_rate == learning_rate
     assert module.tuning.text_encoder_learning_rate == (0 if frozen else learning_rate)
     assert module.prior_loss_weight == 1
@@ -107,11 +109,12 @@ def test_a_recipe_builds_a_full_size_model(name, full_size):
     for key, value in as_the_ancestor.items():
         assert (found[key] == value) == (name == "ancestor"), key
     optimizer = module.optimizer([torch.zeros(1, requires_grad=True)])
-    assert type(optimizer).__name__ == ("AdamW8bit" if "low-memory" in overlays else "AdamW")
+    assert type(optimizer).__name__ == ("AdamW8bit" if sparing else "AdamW")
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("v1", CONFIGS / "v1.yaml"), ("v2", CONFIGS / "v2.yaml"), ("paper", PAPER)]
+    ("name", "file"),
+    [*((name, CONFIGS / f"{name}.yaml") for name in ("v1", "v2", "xl")), ("paper", PAPER)],
 )
 def test_a_recipe_says_what_arithmetic_it_asks_for(name, file, full_size):
     """The PFLOP in the comment match those counted on the networks without data."""
@@ -133,26 +136,28 @@ def test_a_recipe_says_what_arithmetic_it_asks_for(name, file, full_size):
         ("lora", 16, 4_368_384),
         ("dora", 8, 2_184_192 + 136_704),  # a number for each row of a layer
         ("oft", None, 2_112_960),  # 32 * 31 / 2 for each 32 columns
+        ("xl-lora", None, 5_806_080),  # diffusers' known 23.2 MB
     ],
 )
 def test_an_adapter_of_a_full_size_model_is_small(name, rank, trained, full_size):
     """docs/methods.md has the sizes of these in MB."""
-    full_size("v1")
+    version = ADAPTERS[name][0]
+    full_size(version)
     words = [f"model.params.tuning.params.{key}.params.r={rank}" for key in ("config", "text_encoder_config")]
     module = instantiate_from_config(load_config(files(name), words if rank else [])["model"])
     learned = module.tuning.learned(module.model)
     count = sum(value.numel() for value in learned.values())
     assert count == sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert count == trained
-    assert count < (UNET["v1"] + TEXT_ENCODER["v1"]) / 200
-    assert module.tuning.learning_rate == module.tuning.text_encoder_learning_rate == 1e-4
+    assert count < (UNET[version] + TEXT_ENCODER[version]) / 200
+    assert module.tuning.learning_rate == 1e-4
 
 
 @pytest.fixture(scope="module")
 def small_bases(tmp_path_factory):
-    """Scaled-down Stable Diffusion 1.x and 2.x in diffusers folders."""
+    """Scaled-down Stable Diffusion 1.x, 2.x and XL in diffusers folders."""
     root = tmp_path_factory.mktemp("small")
-    configs = {version: small_configs(root / f"{version}-configs", version) for version in ("v1", "v2")}
+    configs = {version: small_configs(root / f"{version}-configs", version) for version in ("v1", "v2", "xl")}
     return {
         version: save_diffusers_folder(small_sd(folder), root / version, torch.float32)
         for version, folder in configs.items()
@@ -191,5 +196,5 @@ def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tm
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 1
     assert 0.01 < rows[0]["loss"] < 100
-    lora = name in ("lora", "dora")
+    lora = name in ("lora", "dora", "xl-lora")
     assert (run / "model" / ("pytorch_lora_weights.safetensors" if lora else "model_index.json")).is_file()

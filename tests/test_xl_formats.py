@@ -64,10 +64,11 @@ def test_a_folder_of_diffusers_is_read_and_written_to_the_same_weights(xl, base,
     assert pipe.tokenizer_2("a dog").input_ids == base.tokenizers["tokenizer_2"]("a dog").input_ids
 
 
-def test_a_folder_says_whether_no_prompt_is_zeros(folder, tmp_path):
+def test_a_folder_says_whether_no_prompt_is_zeros(xl, folder, tmp_path):
     change(folder / "model_index.json", force_zeros_for_empty_prompt=False)
     base = load_base(folder)
     assert not base.zero_unconditional
+    assert base.fingerprint != load_base(xl).fingerprint
     written = save_diffusers_folder(base, tmp_path / "written", torch.float32)
     assert read_json(written / "model_index.json")["force_zeros_for_empty_prompt"] is False
     change(folder / "model_index.json", force_zeros_for_empty_prompt="no")

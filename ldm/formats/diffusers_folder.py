@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from ldm.errors import UserError
 from ldm.files import is_special, replacing_folder
 from ldm.formats.components import Components
-from ldm.formats.families import FORCE_ZEROS, NETWORKS, TEXT_ENCODERS, TOKENIZERS, tokenizer_of
+from ldm.formats.families import FAMILIES, FORCE_ZEROS, NETWORKS, TEXT_ENCODERS, TOKENIZERS, tokenizer_of
 from ldm.formats.modules import Network, assemble, bare_key, bare_state
 from ldm.formats.network_configs import (
     family_of_configs,
@@ -171,6 +171,8 @@ def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[t
     for own in (tokenizer_of(name) for name in networks if name in TEXT_ENCODERS):
         files += [(f"{own}/{name}", folder / own / name) for name in TOKENIZER_FILES]
     files.append(("scheduler", folder / "scheduler" / "scheduler_config.json"))
+    if any(FORCE_ZEROS in family.index for family in FAMILIES if family.networks == networks):
+        files.append(("model_index", folder / "model_index.json"))
     return [(role, path) for role, path in files if path.is_file()]
 
 

@@ -62,9 +62,9 @@ def by_this_project(job: Job) -> Draw:
 
 def by_pipeline(job: Job) -> Draw:
     """Draws the same images with diffusers' pipeline."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, DiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(find(job.base), torch_dtype=DTYPE)
+    pipe = DiffusionPipeline.from_pretrained(find(job.base), torch_dtype=DTYPE)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(DEVICE)
