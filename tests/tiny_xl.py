@@ -38,7 +38,8 @@ def tiny_xl(folder: Path, seed: int = 0) -> Path:
                 parameter.data.add_(0.05 * torch.randn_like(parameter))
     pipe.save_pretrained(folder)
     path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**read_json(path), "set_alpha_to_one": False}))  # as the published one says
+    as_published = {"set_alpha_to_one": False, "clip_sample": False}
+    path.write_text(json.dumps({**read_json(path), **as_published}))
     return folder
 
 

@@ -23,7 +23,7 @@ from ldm.methods.all_weights import AllWeights
 from ldm.methods.tuning import Tuning, Untrained, check_learned, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import ExtendedEmbedding, add_tokens, vectors_of
-from ldm.values import Count, Must, NonNegativeFloat, PositiveFloat, Text
+from ldm.values import Count, Must, NonNegativeFloat, PositiveFloat, Rates, Text
 
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 """The file that diffusers' `load_textual_inversion` looks for in a folder."""
@@ -52,7 +52,7 @@ class TextualInversion:
         tokens: Sequence[NewToken],
         token_learning_rate: PositiveFloat | None = None,
         beside: Callable[..., Tuning] | None = None,
-        text_encoder_learning_rate: NonNegativeFloat | None = None,
+        text_encoder_learning_rate: Rates | None = None,
     ):
         """token_learning_rate: of the new rows; None for `learning_rate`. beside: another tuning to combine with."""
         self.token_learning_rate = token_learning_rate or learning_rate
@@ -183,9 +183,7 @@ class TextualInversion:
 class NoTuning(AllWeights):
     """A tuning that trains nothing, the default beside new tokens."""
 
-    def __init__(
-        self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: NonNegativeFloat | None = None
-    ):
+    def __init__(self, learning_rate: NonNegativeFloat, text_encoder_learning_rate: Rates | None = None):
         """The learning rates are ignored."""
         super().__init__(learning_rate=0.0, text_encoder_learning_rate=0.0)
 

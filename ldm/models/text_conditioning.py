@@ -106,6 +106,9 @@ class ClipPair:
         self.used = [count - clip_skip for count in layers]
         refuse_other_layers(min(self.used), clip_skip, components)
         self.window = min(int(encoder.config.max_position_embeddings) for encoder in self.text_encoders)
+        # Published configs say 2, for which transformers pools at a prompt's highest id, which may be a new token's.
+        end = self.tokenizers[-1].eos_token_id
+        self.transformers[-1].eos_token_id = self.text_encoders[-1].config.eos_token_id = end
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, L, D1 + D2] and pooled text [B, P]."""
