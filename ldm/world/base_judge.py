@@ -12,13 +12,14 @@ from ldm.diffusion.sampling import Sampling
 from ldm.evaluation.features import Clip
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.autoencoder import psnr
-from ldm.world.drawing import World, with_article
+from ldm.world.drawing import NAMES, World, with_article
 from ldm.world.feature_judge import zero_shot
 from ldm.world.judge import (
     UNSEEN,
     Judge,
     exam,
     features,
+    known_members,
     members_told_apart,
     portraits,
     spread,
@@ -64,6 +65,7 @@ def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: s
     table |= judged_vae(model, judge, world, pixels[:400])
     table |= judged_scenes(model, judge, world, sampling, Clip(clip))
     table |= judged_colours(model, judge, world, sampling)
+    table |= judged_names(model, judge, world, sampling)
     return table | judged_variety(model, judge, world, sampling, pixels, answers)
 
 
@@ -121,6 +123,24 @@ def judged_colours(
     prompts = [f"a photo of {with_article(f'{world.colours[c]} {world.nouns[n]}')}" for n, c in asked]
     seen = verdicts(judge, samples(model, prompts, 10_000, sampling))[:, 2]
     return {"samples: colour as asked": float((seen == torch.tensor(asked)[:, 1]).float().mean())}
+
+
+def judged_names(model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling) -> dict[str, float]:
+    """Every individual that captions call by a name, twice; by chance one in as many as its noun has is right."""
+    known = known_members(world)
+    named = [
+        (noun, NAMES[place], known.index(member), len(members))
+        for noun, members in world.known.items()
+        for place, member in enumerate(members[: len(NAMES)])
+        for _ in range(2)
+    ]
+    prompts = [f"a photo of {with_article(f'{name} {noun}')}" for noun, name, _, _ in named]
+    seen = verdicts(judge, samples(model, prompts, 30_000, sampling))[:, 3]
+    right = (seen == torch.tensor([member for _, _, member, _ in named])).float()
+    return {
+        "samples: individual as named": float(right.mean()),
+        "samples: individual as named, by chance": float(np.mean([1 / count for *_, count in named])),
+    }
 
 
 def judged_variety(
