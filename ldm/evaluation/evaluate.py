@@ -150,7 +150,8 @@ def metrics_of_base(
     model, device = read_base().eval(), choose_device(evaluation.device)
     base = LoadedModel(model, weights=model.fingerprint)
     model.for_sampling(device, choose_dtype(evaluation.precision, device))
-    folder = evaluation.out / "base"
+    # Beside the run's own images, which can be read from their folder again.
+    folder = evaluation.out.with_name(f"{evaluation.out.name}-base")
     items = plan(evaluation.config, subject.class_word, folder, evaluation.prompt_noun, learned=False)
     draw(base, items, evaluation)
     count = evaluation.config["sampling"]["images_per_prompt"]

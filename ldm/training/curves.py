@@ -70,3 +70,8 @@ def curve_of(name: str) -> Curve:
         return Curve(name.rpartition("/")[2].replace("_", " "), "")
     part = name.removeprefix(whole).strip("/_")
     return Curve(f"{CURVES[whole].title}, {part}", CURVES[whole].description)
+
+
+def glossary() -> str:
+    """Every curve and what it is, one a line."""
+    return "\n".join(f"{name}: {curve.description}" for name, curve in CURVES.items())

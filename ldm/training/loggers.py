@@ -1,5 +1,6 @@
 """Lightning's loggers: continuing their curves after a resume, and logging to all of them."""
 
+import json
 import re
 import uuid
 import warnings
@@ -12,9 +13,12 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
+from ldm.data.sheet import picture_of, read_sheet
 from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.targets import instantiate_from_config
+from ldm.training.curves import glossary
+from ldm.training.resume import flat
 
 WANDB_ID = Path("configs", "wandb-id.txt")
 
@@ -28,8 +32,10 @@ def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: 
         import wandb
 
         extra["settings"] = wandb.Settings(symlink=False)  # a run folder may not contain links
-    if kind == "TensorBoardLogger" and step is not None:
-        extra["purge_step"] = step + 1  # hides logged steps that are now repeated
+    if kind == "TensorBoardLogger":
+        extra["default_hp_metric"] = False  # the metrics of the hyperparameters are the run's own
+        if step is not None:
+            extra["purge_step"] = step + 1  # hides logged steps that are now repeated
     return instantiate_from_config(logger, trust, **extra)
 
 
@@ -48,8 +54,18 @@ def wandb_id(run: Path) -> str:
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers to every logger."""
-    each_logger(trainer, lambda logger: logger.log_metrics(dict(metrics), step=step))
+    """Log numbers to every logger; `ldm.training.curves` names and describes them."""
+
+    def log(logger: Any) -> None:
+        if type(logger).__name__ == "TensorBoardLogger":
+            from ldm.training.tensorboard import describe
+
+            for name, value in metrics.items():
+                describe(logger, name, value, step)
+        else:
+            logger.log_metrics(dict(metrics), step=step)
+
+    each_logger(trainer, log)
 
 
 def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
@@ -66,8 +82,25 @@ def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
 
 
 def log_config(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Log the run's config to every logger."""
-    each_logger(trainer, lambda logger: logger.log_hyperparams(config))
+    """Log the run's config to every logger, and to W&B what its curves are."""
+
+    def log(logger: Any) -> None:
+        logger.log_hyperparams(config)
+        if type(logger).__name__ == "TensorBoardLogger":
+            from ldm.training.tensorboard import begin_hyperparameters
+
+            begin_hyperparameters(logger, flat(config), _measured(config))
+        elif type(logger).__name__ == "WandbLogger" and not logger.experiment.notes:
+            logger.experiment.notes = glossary()
+
+    each_logger(trainer, log)
+
+
+def _measured(config: Mapping[str, Any]) -> list[str]:
+    """Names of the curves that this config's callbacks measure."""
+    callbacks = config["lightning"]["callbacks"]
+    names = ["val/subject_loss", "val/drift", "val/score"] if callbacks.get("validation") else []
+    return names + (["val/dino", "val/clip_i", "val/clip_t"] if callbacks.get("fidelity") else [])
 
 
 def flush_loggers(trainer: Trainer) -> None:
@@ -76,10 +109,48 @@ def flush_loggers(trainer: Trainer) -> None:
 
 
 def close_loggers(trainer: Trainer) -> None:
-    """Finish the W&B run: it belongs to the process, and the process's next logger would continue it."""
+    """Finish what was logged: the hyperparameters' end to TensorBoard, a table of samples and the best step to W&B.
+
+    The W&B run belongs to the process, and the process's next logger would continue it.
+    """
+
+    def log(logger: Any) -> None:
+        if type(logger).__name__ == "TensorBoardLogger":
+            from ldm.training.tensorboard import end_hyperparameters
+
+            end_hyperparameters(logger)
+        elif type(logger).__name__ == "WandbLogger":
+            folder = Path(trainer.default_root_dir)
+            logger.experiment.summary.update(best_of(folder))
+            logger.experiment.log({"samples_table": samples_table(folder)})
+
+    each_logger(trainer, log)
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if type(logger).__name__ == "WandbLogger":
             logger.experiment.finish()
+
+
+def best_of(folder: Path) -> dict[str, float]:
+    """The best score of the run's validation and its step, where it has any."""
+    path = folder / "validation.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    scored = [row for row in rows if row.get("step", 0) > 0 and "score" in row]
+    best = min(scored, key=lambda row: row["score"], default=None)
+    return {"best/score": best["score"], "best/step": best["step"]} if best else {}
+
+
+def samples_table(folder: Path) -> Any:
+    """A W&B table of the run's samples: step, prompt, seed, picture."""
+    import wandb
+
+    table = wandb.Table(columns=["step", "prompt", "seed", "image"])
+    for path in sorted((folder / "images").glob("step-*.png")):
+        sheet, cells, facts = read_sheet(path)
+        for cell in cells:
+            if cell.seed is not None:
+                step = int(facts.get("step", 0))
+                table.add_data(step, cell.title, cell.seed, wandb.Image(picture_of(sheet, cell)))
+    return table
 
 
 def each_logger(trainer: Trainer, act: Callable[[Any], Any]) -> None:

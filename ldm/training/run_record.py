@@ -94,7 +94,9 @@ class RunRecord:
     def subject(self) -> str:
         """Class words and identifiers, for people."""
         values, identifier = self.settings, self.settings.get("model.params.identifier")
-        several = values.get("data.params.concepts")
+        data = self.config.get("data")
+        params = data.get("params") if isinstance(data, dict) else None
+        several = params.get("concepts") if isinstance(params, dict) else None
         if isinstance(several, list):
             words = [
                 f"{c.get('identifier') or c.get('placeholder') or ''} {c.get('class_word', '')}".strip()
