@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -20,12 +21,14 @@ from ldm.data.datamodule import TrainingSamples
 from ldm.data.images import check_images, image_files
 from ldm.data.masks import cell_weights, mask_of
 from ldm.data.order import SampleOrder
+from ldm.data.sheet import picture_of, read_sheet
 from ldm.data.subject import SubjectImages
 from ldm.diffusion.loss import denoising_error, weighted_mean
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
 from ldm.training.loss_record import read_rows
 from ldm.training.run import build
+from ldm.world.drawing import World
 from tests.conftest import RECIPE
 from tests.runs import QUICK, assert_same_run, resume
 
@@ -298,3 +301,42 @@ def test_small_photographs_are_told_by_the_shape_they_are_enlarged_to(tmp_path):
         SubjectImages.from_folder(tmp_path, shapes=buckets(32, 8), **OPTIONS)
     assert "the training size of 40 x 24 px are enlarged" in str(caught[0].message)
     assert math.isclose(40 / 24, 30 / 20, rel_tol=0.2)
+
+
+def test_a_sheet_shows_what_a_run_will_see(tiny_config, tall_and_wide, tmp_path, capsys):
+    from scripts.preview_data import main
+
+    for path in tall_and_wide.iterdir():
+        shutil.copy(path, tmp_path)
+    half_mask((80, 40)).save(tmp_path / "a-mask.png")
+    (tmp_path / "b.txt").write_text("[V] dog, tall")
+    out = tmp_path / "sheets" / "preview.png"
+    out.parent.mkdir()
+    words = ["data.params.bucket_step=8", "data.params.unmasked_weight=0.1", "data.params.captions=true"]
+    words += ["data.params.flip_probability=0.5", "--out", str(out), "--prior", "2"]
+    assert main(["-b", RECIPE, str(tiny_config), "--data_root", str(tmp_path), *words]) == 0
+    sheet, cells, _ = read_sheet(out)
+    # A strip for each photograph: its crop, its mask where it has one, its mirror image; then the class.
+    assert [cell.title for cell in cells] == [
+        *("crop", "what counts", "mirrored"),
+        *["crop", "mirrored"] * 3,
+        *["class: 'a photo of a dog', 2 of 8 prior samples"] * 2,
+    ]
+    crop, counts = (np.asarray(picture_of(sheet, cell)).astype(int) for cell in cells[:2])
+    assert crop.shape == (24, 40, 3)
+    assert np.array_equal(crop[:, :16], counts[:, :16])  # the mask's half is as it was
+    assert counts[:, 22:].mean() > crop[:, 22:].mean() + 50  # the rest is pale
+    assert str(out) in capsys.readouterr().out
+    assert main(["-b", RECIPE, str(tiny_config), "--data_root", "nowhere", "--out", str(out)]) == 2
+    assert main(["-b", RECIPE, str(tiny_config), "--out", "nowhere/preview.png"]) == 2
+
+
+def test_the_worlds_masks_are_exact():
+    world = World()
+    picture, mask = world.compose_with_mask("cat-black-fluent", "on the beach", np.random.default_rng(0))
+    again = world.compose("cat-black-fluent", "on the beach", np.random.default_rng(0))
+    tinted = world.compose("cat-black-fluent", "on the beach", np.random.default_rng(0), "yellow")
+    assert np.array_equal(picture, again)
+    changed = np.any(picture != tinted, axis=-1)
+    assert not changed[mask == 0].any()  # another colour changes nothing outside of the mask
+    assert changed[mask == 255].mean() > 0.9

@@ -110,9 +110,9 @@ class DreamBoothData(LightningDataModule):
             held_out_images = SubjectImages(held_out, **options) if held_out else None
             self.subjects.append(subject)
             self.validation.append(held_out_images or subject.without_augmentation())
-        had = {shape for subject in self.subjects for shape in subject.shapes}
-        self.shapes = [shape for shape in allowed if shape in had]
-        """The photographs' shapes, in px."""
+        had = [shape for subject in self.subjects for shape in subject.shapes]
+        self.shapes = sorted(set(had), key=lambda shape: (-had.count(shape), shape))
+        """The photographs' shapes, in px, the most frequent first."""
         counts = [[subject.shapes.count(shape) for shape in self.shapes] for subject in self.subjects]
         self.order = SampleOrder.of(seed, [concept.weight for concept in self.concepts], counts)
         self.classes = classes_of(self.concepts, self.shapes, seed, self.prior)

@@ -160,6 +160,12 @@ class World:
         self, name: str, scene: str, rng: np.random.Generator, colour: str | None = None, variant: int = 0
     ) -> NDArray[np.uint8]:
         """Member `name` on `scene`, [S, S, 3]."""
+        return self.compose_with_mask(name, scene, rng, colour, variant)[0]
+
+    def compose_with_mask(
+        self, name: str, scene: str, rng: np.random.Generator, colour: str | None = None, variant: int = 0
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The same picture, and where the member is in it, [S, S]: 255 inside, 0 outside."""
         picture = np.array(SCENES[scene](Canvas(rng, self.size)), np.float32)
         longer = round(int(rng.choice(self.SIZES)) * self.size / 64)
         art = self.drawing(name, variant, longer)
@@ -175,7 +181,9 @@ class World:
         left = max(0, min(left, self.size - width))
         spot = picture[top : top + height, left : left + width]
         spot += (rgb - spot) * alpha
-        return np.round(picture.clip(0, 1) * 255).astype(np.uint8)
+        mask = np.zeros((self.size, self.size), np.uint8)
+        mask[top : top + height, left : left + width] = np.round(alpha[..., 0] * 255)
+        return np.round(picture.clip(0, 1) * 255).astype(np.uint8), mask
 
     def picture(self, seed: int, index: int, purpose: str = "world") -> tuple[NDArray[np.uint8], str, Facts]:
         """Picture `index`: pixels [S, S, 3], caption, facts. Another purpose is another, unseen stream."""

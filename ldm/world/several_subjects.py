@@ -1,0 +1,127 @@
+"""What several subjects in one model cost each of them: trained together, beside each of them alone."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from ldm.errors import UserError
+from ldm.files import PROJECT
+from ldm.world.datasets import TUNING, make_dataset
+from ldm.world.drawing import World
+
+ASSETS = PROJECT / "assets" / "benchmark"
+NOUNS = {"cat": "cat", "backpack": "backpack", "boot": "boot", "vase": "vase", "car": "car"}
+NOUNS |= {"teddy_bear": "teddy bear", "taxi": "car"}
+GROUPS = {
+    "one noun": ("car", "taxi"),
+    "two nouns": ("cat", "car"),
+    "six": ("cat", "backpack", "boot", "vase", "car", "teddy_bear"),
+}
+"""Withheld subjects that are trained together."""
+
+Command = Callable[[Sequence[str]], int]
+"""A command line's `main`: arguments to exit code."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where it goes, and how its runs are trained and measured."""
+
+    out: Path
+    base: Sequence[str]
+    """Configs of the runs."""
+    overrides: Sequence[str]
+    evaluation: Sequence[str]
+    """Overrides of the evaluation's config."""
+    steps: int
+    """Optimizer steps for each subject of a run."""
+    train: Command
+    evaluate: Command
+
+    def result(self, subjects: Sequence[str], seed: int) -> dict[str, Any]:
+        """Train and measure `subjects` together; what is there already is not made again."""
+        folder = self.out / "+".join(subjects) / f"seed-{seed}"
+        name = "concepts.json" if len(subjects) > 1 else "metrics.json"
+        path = folder / "evaluation" / name
+        if not path.is_file():
+            run = self._trained(subjects, seed, folder)
+            words = ["--ckpt", str(run), "--outdir", str(folder / "evaluation"), *self.evaluation]
+            self._must(self.evaluate, words)
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+
+    def _trained(self, subjects: Sequence[str], seed: int, folder: Path) -> Path:
+        done = sorted((folder / "runs").glob("*/model/dreambooth.json"))
+        if done:
+            return done[-1].parents[1]
+        begun = sorted((folder / "runs").glob("*/checkpoints/last.ckpt"))
+        if begun:
+            self._must(self.train, ["--resume", str(begun[-1].parents[1])])
+            return begun[-1].parents[1]
+        overlay = folder / "concepts.yaml"
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        concepts = [
+            {"data_root": str(self._photographs(name)), "class_word": NOUNS[name]} for name in subjects
+        ]
+        overlay.write_text(yaml.safe_dump({"data": {"params": {"concepts": concepts}}}))
+        words = ["--base", *self.base, str(overlay), "--logdir", str(folder / "runs"), "--seed", str(seed)]
+        steps = f"lightning.trainer.max_steps={self.steps * len(subjects)}"
+        self._must(self.train, [*words, steps, *self.overrides])
+        return next((folder / "runs").glob("*/model/dreambooth.json")).parents[1]
+
+    def _photographs(self, name: str) -> Path:
+        if name not in TUNING:
+            return ASSETS / name
+        data = self.out / "data"
+        if not (data / "prompts_and_classes.txt").is_file():
+            make_dataset(World(), data, TUNING, "tuning")
+        return data / name
+
+    def _must(self, command: Command, words: Sequence[str]) -> None:
+        code = command(words)
+        if code:
+            raise UserError(f"a run ended with exit code {code}; the same command goes on from there")
+
+
+Row = dict[str, Any]
+
+
+def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
+    """For every group and subject: its metrics alone and together, over `seeds`, and its highest confusion."""
+    rows = []
+    for group, subjects in groups.items():
+        together = [experiment.result(subjects, seed) for seed in seeds]
+        for place, name in enumerate(subjects):
+            alone = [experiment.result([name], seed) for seed in seeds]
+            row: Row = {"group": group, "subject": name, "seeds": list(seeds)}
+            for key in ("dino", "clip_t", "pres"):
+                row[f"{key}_alone"] = [one["metrics"][key]["value"] for one in alone]
+                row[key] = [one["subjects"][place]["metrics"][key]["value"] for one in together]
+            others = [
+                [one["confusion"][place][j] for j in range(len(subjects)) if j != place] for one in together
+            ]
+            row["confusion"] = [max(values) for values in others]
+            rows.append(row)
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, each number a mean over the seeds with its standard deviation."""
+    keys = ["dino_alone", "dino", "confusion", "clip_t_alone", "clip_t", "pres_alone", "pres"]
+    titles = ["DINO alone", "DINO", "highest with another", "CLIP-T alone", "CLIP-T", "PRES alone", "PRES"]
+    lines = [f"| group | subject | {' | '.join(titles)} |", "|---|---|" + "---:|" * len(keys)]
+    lines += [
+        f"| {row['group']} | {row['subject']} | {' | '.join(spread(row[key]) for key in keys)} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

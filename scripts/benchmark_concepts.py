@@ -1,0 +1,73 @@
+"""Measure what several subjects in one model cost each of them, on the embedded world's withheld subjects.
+
+Trains two of one noun, two of different nouns, and six together, and each of them alone, with each seed, and writes
+concepts.json and a table. Runs that are there already are not trained again, so an interrupted command goes on.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ldm.command_line import Help, Parser
+from ldm.errors import exit_code_of
+from ldm.files import PROJECT
+from ldm.values import Count, Seed, option
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own); returns the exit code."""
+    return exit_code_of(run, parse(sys.argv[1:] if argv is None else argv))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Words that are no option are config overrides of the runs, `key.sub=value`."""
+    recipe = PROJECT / "configs" / "dreambooth.yaml"
+    parser = Parser(description=__doc__, formatter_class=Help)
+    parser.add_argument(
+        "-b", "--base", nargs="+", default=[str(recipe)], metavar="YAML", help="the runs' configs"
+    )
+    parser.add_argument("--outdir", type=Path, default=Path("logs/concepts"), help="where all of it goes")
+    parser.add_argument("--groups", nargs="+", choices=("one noun", "two nouns", "six"), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=option(Seed), default=[0, 1, 2])
+    parser.add_argument(
+        "--steps", type=option(Count), default=300, help="optimizer steps for each subject of a run"
+    )
+    parser.add_argument(
+        "--evaluation",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides of the evaluation's config",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="config keys of the runs to change"
+    )
+    return parser.parse_with_free_words(argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, measure, write, print."""
+    from ldm.files import check_writable, replacing
+    from ldm.world.several_subjects import GROUPS, Experiment, compare, markdown
+    from main import main as train
+    from scripts.evaluate import main as evaluate
+
+    check_writable(options.outdir)
+    experiment = Experiment(
+        options.outdir, options.base, options.overrides, options.evaluation, options.steps, train, evaluate
+    )
+    groups = {
+        name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
+    }
+    rows = compare(experiment, groups, options.seeds)
+    with replacing(options.outdir / "concepts.json") as path:
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What measures several subjects and masks: its plumbing at tiny size, its yardstick on the world's scenes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.data.images import image_files, load_image
+from ldm.data.masks import mask_of
+from ldm.evaluation.features import Clip, Dino
+from ldm.world.drawing import World
+from ldm.world.mask_leakage import MEMBER, SCENE, make_photographs, measure
+from ldm.world.several_subjects import spread
+from scripts import benchmark_concepts, measure_masks
+from tests.conftest import PROJECT, RECIPE
+from tests.runs import QUICK
+from tests.tiny_features import tiny_features
+
+FEATURES = PROJECT / "assets" / "features"
+
+
+def test_the_measure_of_leakage_tells_a_leaked_scene_from_the_one_that_was_asked_for(tmp_path):
+    world = World()
+    make_photographs(tmp_path, world)
+    photographs = [load_image(path) for path in image_files(tmp_path / "other_scenes")]
+    trained_on = image_files(tmp_path / "one_scene")
+    assert len(photographs) == len(trained_on) == 5
+    assert all(mask_of(path, (64, 64)) is not None for path in trained_on)
+
+    def drawn(scene):
+        rngs = [np.random.default_rng(k) for k in range(2)]
+        return [Image.fromarray(world.compose(MEMBER, scene, rng)) for rng in rngs]
+
+    networks = Clip(FEATURES / "clip"), Dino(FEATURES / "dino")
+    scenes = [scene for scene in world.scenes if scene != SCENE]
+    good = measure({scene: drawn(scene) for scene in scenes}, photographs, "cat", *networks)
+    leaked = measure({scene: drawn(SCENE) for scene in scenes}, photographs, "cat", *networks)
+    assert good["right"] > 0.8
+    assert good["leak"] < 0.05
+    assert leaked["leak"] > 0.9
+    assert leaked["right"] < 0.05
+    assert good["dino"] > 0.5
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    return tiny_features(tmp_path_factory.mktemp("features"))
+
+
+def test_subjects_are_compared_alone_and_together(tiny_config, networks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    clip, dino = networks
+    words = [
+        "--base",
+        RECIPE,
+        str(tiny_config),
+        "--outdir",
+        str(tmp_path),
+        "--groups",
+        "one noun",
+        "--seeds",
+        "4",
+    ]
+    evaluation = [f"networks.clip={clip}", f"networks.dino={dino}", "sampling.steps=1"]
+    evaluation += ["sampling.images_per_prompt=1", "sampling.class_images=2"]
+    words += ["--steps", "1", "--evaluation", *evaluation]
+    quick = [*QUICK, "lightning.callbacks.validation=null"]
+    assert benchmark_concepts.main([*words, "--", *quick]) == 0
+    rows = json.loads((tmp_path / "concepts.json").read_text())
+    assert [row["subject"] for row in rows] == ["car", "taxi"]
+    both = json.loads((tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").read_text())
+    alone = json.loads((tmp_path / "taxi" / "seed-4" / "evaluation" / "metrics.json").read_text())
+    assert rows[1]["dino"] == [both["subjects"][1]["metrics"]["dino"]["value"]]
+    assert rows[1]["dino_alone"] == [alone["metrics"]["dino"]["value"]]
+    assert rows[1]["confusion"] == [both["confusion"][1][0]]
+    told = capsys.readouterr().out
+    assert f"| one noun | taxi | {rows[1]['dino_alone'][0]:.3f} | {rows[1]['dino'][0]:.3f} |" in told
+    stamp = (tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").stat().st_mtime_ns
+    assert benchmark_concepts.main([*words, "--", *quick]) == 0  # all of it is there
+    assert (tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").stat().st_mtime_ns == stamp
+    assert spread([1.0, 2.0]) == "1.500 ± 0.707"
+
+
+def test_masks_are_measured_for_each_seed_and_weight(tiny_config, networks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    clip, dino = networks
+    words = [
+        "--base",
+        RECIPE,
+        str(tiny_config),
+        "--outdir",
+        str(tmp_path),
+        "--seeds",
+        "4",
+        "--weights",
+        "1",
+        "0.1",
+    ]
+    words += ["--per_scene", "1", "--clip", str(clip), "--dino", str(dino)]
+    quick = [*QUICK, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=1"]
+    assert measure_masks.main([*words, "--", *quick]) == 0
+    rows = json.loads((tmp_path / "masks.json").read_text())
+    assert [(row["seed"], row["unmasked_weight"]) for row in rows] == [(4, 1.0), (4, 0.1)]
+    assert all(0 <= row["leak"] <= 1 and 0 <= row["right"] <= 1 for row in rows)
+    for weight in ("1", "0.1"):
+        (config,) = (tmp_path / f"weight-{weight}" / "seed-4").glob("*/configs/config.yaml")
+        assert f"unmasked_weight: {float(weight)}" in config.read_text()
+    assert "| 0.1 | 4 |" in capsys.readouterr().out
