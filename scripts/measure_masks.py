@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="config keys of the runs to change"
     )
-    return parser.parse_with_free_words(argv)
+    return parser.parse_with_overrides(argv)
 
 
 def run(options: argparse.Namespace) -> None:
