@@ -327,8 +327,11 @@ def test_a_sheet_shows_what_a_run_will_see(tiny_config, tall_and_wide, tmp_path,
     assert np.array_equal(crop[:, :16], counts[:, :16])  # the mask's half is as it was
     assert counts[:, 22:].mean() > crop[:, 22:].mean() + 50  # the rest is pale
     assert str(out) in capsys.readouterr().out
-    assert main(["-b", RECIPE, str(tiny_config), "--data_root", "nowhere", "--out", str(out)]) == 2
-    assert main(["-b", RECIPE, str(tiny_config), "--out", "nowhere/preview.png"]) == 2
+    assert (
+        main(["-b", RECIPE, str(tiny_config), "--data_root", str(tmp_path / "nowhere"), "--out", str(out)])
+        == 2
+    )
+    assert main(["-b", RECIPE, str(tiny_config), "--out", "/proc/nowhere/preview.png"]) == 2
 
 
 def test_the_worlds_masks_are_exact():
