@@ -101,7 +101,8 @@ def _low_rank(parts: Mapping[str, Tensor], weight: Tensor, where: str) -> LowRan
         raise UserError(f"{where} has no {missing[0]} matrix: copy or download the file again")
     down, up, magnitude = parts["down"].float(), parts["up"].float(), parts.get("magnitude")
     rows, columns = weight.flatten(1).shape
-    if down.ndim < 2 or down[0].numel() != columns or up.ndim < 2 or up.flatten(1).shape != (rows, len(down)):
+    matrices = min(down.ndim, up.ndim) > 1 and len(down) > 0
+    if not matrices or down[0].numel() != columns or up.flatten(1).shape != (rows, len(down)):
         raise UserError(
             f"{where} has matrices of shapes {list(down.shape)} and {list(up.shape)} for weights of shape"
             f" {list(weight.shape)}: it is another model's"
@@ -113,6 +114,8 @@ def _low_rank(parts: Mapping[str, Tensor], weight: Tensor, where: str) -> LowRan
             )
         magnitude = magnitude.float().flatten()
     if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            raise UserError(f"{where}, whose alpha is not one number: copy or download the file again")
         up = up * (float(parts["alpha"]) / len(down))
     if not all(part.isfinite().all() for part in (down, up, magnitude) if part is not None):
         raise UserError(f"{where} has values that are not finite: use another file")

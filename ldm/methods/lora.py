@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,11 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def file_and_scale(word: str) -> tuple[Path, float]:
-    """Parse `FILE` or `FILE:SCALE`. Raises UserError if the file does not exist or the scale is not a number."""
+def file_and_scale(word: str) -> tuple[str, float]:
+    """Parse `FILE` or `FILE:SCALE`. Raises UserError if the scale is not a number."""
     name, colon, scale = word.rpartition(":")
-    if not colon or find(word).exists():
-        name, scale = word, "1"
+    if not colon or os.path.exists(find(word)):
+        return word, 1.0
     try:
         number = float(scale)
     except ValueError:
@@ -57,12 +58,17 @@ def file_and_scale(word: str) -> tuple[Path, float]:
         raise UserError(
             f"--lora {word}: '{scale}' is not a number; write FILE:SCALE, as in dog.safetensors:0.8"
         )
+    return name, number
+
+
+def find_lora(name: str) -> Path:
+    """The file of the LoRA `name`, a file or a folder in diffusers' layout. Raises UserError if there is none."""
     path = lora_file(find(name))
     if not path.is_file():
         raise UserError(
-            f"--lora {word}: there is no {path}; name a LoRA file, or a folder in diffusers' layout"
+            f"--lora {name}: there is no {path}; name a LoRA file, or a folder in diffusers' layout"
         )
-    return path, number
+    return path
 
 
 def add_loras(loaded: LoadedModel, words: Sequence[str]) -> None:
@@ -70,7 +76,7 @@ def add_loras(loaded: LoadedModel, words: Sequence[str]) -> None:
 
     The subjects of LoRAs in a run's exported folder are added to the model's, unless their placeholders are taken.
     """
-    chosen = [file_and_scale(word) for word in words]
+    chosen = [(find_lora(name), scale) for name, scale in map(file_and_scale, words)]
     if not chosen:
         return
     merge_adapters(loaded.model)

@@ -16,7 +16,7 @@ from ldm.files import check_writable, find_near
 from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
 from ldm.methods.load import load_for_sampling
-from ldm.methods.lora import add_loras
+from ldm.methods.lora import add_loras, file_and_scale
 
 OPTIONS = {
     "negative_prompt": "negative_prompt",
@@ -153,7 +153,8 @@ def settings_of(image: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
     settings |= {option: facts[key] for key, option in OPTIONS.items() if key in facts}
     settings["prompts"] = _texts("prompts", facts, image) if is_grid else [facts["prompt"]]
-    settings["drawn_loras"] = _texts("loras", facts, image) if "loras" in facts else []
+    loras = map(file_and_scale, _texts("loras", facts, image) if "loras" in facts else [])
+    settings["drawn_loras"] = [f"{find_near(name, image)}:{scale}" for name, scale in loras]
     settings["ckpt"] = str(find_near(facts["model"], image))
     settings["drawn_with"] = (settings["ckpt"], facts.get("weights"))
     if "use_ema" in facts:
