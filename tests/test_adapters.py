@@ -263,8 +263,9 @@ def test_five_steps_are_those_of_a_plain_loop_over_pefts_own_function(tiny, tiny
     samples = TrainingSamples(data)
 
     model = LatentDiffusion.from_base(tiny)
+    transformer = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
     layers = {
-        "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+        "unet": [*transformer, "conv1", "conv2"],
         "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
     }
     for name, network in model.trainable.items():
