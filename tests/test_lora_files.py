@@ -295,7 +295,10 @@ def test_files_that_are_no_lora_for_the_model_are_refused(runs, tiny, tmp_path):
         "numbers": ({**whole, key: whole[key] * float("nan")}, "not finite"),
         "no rank": ({**whole, key: torch.zeros(0, 8, 3, 3)}, "it is another model's"),
         "flat": ({**whole, key: torch.zeros(8)}, "it is another model's"),
-        "alpha": ({**whole, key.replace("lora_A.weight", "alpha"): torch.ones(2)}, "whose alpha is not one number"),
+        "alpha": (
+            {**whole, key.replace("lora_A.weight", "alpha"): torch.ones(2)},
+            "whose alpha is not one number",
+        ),
         "empty": ({"x": torch.zeros(1)}, "is not a LoRA for this model"),
     }
     for name, (tensors, told) in wrong.items():
