@@ -22,6 +22,7 @@ from ldm.files import PROJECT
 from ldm.values import Count, option
 
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
+METHODS = PROJECT / "configs" / "benchmark" / "methods.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> int:
     """Run the benchmark with `options`."""
     from ldm.evaluation import benchmark_run
+    from ldm.evaluation.benchmark_methods import read_methods
     from ldm.evaluation.benchmark_tasks import ABLATION, STANDARD, Benchmark
 
-    variants = options.variants or STANDARD
+    variants = options.variants or (["base"] if options.methods else STANDARD)
     if options.class_noun_ablation:
         variants = [*variants, *(v for v in ABLATION if v not in variants)]
     benchmark = Benchmark(
@@ -49,6 +51,7 @@ def start(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         keep_weights=options.keep_weights,
         trust=options.trust,
+        methods=read_methods(options.methods) if options.methods else {},
     )
     return benchmark_run.run(benchmark, options.table)
 
@@ -83,6 +86,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=option(Count),
         default=1,
         help="repetitions with other seeds; intervals need several",
+    )
+    parser.add_argument(
+        "--methods",
+        type=Path,
+        nargs="?",
+        const=METHODS,
+        metavar="YAML",
+        help="compare methods of fine-tuning, each at its own rate (default: configs/benchmark/methods.yaml)",
     )
     parser.add_argument(
         "--class_noun_ablation", action="store_true", help="add the rows of the paper's table 4"

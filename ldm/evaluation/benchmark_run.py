@@ -3,16 +3,16 @@
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
 from ldm.evaluation.benchmark import Cell, differences, markdown, means, table_rows
+from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, mean_costs, read_cost
 from ldm.evaluation.benchmark_page import benchmark_page
 from ldm.evaluation.benchmark_tasks import (
     ABLATION,
-    VARIANTS,
     Benchmark,
     Task,
     claim,
@@ -53,13 +53,15 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
 
 def check_settings(benchmark: Benchmark) -> None:
     """Raise UserError if the folder has results of other settings, which must not share a table."""
-    settings = {
+    settings: dict[str, Any] = {
         "data": str(benchmark.data.resolve()),
         "base": [str(path.resolve()) for path in benchmark.base],
         "config": [str(path.resolve()) for path in benchmark.config],
         "evaluation": list(benchmark.evaluation),
         "overrides": list(benchmark.overrides),
     }
+    if benchmark.methods:
+        settings["methods"] = {name: list(own.overrides) for name, own in benchmark.methods.items()}
     path = benchmark.outdir / "settings.json"
     if path.is_file():
         if (before := json.loads(path.read_text())) != settings:
@@ -126,7 +128,7 @@ def stop_on_signals() -> None:
 
 def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
-    done: dict[str, dict[Cell, Any]] = {variant: {} for variant in benchmark.variants}
+    done: dict[str, dict[Cell, Any]] = {variant: {} for variant in benchmark.every_variant}
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name, task.seed] = json.loads(task.result.read_text())
@@ -134,22 +136,41 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     if not set(ABLATION) & set(benchmark.variants):
         published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}
-    rows = table_rows(variants, VARIANTS, published)
+    rows, titles = table_rows(variants, benchmark.titles, published), benchmark.titles
     div = next(result["networks"]["div"] for results in done.values() for result in results.values())
     reference = REFERENCE if done.get(REFERENCE) else next(name for name in done if done[name])
     against = {
-        VARIANTS[name]: differences(results, done[reference])
+        titles[name]: differences(results, done[reference])
         for name, results in done.items()
         if name != reference and set(results) & set(done[reference])
     }
     content = {"variants": variants, "reference": reference, "differences": against}
     texts = {
         "benchmark.json": json.dumps(content, indent=1) + "\n",
-        "table.md": markdown(rows, div, against, VARIANTS[reference]),
-        "benchmark.html": benchmark_page(rows, done, VARIANTS, content),
+        "table.md": markdown(rows, div, against, titles[reference]),
+        "benchmark.html": benchmark_page(rows, done, titles, content),
     }
+    if benchmark.methods:
+        texts |= methods_texts(tasks, benchmark, variants)
     for name, text in texts.items():
         # Several processes may write at once.
         with replacing(benchmark.outdir / name, sync=False, shared=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return texts["table.md"]
+    return texts["table.md"] + texts.get("costs.md", "")
+
+
+def methods_texts(
+    tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Files that a comparison of methods has beside the table: costs.md, costs.json and fidelity.svg."""
+    costs = {}
+    for variant, method in benchmark.methods.items():
+        own = [task for task in tasks if task.variant == variant and task.result.is_file()]
+        if found := [cost for task in own if (cost := read_cost(task.folder))]:
+            costs[method.title] = mean_costs(found)
+    measured = {name: variant for name, variant in variants.items() if variant["subjects"]}
+    return {
+        "costs.md": cost_table(costs),
+        "costs.json": json.dumps(costs, indent=1) + "\n",
+        "fidelity.svg": fidelity_plot(measured, benchmark.titles),
+    }

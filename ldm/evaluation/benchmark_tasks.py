@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
 from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
+from ldm.evaluation.benchmark_methods import COST_CALLBACK, Method
 from ldm.evaluation.datasets import BenchmarkSubject, read_dataset, wrong_noun
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT
@@ -56,6 +57,18 @@ class Benchmark:
     """Keep checkpoints and models of scored runs."""
     trust: Sequence[str] = ()
     """Other packages whose classes the configs may build."""
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    """Further variants, by name."""
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Of all variants, by name."""
+        return {**VARIANTS, **{name: method.title for name, method in self.methods.items()}}
+
+    @property
+    def every_variant(self) -> list[str]:
+        """The names of the variants that are measured."""
+        return [*self.variants, *self.methods]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ class Task:
     noun: str
     folder: Path
     seed: int = 0
+    title: str = ""
 
     @property
     def result(self) -> Path:
@@ -77,7 +91,7 @@ class Task:
     def name(self) -> str:
         """For messages."""
         again = f", seed {self.seed}" if self.seed else ""
-        return f"{self.subject.name}, {VARIANTS[self.variant]}{again}"
+        return f"{self.subject.name}, {self.title}{again}"
 
     @property
     def log(self) -> Path:
@@ -98,12 +112,15 @@ def plan(benchmark: Benchmark) -> list[Task]:
         raise UserError(f"--subjects {unknown.pop()}: not in {benchmark.data}; it has {', '.join(names)}")
     tasks = []
     chosen = [subject for subject in every if not benchmark.subjects or subject.name in benchmark.subjects]
-    for seed, subject, variant in product(range(benchmark.seeds), chosen, benchmark.variants):
-        noun = "" if variant == "no_noun" else subject.class_word
+    for seed, subject, variant in product(range(benchmark.seeds), chosen, benchmark.every_variant):
+        method = benchmark.methods.get(variant)
+        without_noun = variant == "no_noun" or (method and not method.class_noun)
+        noun = "" if without_noun else subject.class_word
         if variant == "wrong_noun":
             noun = wrong_noun(subject, every)
         folder = benchmark.outdir / variant / subject.name
-        tasks.append(Task(variant, subject, noun, folder / f"seed-{seed}" if seed else folder, seed))
+        folder = folder / f"seed-{seed}" if seed else folder
+        tasks.append(Task(variant, subject, noun, folder, seed, benchmark.titles[variant]))
     return tasks
 
 
@@ -204,9 +221,12 @@ def trained_run(task: Task, benchmark: Benchmark, claimed: IO[str]) -> Path | No
         arguments = ["--resume", folder]
     else:
         shutil.rmtree(runs, ignore_errors=True)  # ended before its first checkpoint
-        arguments = ["--base", *benchmark.base, "--logdir", runs, "--name", task.variant]
+        method = benchmark.methods.get(task.variant)
+        overlays = method.configs if method else []
+        arguments = ["--base", *benchmark.base, *overlays, "--logdir", runs, "--name", task.variant]
         arguments += ["--data_root", task.subject.folder.resolve(), *variant_overrides(task)]
         arguments += [f"lightning.callbacks.{name}=null" for name in UNUSED_CALLBACKS]
+        arguments += [*method.overrides, COST_CALLBACK] if method else []
         arguments += benchmark.overrides
         if task.seed:
             seed = load_config(benchmark.base, benchmark.overrides, benchmark.trust)["seed"]
@@ -222,7 +242,7 @@ def variant_overrides(task: Task) -> list[str]:
     if task.variant == "no_noun":  # without a noun there is no class to preserve
         overrides = ["data.params.prompt=a photo of [V]", "model.params.prior_loss_weight=0"]
         return [*overrides, f"data.params.class_word={task.subject.class_word}"]
-    overrides = [f"data.params.class_word={task.noun}"]
+    overrides = [f"data.params.class_word={task.noun or task.subject.class_word}"]
     return overrides + (["model.params.prior_loss_weight=0"] if task.variant == "no_prior" else [])
 
 

@@ -7,9 +7,13 @@ from ldm.pages.plots import axis
 
 
 def path_chart(
-    points: Sequence[tuple[float, float, str]], x_label: str, y_label: str, marked: int | None = None
+    points: Sequence[tuple[float, float, str]],
+    x_label: str,
+    y_label: str,
+    marked: int | None = None,
+    joined: bool = True,
 ) -> str:
-    """Labelled points (x, y, label) joined in order; `marked`: index of a point to highlight."""
+    """Labelled points (x, y, label), joined in order unless `joined` is false; `marked`: index of one to highlight."""
     width, height, left, right, top, bottom = 640, 420, 70, 30, 24, 52
     x_low, x_high, x_ticks = axis([x for x, _, _ in points])
     y_low, y_high, y_ticks = axis([y for _, y, _ in points])
@@ -42,7 +46,8 @@ def path_chart(
     )
     places = [place(x, y) for x, y, _ in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#98a2b3" stroke-width="1.5"/>')
+    if joined:
+        parts.append(f'<polyline points="{line}" fill="none" stroke="#98a2b3" stroke-width="1.5"/>')
     for index, ((x, y), (_, _, label)) in enumerate(zip(places, points, strict=True)):
         fill, radius = ("#d92d20", 6) if index == marked else ("#2563eb", 4)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{fill}"/>')

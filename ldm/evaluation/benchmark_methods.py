@@ -1,0 +1,104 @@
+"""The methods that a quality benchmark compares: what is over the recipe for each, what they cost, and their plot."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ldm.config import load_settings
+from ldm.errors import UserError
+from ldm.evaluation.charts import path_chart
+from ldm.values import FolderName, Text
+
+COST_FILE = "cost.json"
+"""In a run's folder; `ldm.training.cost.Cost` writes it."""
+COST_CALLBACK = "lightning.callbacks.cost={target: ldm.training.cost.Cost, params: {}}"
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """An item of configs/benchmark/methods.yaml, which explains each key."""
+
+    name: FolderName
+    title: Text
+    configs: Sequence[Text]
+    overrides: Sequence[Text]
+    prior: Literal["both", "without"]
+    class_noun: bool
+
+
+@dataclass(frozen=True)
+class MethodsFile:
+    """The whole file."""
+
+    methods: Sequence[MethodSettings]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: a way to train, with or without the prior's loss."""
+
+    title: str
+    configs: Sequence[Path]
+    overrides: Sequence[str]
+    class_noun: bool
+
+
+def read_methods(path: Path) -> dict[str, Method]:
+    """The rows that `path` describes, by the names of their folders. Raises UserError for two of one name."""
+    rows: dict[str, Method] = {}
+    for item in load_settings([path], MethodsFile)["methods"]:
+        own = MethodSettings(**item)
+        configs = [Path(config) for config in own.configs]
+        without = [*own.overrides, "model.params.prior_loss_weight=0"]
+        found = {
+            f"{own.name}-no-prior": Method(f"{own.title}, no prior loss", configs, without, own.class_noun)
+        }
+        if own.prior == "both":
+            found = {own.name: Method(own.title, configs, own.overrides, own.class_noun), **found}
+        if taken := rows.keys() & found.keys():
+            raise UserError(f"{path}: two methods are called {min(taken)}: give each a name of its own")
+        rows |= found
+    return rows
+
+
+def read_cost(task_folder: Path) -> dict[str, float] | None:
+    """What training one task has cost; None where that was not measured."""
+    found = sorted((task_folder / "run").glob(f"*/{COST_FILE}"))
+    return json.loads(found[-1].read_text()) if found else None
+
+
+def mean_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over tasks; of the memory the most, which is what must be there."""
+    keys = costs[0].keys() if costs else ()
+    means = {key: statistics.mean(cost[key] for cost in costs) for key in keys}
+    return means | ({"peak_bytes": max(cost["peak_bytes"] for cost in costs)} if costs else {})
+
+
+def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown of `mean_costs` by title."""
+    lines = [
+        "| | trained numbers | weights alone, MB | a full state, MB | ms a step | peak memory, GB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for title, cost in costs.items():
+        lines.append(
+            f"| {title} | {cost['trained']:,.0f} | {cost['weights_bytes'] / 1e6:.3g} |"
+            f" {cost['state_bytes'] / 1e6:.3g} | {1e3 * cost['seconds']:.0f} | {cost['peak_bytes'] / 1e9:.2f} |"
+        )
+    note = "Peak memory: of the training process, its libraries included; of the GPU's allocator where there is one."
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def fidelity_plot(variants: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+    """SVG: fidelity to the subject against what is kept of the class, a point for each method."""
+    points = []
+    for name, variant in variants.items():
+        x, y = (variant["metrics"][key]["value"] for key in ("class_div", "dino"))
+        if x is not None and y is not None:
+            points.append((x, y, titles[name]))
+    return path_chart(
+        points, "DIV of the class (higher: more is kept)", "DINO with the subject", joined=False
+    )
