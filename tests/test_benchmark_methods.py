@@ -115,8 +115,8 @@ def test_two_methods_from_end_to_end(tiny_config, tmp_path):
         "sampling.guidance_scale=2",
     ]
     words += [
-        "prompt_sets.live=[a [V] {class} on the moon]",
-        "prompt_sets.object=[a [V] {class} on the moon]",
+        "prompt_sets.live=['a [V] {class} on the moon']",
+        "prompt_sets.object=['a [V] {class} on the moon']",
     ]
     assert main(words) == 0
     costs = json.loads((out / "costs.json").read_text())

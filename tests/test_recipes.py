@@ -36,6 +36,7 @@ RECIPES = {
 
 ADAPTERS = {name: ("v1", [name, "stable-diffusion/lora"]) for name in ("lora", "dora", "oft")}
 ADAPTERS["xl-lora"] = ("xl", ["stable-diffusion/xl-lora"])
+ADAPTERS["lora-low-memory"] = ("v1", ["lora", "stable-diffusion/lora", "stable-diffusion/lora-low-memory"])
 """Recipes that train an adapter of the same models."""
 
 PAPER = PROJECT / "configs" / "paper.yaml"
@@ -196,5 +197,5 @@ def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tm
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 1
     assert 0.01 < rows[0]["loss"] < 100
-    lora = name in ("lora", "dora", "xl-lora")
+    lora = name in ("lora", "dora", "xl-lora", "lora-low-memory")
     assert (run / "model" / ("pytorch_lora_weights.safetensors" if lora else "model_index.json")).is_file()

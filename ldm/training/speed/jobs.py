@@ -73,6 +73,7 @@ LEAN: dict[str, Change] = {
     "AdamW not fused": ([], ["model.params.optimizer.params.fused=false"]),
     "gradient checkpointing": ([], ["model.params.gradient_checkpointing=true"]),
     "frozen text encoder": (["configs/frozen-text-encoder.yaml"], []),
+    "LoRA": (["configs/lora.yaml"], []),
     "bf16 autocast": (["configs/bf16.yaml"], []),
     "bf16 weights": (["configs/bf16-weights.yaml"], []),
     "8-bit AdamW": (
@@ -93,6 +94,15 @@ SMALLER: dict[str, Change] = {
     "low-memory.yaml, bf16-weights.yaml": (["configs/low-memory.yaml", "configs/bf16-weights.yaml"], []),
 }
 """Complete recipes that need less memory."""
+
+ADAPTERS: dict[str, Change] = {
+    "lora.yaml": (["configs/lora.yaml"], ["data.params.prior.precision=fp32"]),
+    "lora.yaml, stable-diffusion/lora-low-memory.yaml": (
+        ["configs/lora.yaml", "configs/stable-diffusion/lora-low-memory.yaml"],
+        ["data.params.prior.precision=bf16"],
+    ),
+}
+"""Recipes whose untrained model is the trained one with its adapter switched off, in the same precision."""
 
 WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
 """Variants that are left out if bitsandbytes is not installed."""
@@ -130,7 +140,7 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         whole = replace(whole_recipe(short, plan), measure="memory")
         # At full size each variant takes 15 minutes on a CPU.
         affordable = plan.gpu or plan.model == "toy"
-        yield from variants(whole, SMALLER | (LEAN if affordable else {}))
+        yield from variants(whole, SMALLER | ADAPTERS | (LEAN if affordable else {}))
     elif group == "prior":
         whole = replace(whole_recipe(short, plan), measure="prior")
         yield replace(whole, variant="the recipe")
