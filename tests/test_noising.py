@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.data.batch import Draws
-from ldm.diffusion.timesteps import LogitNormal, Uniform
+from ldm.data.timesteps import LogitNormal, Uniform
 from ldm.errors import UserError
 from ldm.randomness import generator
 from ldm.training.loss_record import read_rows
@@ -75,7 +75,7 @@ def test_a_range_that_cannot_be_drawn_from_is_refused(timesteps):
 
 
 def test_a_config_names_them_and_a_resume_goes_on_bit_for_bit(train, capsys):
-    words = ["data.params.timesteps={target: ldm.diffusion.timesteps.LogitNormal, params: {mean: 1.0}}"]
+    words = ["data.params.timesteps={target: ldm.data.timesteps.LogitNormal, params: {mean: 1.0}}"]
     words += ["data.params.offset_noise=0.1", *QUICK, "lightning.callbacks.validation=null"]
     whole = train(*words, "lightning.trainer.max_steps=4", name="whole")
     part = train(*words, "lightning.trainer.max_steps=2", name="part")

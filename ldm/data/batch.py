@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from ldm.diffusion.timesteps import UNIFORM, TimestepSampling
+from ldm.data.timesteps import UNIFORM, TimestepSampling
 from ldm.randomness import generator
 
 

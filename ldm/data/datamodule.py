@@ -25,7 +25,7 @@ from ldm.data.order import SampleOrder
 from ldm.data.prior import PriorSettings
 from ldm.data.sampler import CountingBatchSampler
 from ldm.data.subject import SubjectImages, split_held_out
-from ldm.diffusion.timesteps import TimestepSampling, Uniform
+from ldm.data.timesteps import TimestepSampling, Uniform
 from ldm.errors import UserError
 from ldm.values import (
     ClassWord,
