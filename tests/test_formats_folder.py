@@ -129,7 +129,7 @@ def test_an_earlier_model_is_replaced_and_nothing_else_is(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.png").write_text("")
-    with pytest.raises(UserError, match="photos exists and holds no model"):
+    with pytest.raises(UserError, match="photos exists and is not a model"):
         save_diffusers_folder(base, tmp_path / "photos", torch.float32)
     assert (tmp_path / "photos" / "dog.png").exists()
 
@@ -196,8 +196,8 @@ def test_variants_are_taken_by_name_and_named_when_missing(base, folder):
         (lambda f: shutil.rmtree(f / "unet"), "unet/config.json is missing"),
         (lambda f: (f / "vae" / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "vae" / "config.json").write_text("[]"), "a JSON object"),
-        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
-        (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer holds no CLIP tokenizer"),
+        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "it has no weights"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer has no CLIP tokenizer"),
         (lambda f: os.truncate(f / "unet" / "diffusion_pytorch_model.safetensors", 5000), "cut short"),
         (lambda f: (f / "tokenizer" / "tokenizer.json").write_text("{}"), "tokenizer"),
     ],

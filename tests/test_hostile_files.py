@@ -344,8 +344,8 @@ def test_weights_that_are_no_weights(folder):
     path = folder / "unet" / "diffusion_pytorch_model.bin"
     path.with_suffix(".safetensors").unlink()
     for content, hint in (
-        ({"conv_in.weight": "text", "conv_in.bias": [1]}, "no file of weights"),
-        ({5: torch.ones(1)}, "no file of weights"),
+        ({"conv_in.weight": "text", "conv_in.bias": [1]}, "not a file of weights"),
+        ({5: torch.ones(1)}, "not a file of weights"),
         (
             {"conv_in.bias": torch.ones(8, dtype=torch.long)},
             "1 not floating-point numbers (conv_in.bias int64)",

@@ -109,5 +109,5 @@ def test_the_script_takes_a_base_and_a_range(tiny, capsys):
 def test_the_script_ends_in_one_line_without_a_tokenizer(tmp_path, capsys):
     assert main(["--base", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path} holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)\n"
+        f"error: {tmp_path} has no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)\n"
     )

@@ -1,4 +1,4 @@
-"""Images made elsewhere, and the prompts they were drawn from."""
+"""Images made elsewhere, and their prompts."""
 
 from pathlib import Path
 

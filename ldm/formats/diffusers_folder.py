@@ -39,18 +39,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names of the VAE's attention layers before diffusers 0.15, and their present names."""
+"""Names of the VAE's attention layers before diffusers 0.15 -> present names."""
 
 
 def read_diffusers_folder(
     folder: Path, *, variant: str | None = None, with_vae: bool = True, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """The parts of a pipeline folder, by the names of the fields of `Components`.
+    """The parts of a pipeline folder, by field of `Components`.
 
-    variant: the middle part of the weight files' names, such as "fp16".
-    with_vae: False leaves out the VAE.
-    Raises UserError, before any weights are read, for a model of another family and for a missing or damaged
-    file, and then for weights that do not fit.
+    variant: infix of the weight files' names, such as "fp16". with_vae: False leaves out the VAE.
+    Raises UserError for a model of another family and for missing or damaged files, before any weights are read, and
+    for weights that do not fit.
     """
     refuse_other_pipelines(folder)
     wanted = [name for name in networks_of(folder) if with_vae or name != "vae"]
@@ -68,25 +67,25 @@ def read_diffusers_folder(
 
 
 def by_field(modules: Mapping[str, Network]) -> dict[str, Any]:
-    """Networks by folder under the fields of `Components`: the text encoders in a dictionary of their own."""
+    """Networks, given by folder, by field of `Components`: the text encoders in their own dictionary."""
     others = {name: module for name, module in modules.items() if name not in TEXT_ENCODERS}
     return {**others, "text_encoders": {name: modules[name] for name in modules if name in TEXT_ENCODERS}}
 
 
 def read_vae(folder: Path, *, variant: str | None, dtype: torch.dtype) -> AutoencoderKL:
-    """A VAE from a folder of its own, or from the `vae` folder of a pipeline."""
+    """A VAE from its own folder, or from the `vae` folder of a pipeline."""
     own = vae_folder(folder)
     configs, weights = {"vae": network_config(own, "vae")}, {"vae": read_weights(own, "vae", variant)}
     return assemble(configs, weights, dtype, str(own))["vae"]
 
 
 def vae_folder(folder: Path) -> Path:
-    """The folder of the VAE itself; `folder` is that or a pipeline's."""
+    """The VAE's own folder; `folder` is that or a pipeline's."""
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 
 def vae_files(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
-    """What `read_vae` reads: pairs of role and path, for the fingerprint."""
+    """The files that `read_vae` reads: pairs of role and path, for the fingerprint."""
     return component_files(vae_folder(folder), "vae", variant)
 
 
@@ -99,16 +98,16 @@ def weight_file(folder: Path, component: str, variant: str | None) -> Path:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
-    hint = f"it holds {', '.join(others)}: set the variant to match" if others else "it holds no weights"
+    hint = f"it has {', '.join(others)}: set the variant to match" if others else "it has no weights"
     raise UserError(f"{folder} has no {names[0]} ({hint})")
 
 
 def read_weights(folder: Path, component: str, variant: str | None) -> dict[str, Tensor]:
-    """The tensors of a component under its class's present keys."""
+    """The tensors of a component, under its class's current keys."""
     path = weight_file(folder, component, variant)
     tensors = load_checkpoint(path)
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()):
-        raise UserError(f"{path} holds other things than tensors by name: it is no file of weights")
+        raise UserError(f"{path} contains other things than named tensors: it is not a file of weights")
     if component in TEXT_ENCODERS:  # version 4 of transformers put every key under `text_model.`
         tensors = {bare_key(key): value for key, value in tensors.items()}
         tensors.pop("embeddings.position_ids", None)
@@ -118,29 +117,29 @@ def read_weights(folder: Path, component: str, variant: str | None) -> dict[str,
 
 
 def new_vae_name(key: str) -> str:
-    """The present name of a VAE key."""
+    """The current name of a VAE key."""
     for old, new in OLD_VAE_NAMES.items():
         key = key.replace(old, new)
     return key
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in `folder`, or in its `tokenizer` folder; `UserError` where there is none."""
+    """The tokenizer in `folder`, or in its `tokenizer` folder. Raises `UserError` if there is none."""
     own = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not (own / "vocab.json").is_file() and not (own / "tokenizer.json").is_file():
-        raise UserError(f"{own} holds no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
+        raise UserError(f"{own} has no CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)")
     special = next((path for path in own.iterdir() if is_special(path)), None)
     if special:
-        raise UserError(f"{special} is a pipe or a device, not a file: put the tokenizer's file in its place")
+        raise UserError(f"{special} is a pipe or a device, not a file: replace it by the tokenizer's file")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(own), local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise UserError(f"{own} holds no readable CLIP tokenizer: {error}".splitlines()[0]) from None
+        raise UserError(f"{own} has no readable CLIP tokenizer: {error}".splitlines()[0]) from None
     if not isinstance(tokenizer.model_max_length, (int, float)):
         raise UserError(f"{own}/tokenizer_config.json: model_max_length must be a number")
     if tokenizer.pad_token not in (tokenizer.bos_token, tokenizer.eos_token):
-        # SD 2.x pads with "!", which transformers would then read as padding in a prompt too. OpenCLIP, which
-        # trained these text encoders, reads an exclamation mark (id 256) and pads with 0; diffusers does not.
+        # SD 2.x pads with "!", so transformers encodes it as padding in prompts too. OpenCLIP, which trained these
+        # text encoders, encodes it as an exclamation mark (id 256) and pads with 0.
         tokenizer.split_special_tokens = True
     return tokenizer
 
@@ -148,13 +147,13 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 def read_tokenizer(folder: Path, vocab_size: int) -> CLIPTokenizer:
     """The tokenizer in `folder`, which must have at most `vocab_size` tokens."""
     tokenizer = load_tokenizer(folder)
-    if not 2 < len(tokenizer) <= vocab_size:  # transformers makes two tokens of files that it cannot use
+    if not 2 < len(tokenizer) <= vocab_size:  # transformers makes two tokens from unusable files
         raise UserError(f"{folder} has {len(tokenizer)} tokens, but the text encoder has {vocab_size} rows")
     return tokenizer
 
 
 def read_tokenizers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, CLIPTokenizer]:
-    """The tokenizer of each text encoder in `configs`, by the names of their folders."""
+    """The tokenizer of each text encoder in `configs`, by folder name."""
     rows = {
         tokenizer_of(name): config["vocab_size"] for name, config in configs.items() if name in TEXT_ENCODERS
     }
@@ -162,7 +161,7 @@ def read_tokenizers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def files_of(folder: Path, variant: str | None, with_vae: bool = True) -> list[tuple[str, Path]]:
-    """What is read from a pipeline folder: pairs of role and path, for the fingerprint."""
+    """The files that are read from a pipeline folder: pairs of role and path, for the fingerprint."""
     files = []
     networks = networks_of(folder)
     for name in networks:
@@ -185,16 +184,16 @@ def component_files(folder: Path, component: str, variant: str | None) -> list[t
 def save_diffusers_folder(
     components: Components, folder: str | Path, dtype: torch.dtype, notes: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a complete pipeline of diffusers to `folder` in `dtype`, whole or not at all.
+    """Write a complete diffusers pipeline to `folder` in `dtype`, atomically.
 
-    notes: texts to put beside it, by file name, such as a model card.
-    Text-encoder keys begin with `text_model.`, and the tokenizer comes as vocab.json and merges.txt too:
-    without these, transformers 4 loads random weights or no tokenizer.
-    Replaces an earlier model; raises `UserError` when `folder` is anything else, or cannot be written.
+    notes: further texts by file name, such as a model card.
+    Text-encoder keys begin with `text_model.`, and the tokenizer also has vocab.json and merges.txt: without these,
+    transformers 4 loads random weights or no tokenizer.
+    Replaces an earlier model. Raises `UserError` if `folder` has other content, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "model_index.json").is_file() and not is_empty_folder(folder):
-        raise UserError(f"{folder} exists and holds no model: choose another name, or move it away")
+        raise UserError(f"{folder} exists and is not a model: choose another name, or move it away")
     try:
         with replacing_folder(folder) as temporary:
             write_json(temporary / "model_index.json", model_index(components))
@@ -214,12 +213,12 @@ def save_diffusers_folder(
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether `path` is a folder with nothing in it."""
+    """Whether `path` is an empty folder."""
     return path.is_dir() and not any(path.iterdir())
 
 
 def model_index(components: Components) -> dict[str, Any]:
-    """The parts of a pipeline. It has no safety checker, because none was trained with."""
+    """The content of `model_index.json`. There is no safety checker, because it is not a part of training."""
     scheduler = components.scheduler_config.get("_class_name", "DDIMScheduler")
     family = components.family
     parts = {**NETWORKS, **TOKENIZERS}
@@ -252,14 +251,14 @@ def write_network(module: Network, component: str, folder: Path, dtype: torch.dt
 
 
 def under_text_model(text_encoder: Network) -> dict[str, Tensor]:
-    """The state of a text encoder as transformers 4 names it; 5 reads these names too."""
+    """The state of a text encoder with transformers 4's names, which 5 reads too."""
     state = bare_state(text_encoder).items()
     return {key if key.startswith("text_projection.") else f"text_model.{key}": value for key, value in state}
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, folder: Path, text_config: CLIPTextConfig) -> None:
-    """Write a CLIP tokenizer so that every version of transformers can read it."""
-    # A fast tokenizer remembers the padding and truncation of its last call, and would save them.
+    """Write a CLIP tokenizer for all versions of transformers."""
+    # A fast tokenizer would save the padding and truncation of its last call.
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(str(folder))

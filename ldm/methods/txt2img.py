@@ -1,4 +1,4 @@
-"""Pictures of prompts, saved one by one as they are drawn, and a sheet of all of them (`scripts/txt2img.py`)."""
+"""Draws pictures of prompts, saved one by one, and a grid of all of them (`scripts/txt2img.py`)."""
 
 import argparse
 import json
@@ -38,11 +38,11 @@ OPTIONS = {
     "n_iter": "n_iter",
     "n_rows": "n_rows",
 }
-"""Fact in a PNG -> option of the command line; prompts, model and EMA are read apart."""
+"""Fact in a PNG -> command-line option; prompts, model and EMA are handled separately."""
 
 
 def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> Iterator[str]:
-    """Draw what the command line `options` ask for; yields a line about each file or folder that was written."""
+    """Draw pictures by the command line's `options`; yields a line for each written file or folder."""
     prompts = read_prompts(options)
     samples = options.outdir / "samples"
     for folder in (options.outdir, samples):
@@ -90,13 +90,13 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
         raise UserError(
-            "the prompt is empty: describe a picture with --prompt, or name a file with one prompt a line"
+            "the prompt is empty: describe a picture with --prompt, or name a file with one prompt per line"
         )
     return prompts
 
 
 def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Drawing:
-    """The model of --ckpt, ready to draw as the command line says."""
+    """The model of --ckpt, ready to draw with the command line's settings."""
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)
     loras = options.lora or options.drawn_loras
@@ -123,7 +123,7 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
 
 
 def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
-    """Every picture, batch by batch, each batch of one prompt; a repeated prompt continues its seeds."""
+    """All pictures, batch by batch, each batch with one prompt; a repeated prompt continues its seeds."""
     noise_seed = options.seed if options.fixed_code else options.noise_seed
     each = options.n_iter * options.n_samples
     seen: Counter[str] = Counter()
@@ -138,9 +138,9 @@ def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
 
 
 def settings_of(image: Path) -> dict[str, Any]:
-    """Options that draw `image`, a single picture or a sheet of them, again from the facts in it.
+    """Options to draw `image`, a single picture or a grid, again from the facts in it.
 
-    Numbers stay text, for the command line to check. Raises UserError for an image that lacks a fact.
+    Numbers remain text, for the command line to check. Raises UserError if a fact is missing.
     """
     facts = png_text(image)
     if "scale" in facts:  # written before spacings had names

@@ -1,4 +1,4 @@
-"""Where one set of weights is trained and another judged: schedule-free optimizers (arXiv 2405.15682), and averages."""
+"""Evaluation with other weights than the trained ones: schedule-free optimizers (arXiv 2405.15682), and averages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ldm.methods.weight_average import WeightAverage
 
 
 def switching(trainer: Trainer) -> list[Optimizer]:
-    """The optimizers with a training and an evaluation mode."""
+    """Optimizers with training and evaluation modes."""
     return [own for own in trainer.optimizers if hasattr(own, "train") and hasattr(own, "eval")]
 
 
@@ -23,7 +23,7 @@ def weight_average(module: LightningModule) -> WeightAverage | None:
 
 
 def trained_apart(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
-    """A copy of the weights that train, by name, where they are not those that the module is judged by."""
+    """A copy of the trained weights by name, if other weights are used for evaluation."""
     if not switching(trainer) and not weight_average(module):
         return {}
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
@@ -31,10 +31,10 @@ def trained_apart(trainer: Trainer, module: LightningModule) -> dict[str, Tensor
 
 @contextmanager
 def averaged(trainer: Trainer) -> Iterator[None]:
-    """Inside, the weights are those that the training is to be judged by, such as an average of those it trains.
+    """In the block, the weights are those for evaluation, such as an average of the trained ones.
 
-    The trained ones are put back bit for bit, which the optimizer's own `train` would not do, and the optimizer stays
-    as it is in training. So measuring, drawing and saving leave no trace in the loss curve.
+    Afterwards the trained ones are restored bit for bit, which the optimizer's own `train` would not do, and the
+    optimizer is as before. So measuring, drawing and saving do not affect the loss curve.
     """
     optimizers = switching(trainer)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""What a run would do and take, for `main.py --train false`."""
+"""What a run would do and cost, for `main.py --train false`."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from ldm.training.arithmetic import arithmetic_of
 def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) -> str:
     """A few lines: steps, samples, trained parameters, memory of the training state, disk, arithmetic.
 
-    logdir: where run folders are made, whether it exists yet or not.
+    logdir: for run folders; need not exist yet.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -41,7 +41,7 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
 
 
 def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:
-    """Of a run on `examples` subject samples."""
+    """The arithmetic of a run on `examples` subject samples."""
     has_prior = model.prior_loss_weight > 0
     classes = [prior for prior in data.classes if has_prior and not prior.files]
     shapes = range(len(data.shapes))
