@@ -27,6 +27,7 @@ class RunReport(StepCallback):
         """validation: must precede this callback; the page is written at its steps, or without it only at the end."""
         self._validation = validation
         self._album = Album()
+        self._record: RunRecord | None = None
         self._first_step: int | None = None
         """None if this start takes no step, and only exports."""
         self.seconds = 0.0
@@ -61,7 +62,7 @@ class RunReport(StepCallback):
         began, folder = time.perf_counter(), Path(trainer.default_root_dir)
         with warn_if_unwritable(str(folder / PAGE)):
             try:
-                record = RunRecord.read(folder)
+                self._record = record = RunRecord.read(folder, self._record)
                 record = replace(record, usage=self._keep_usage(trainer, record))
                 html = run_page(record, State(kind, trainer.global_step, trainer.max_steps), self._album)
             except UserError as error:

@@ -60,17 +60,19 @@ class RunRecord:
     """Of each start: steps, seconds, memory."""
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecord":
-        """Raises UserError where `folder` is no run, or a record in it is damaged."""
+    def read(cls, folder: Path, earlier: "RunRecord | None" = None) -> "RunRecord":
+        """The record of `folder`; of `earlier`, read by the same start of the run, what has not changed since.
+
+        Raises UserError where `folder` is no run, or a record in it is damaged."""
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} is no run folder ({CONFIG} is missing)")
         return cls(
             folder=folder,
-            config=configs.read_plain(folder / CONFIG),
+            config=earlier.config if earlier else configs.read_plain(folder / CONFIG),
             losses=read_rows(folder / "metrics.jsonl"),
             validation=read_rows(folder / "validation.jsonl"),
             fidelity=read_rows(folder / "fidelity.jsonl"),
-            starts=[_read_object(path) for path in sorted((folder / CONFIG).parent.glob("start-*.json"))],
+            starts=earlier.starts if earlier else read_starts(folder),
             usage=_read_list(folder / USAGE),
         )
 
@@ -189,6 +191,11 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
         for name in names:
             with contextlib.suppress(OSError):
                 yield os.lstat(os.path.join(parent, name))
+
+
+def read_starts(folder: Path) -> Rows:
+    """What each start of the run wrote about itself."""
+    return [_read_object(path) for path in sorted((folder / CONFIG).parent.glob("start-*.json"))]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
