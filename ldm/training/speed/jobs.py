@@ -8,7 +8,6 @@ CONFIGS = {
     "toy": (RECIPE,),
     "sd-v1": (RECIPE, "configs/stable-diffusion/v1.yaml"),
     "sd-v2": (RECIPE, "configs/stable-diffusion/v2.yaml"),
-    "sd-xl": (RECIPE, "configs/stable-diffusion/xl.yaml"),
 }
 """Config files of each model."""
 
