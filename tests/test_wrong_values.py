@@ -17,7 +17,8 @@ CONFIGS = PROJECT / "configs"
 RUNS = [
     *[[RECIPE, path] for path in sorted(CONFIGS.glob("*.yaml")) if path.stem != "evaluation"],
     *[[RECIPE, CONFIGS / "stable-diffusion" / f"{version}.yaml"] for version in ("v1", "v2")],
-    *[[path] for path in sorted((CONFIGS / "toy").glob("*.yaml"))],
+    *[[path] for path in sorted((CONFIGS / "toy").glob("*.yaml")) if path.stem != "base-further"],
+    [CONFIGS / "toy" / "base.yaml", CONFIGS / "toy" / "base-further.yaml"],
 ]
 
 COUNT = ["abc", 1.5, 0, -1, True, None, [64], {"x": 1}, math.nan]
@@ -167,6 +168,7 @@ WRONG = {
     "first": COUNT_FROM_0,
     "end": STEPS_OR_NONE,
     "offset_noise": NUMBER_FROM_0,
+    "start": TEXT_OR_NONE,
 }
 """Wrong values of each key."""
 
