@@ -112,6 +112,7 @@ def test_several_subjects_are_measured_alone_against_each_other_and_together(tra
         assert result["subjects"][place]["metrics"] == own["metrics"]
         assert result["confusion"][place][place] == pytest.approx(own["metrics"]["dino"]["value"])
     assert len({value for row in result["confusion"] for value in row}) == 4
+    assert result["photographs"][0][1] == pytest.approx(result["photographs"][1][0])
     (pair,) = result["pairs"]
     assert pair["dino_lower"] <= min(pair["dino"])
     drawn = {png_text(out / name)["prompt"] for name in pair["images"]}

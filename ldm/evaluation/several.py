@@ -71,6 +71,10 @@ def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedM
             for one in measured
         ],
         "confusion": confusion(measured),
+        "photographs": [
+            [float(subject_fidelity(one.photographs, other.photographs).mean()) for other in measured]
+            for one in measured
+        ],
         "pairs": pairs,
     }
     try:
@@ -165,6 +169,10 @@ def tables_of(result: dict[str, Any], measured: Sequence[Measured]) -> list[tupl
         rows.append([name, *(number(one.result["metrics"][key]["value"]) for key in METRICS)])
     against = [["", *names]]
     against += [[name, *map(number, row)] for name, row in zip(names, result["confusion"], strict=True)]
+    against += [
+        [f"photographs of {name}", *map(number, row)]
+        for name, row in zip(names, result["photographs"], strict=True)
+    ]
     pairs = [["", "DINO, first", "DINO, second", "DINO, the lower", "CLIP-T"]]
     for pair in result["pairs"]:
         i, j = pair["subjects"]
