@@ -6,9 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.config import load_config
 from ldm.data.prior import PriorBank
 from ldm.data.prior_cache import PriorCache
 from ldm.methods.base_latents import BaseLatents
+from ldm.targets import instantiate_from_config
+from tests.conftest import RECIPE
 from tests.runs import QUICK
 
 SETTINGS = {
@@ -50,6 +53,25 @@ def bank(tmp_path):
         return made
 
     return make
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.params.clip_skip=2"],
+        ["model.params.prediction_type=v_prediction"],
+        ["model.params.weights_precision=bf16"],
+    ],
+)
+def test_a_base_that_is_read_otherwise_shares_no_samples(tiny_config, words):
+    """Neither the fingerprint of the base's files nor the prior's settings know how a run reads the base."""
+
+    def key(words):
+        module = instantiate_from_config(load_config([RECIPE, tiny_config], words)["model"])
+        return BaseLatents(module.model, lambda: module.model).computed_by
+
+    assert key([]) == key(["model.params.learning_rate=1e-3"])
+    assert key(words) != key([])
 
 
 def test_a_second_run_draws_nothing_and_trains_on_the_same_bits(train, tmp_path, monkeypatch):

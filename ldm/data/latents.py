@@ -19,7 +19,7 @@ class LatentSource(Protocol):
     fingerprint: str
     """Hash of the base model's contents."""
     computed_by: str
-    """Software and hardware, on which the last digits of prior samples depend."""
+    """What prior samples depend on besides the base's contents: software, hardware, and how the run reads the base."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a picture of `height` x `width` px."""

@@ -1,5 +1,6 @@
 """The model's interface for the data (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,6 +24,13 @@ def prior_sampling(settings: Mapping[str, Any]) -> Sampling:
     )
 
 
+def reading_of(model: LatentDiffusion) -> str:
+    """How a run reads its base, as far as predictions depend on it and the base's fingerprint does not say it."""
+    precisions = sorted({str(network.dtype) for network in model.trainable.values()})
+    schedule = json.dumps(model.scheduler_config, sort_keys=True, default=str)
+    return f"clip skip {model.clip_skip}, weights in {' and '.join(precisions)}, schedule {schedule}"
+
+
 class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
@@ -32,7 +40,7 @@ class BaseLatents:
         self.untrained: Untrained | None = untrained
         self.num_timesteps = model.schedule.num_timesteps
         self.fingerprint = model.fingerprint
-        self.computed_by = computing_device(model.device)
+        self.computed_by = f"{computing_device(model.device)}; {reading_of(model)}"
 
     def release_untrained(self) -> None:
         """Free the untrained model's memory: no more prior samples will be drawn."""
