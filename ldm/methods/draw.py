@@ -48,7 +48,7 @@ class Drawing:
             self.sampling,
             self.height,
             self.width,
-            noise_seeds=[p.seed if p.noise_seed is None else p.noise_seed for p in pictures],
+            noise_seeds=[picture.noise_seed for picture in pictures],
             on_step=on_step,
         )
         return [to_image(picture) for picture in pixels]

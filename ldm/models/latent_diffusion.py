@@ -168,22 +168,26 @@ class LatentDiffusion(nn.Module):
         height: int | None = None,
         width: int | None = None,
         batch_size: int | None = None,
-        noise_seeds: Sequence[int] | None = None,
+        noise_seeds: Sequence[int | None] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], fp32: picture i depends only on `prompts[i]` and `seeds[i]`.
 
         height, width: in pixels; by default the model's own size. batch_size: pictures drawn together; by default
-        all. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's.
+        all. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's; None: its own.
         """
         shape = self.latent_shape(height or self.native_size, width or self.native_size)
         size = batch_size or max(len(prompts), 1)
         pictures = []
         for part in (slice(first, first + size) for first in range(0, len(prompts), size)):
             generators = [image_generator(seed) for seed in seeds[part]]
-            noise = None
-            if noise_seeds is not None:
-                noise = initial_noise([image_generator(seed) for seed in noise_seeds[part]], shape)
+            # From a picture's own generator, so that a stochastic sampler does not draw the same noise again.
+            others = [None] * len(generators) if noise_seeds is None else noise_seeds[part]
+            starts = [
+                own if other in (None, seed) else image_generator(other)
+                for own, seed, other in zip(generators, seeds[part], others, strict=True)
+            ]
+            noise = initial_noise(starts, shape)
             latents = self.sample(prompts[part], generators, shape, sampling, noise, on_step)
             pictures.append(self.decode(latents))
         return torch.cat(pictures)
