@@ -56,7 +56,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out_of_the_vae(tmp_path, shrunk,
     spoil_loss(monkeypatch, Autoencoder, step=2)
     words = shrunk({"network": {"block_out_channels": [8, 8, 8]}, "total_steps": 3})
     assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
-    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    assert "updates skipped: 1 new, 1 in all" in capsys.readouterr().err
     assert [loss == loss for loss in losses(only_run(tmp_path))] == [True, False, True]
 
 
@@ -86,7 +86,7 @@ def base_params(tmp_path: Path) -> dict:
 def test_a_step_whose_loss_is_no_number_is_left_out_of_the_base(tmp_path, shrunk, monkeypatch, capsys):
     spoil_loss(monkeypatch, TextToImage, step=2)
     assert main(["--base", "configs/toy/base.yaml", *shrunk(base_params(tmp_path))]) == 0
-    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    assert "updates skipped: 1 new, 1 in all" in capsys.readouterr().err
     assert [loss == loss for loss in losses(only_run(tmp_path))] == [True, False, True, True]
 
 

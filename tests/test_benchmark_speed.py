@@ -85,4 +85,8 @@ def test_a_measurement_that_fails_is_one_line(tmp_path):
     arguments = ["scripts/benchmark_speed.py", "--quick", "--only", "step", "--size", "50"]
     done = subprocess.run([sys.executable, *arguments], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.rstrip().splitlines()[-1].startswith("error: measuring step plain loop")
+    assert (
+        done.stderr.rstrip()
+        .splitlines()[-1]
+        .startswith("error: measuring step as diffusers' script, step plain loop")
+    )

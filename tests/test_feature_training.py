@@ -86,7 +86,7 @@ def test_a_step_whose_loss_is_no_number_is_left_out(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(PROJECT)
     spoil_loss(monkeypatch, module, step=2)
     run = trained(kind, tmp_path)
-    assert "updates skipped: 1 now, 1 in all" in capsys.readouterr().err
+    assert "updates skipped: 1 new, 1 in all" in capsys.readouterr().err
     rows = read_rows(run / "metrics.jsonl")
     assert [row["loss"] == row["loss"] for row in rows] == [True, False, True]
 

@@ -67,7 +67,7 @@ def test_the_loader_is_asked_to_pin_batches_that_can_be_pinned(built, monkeypatc
     batch = next(iter(data.train_dataloader()))
     assert isinstance(batch, LoadedBatch)
     same = batch.pin_memory()
-    assert len(pinned) == 3  # noise, timesteps, posterior noise
+    assert len(pinned) == 4  # noise, timesteps, sizes and crops, posterior noise
     assert torch.equal(same.noise, batch.noise)
     moved = batch.to("meta", non_blocking=True)
     assert {t.device.type for t in (moved.noise, moved.timesteps, moved.posterior_noise)} == {"meta"}

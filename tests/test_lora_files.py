@@ -256,7 +256,7 @@ def test_extraction_is_the_best_of_its_rank_and_tells_its_error(runs, tmp_path, 
     assert 0 < extraction.outside < 1
     exported(runs["full"], tmp_path / "lora", "--form", "lora", "--rank", "4")
     told = capsys.readouterr().out.splitlines()[-1]
-    assert f"rank 4 leaves out {errors[1]:.1%} of the change of its layers" in told
+    assert f"rank 4 omits {errors[1]:.1%} of the change of its layers" in told
     model = loaded.read_base()
     add_lora(model, read_lora(tmp_path / "lora", model.trainable))
     assert extract_lora(model, base, 4).error < 1e-5  # what was written has this rank

@@ -166,7 +166,7 @@ def test_two_processes_skip_together(tiny_config, tmp_path):
     env = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("updates skipped: 1 now, 1 in all") == 1
+    assert done.stderr.count("updates skipped: 1 new, 1 in all") == 1
     run = next(tmp_path.iterdir())
     assert state(run)["callbacks"]["SkipNonFinite"]["counts"].tolist() == [1, 0]
     losses = {row["step"]: row["loss"] for row in read_rows(run / "metrics.jsonl")}

@@ -74,7 +74,8 @@ def test_a_sheet_that_says_nonsense_has_no_pictures(tmp_path, fact):
 
 
 def test_a_runs_sheets_say_prompt_seed_and_step(train):
-    run = train("lightning.trainer.max_steps=5")
+    drawn_by = "lightning.callbacks.samples.params={sampler: dpmpp_2m, steps: 3, guidance_scale: 4.0}"
+    run = train("lightning.trainer.max_steps=5", drawn_by)
     sheet, cells, facts = read_sheet(run / "images" / "step-000005.png")
     assert facts["step"] == "5"
     samples = [cell for cell in cells if cell.seed is not None]

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from ldm.world import base_judge, judge, prior_judge
+from ldm.world import base_judge, distances, judge, prior_judge
 from ldm.world.drawing import World
 from scripts.figure import main as figure
 from scripts.judge_base import main as judge_base
@@ -36,6 +36,7 @@ def small_world(monkeypatch, tmp_path):
     monkeypatch.setattr(World, "__init__", shrunk)
     for module in (base_judge, prior_judge):
         monkeypatch.setattr(module, "UNSEEN", 60)
+    for module in (base_judge, distances, prior_judge):
         monkeypatch.setattr(module, "trained_judge", hardly_trained)
     short = [way for way in prior_judge.WAYS if way.steps == 10]
     monkeypatch.setattr(prior_judge, "WAYS", short)
@@ -43,8 +44,10 @@ def small_world(monkeypatch, tmp_path):
 
 def test_the_base_is_judged(small_world, tmp_path, capsys):
     out = tmp_path / "table.json"
-    assert judge_base(["--steps", "1", "--out", str(out)]) == 0
+    assert judge_base(["--steps", "1", "--distances", "24", "--out", str(out)]) == 0
     table = json.loads(out.read_text())
+    (found,) = [sets for way, sets in table.pop("distances").items() if way != distances.FLOOR]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())
     shares = [value for name, value in table.items() if "PSNR" not in name and "share of" not in name]
     assert all(0 <= share <= 1 for share in shares)
     assert table["VAE: PSNR on unseen pictures, dB"] > 25
