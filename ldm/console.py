@@ -19,7 +19,7 @@ class Lines(tqdm):
 
     leave: bool
 
-    def __init__(self, *arguments: Any, **options: Any):
+    def __init__(self, *arguments: object, **options: object):
         self._written_at, self._lines = time.perf_counter(), 0
         timing = {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "bar_format": LINE}
         super().__init__(*arguments, **{**options, **timing})

@@ -38,7 +38,7 @@ def require_run(resumed: Path) -> None:
         raise UserError(f"--resume {resumed}: no such run folder or checkpoint")
 
 
-def _nodes(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _nodes(config: Mapping[str, object]) -> list[tuple[str, Any]]:
     """The nodes of a config that name a class, with their paths."""
     lightning = config.get("lightning")
     callbacks = lightning.get("callbacks") if isinstance(lightning, Mapping) else None
@@ -48,7 +48,7 @@ def _nodes(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(path, node) for path, node in nodes if isinstance(node, Mapping)]
 
 
-def _refuse_unknown_keys(node: Mapping[str, Any], path: str) -> None:
+def _refuse_unknown_keys(node: Mapping[str, object], path: str) -> None:
     target, params = plain(node.get("target")), node.get("params")
     known = keywords(target) if isinstance(target, str) else None
     if known is None or not isinstance(params, Mapping):

@@ -42,7 +42,7 @@ def trainer(
     benchmark: bool | None = None,
     detect_anomaly: bool = False,
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
-    **others: Any,
+    **others: object,
 ) -> None:
     """pytorch_lightning.Trainer: the keywords checked here; others are passed to Lightning unchecked."""
 

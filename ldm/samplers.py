@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 SPACINGS = ("base", "leading", "trailing", "linspace")
 """How timesteps are chosen, by diffusers' names (Lin et al., arXiv 2305.08891, table 2).
@@ -21,7 +20,7 @@ class Sampler:
     """Class in diffusers."""
     spacing: str
     """Default spacing."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """Settings added to the base's noise schedule."""
     respaced: bool = False
     """Whether it steps by a fixed stride, and so needs a schedule of only the visited timesteps."""

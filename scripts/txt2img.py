@@ -8,7 +8,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,7 +54,7 @@ def run(argv: list[str]) -> None:
         print(line)
 
 
-def parse(argv: Sequence[str], **defaults: Any) -> argparse.Namespace:
+def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
     """Parse the command line, with `defaults` replacing the options' own.
 
     `--plms`, `--ddim_steps`, `--fixed_code` and others are the ancestor's options.

@@ -90,7 +90,7 @@ class ClassPrior:
     def _bank(self, shape: Shape, folder: Path, images: str, wanted: int) -> PriorBank:
         source = self.source
         size: int | Shape = shape[0] if shape[0] == shape[1] else shape
-        settings: dict[str, Any] = {"base": source.fingerprint, "size": size, "seed": self.seed}
+        settings: dict[str, object] = {"base": source.fingerprint, "size": size, "seed": self.seed}
         if self.files:
             settings |= {"images": images}
             draw = partial(self._encode_files, shape=shape)
@@ -122,7 +122,7 @@ class ClassPrior:
 
 
 def classes_of(
-    concepts: Sequence[Concept], shapes: Sequence[Shape], seed: int, settings: Mapping[str, Any]
+    concepts: Sequence[Concept], shapes: Sequence[Shape], seed: int, settings: Mapping[str, object]
 ) -> list[ClassPrior]:
     """One prior per class of `concepts`: subjects with the same class prompt and folder of pictures."""
     members: dict[tuple[str, Path | None], dict[int, Concept]] = {}

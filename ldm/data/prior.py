@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
@@ -185,7 +185,7 @@ class PriorBank:
             return None
 
 
-def _without_count(settings: str) -> dict[str, Any]:
+def _without_count(settings: str) -> dict[str, object]:
     facts: dict[str, object] = json.loads(settings)
     return {key: value for key, value in facts.items() if key != "count"}
 

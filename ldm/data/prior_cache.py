@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ldm.files import replacing
 
@@ -40,7 +39,7 @@ class PriorCache:
                 shutil.copyfile(path, temporary)
             self._make_room()
 
-    def _path(self, facts: Mapping[str, Any]) -> Path:
+    def _path(self, facts: Mapping[str, object]) -> Path:
         text = json.dumps(facts, sort_keys=True)
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
 

@@ -71,7 +71,7 @@ def make_scheduler(sampler: str, scheduler_config: Mapping[str, Any], **options:
 
 
 def scheduler_for(
-    sampling: Sampling, scheduler_config: Mapping[str, Any], device: torch.device | str = "cpu"
+    sampling: Sampling, scheduler_config: Mapping[str, object], device: torch.device | str = "cpu"
 ) -> tuple[Any, Tensor]:
     """The scheduler, ready to step, and the timestep of each model evaluation, [S].
 
@@ -150,7 +150,7 @@ def initial_noise(generators: Sequence[torch.Generator], latent_shape: Sequence[
 def sample(
     denoise: Denoiser,
     sampling: Sampling,
-    scheduler_config: Mapping[str, Any],
+    scheduler_config: Mapping[str, object],
     noise: Tensor,
     generators: Sequence[torch.Generator],
     on_step: Callable[[], object] | None = None,

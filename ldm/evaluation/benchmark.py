@@ -42,7 +42,7 @@ def differences(results: Results, reference: Results) -> dict[str, dict[str, Any
     return found
 
 
-def interval_levels(cells: Sequence[Cell]) -> Sequence[Any] | None:
+def interval_levels(cells: Sequence[Cell]) -> Sequence[object] | None:
     """The units that an interval over `cells` resamples: subjects with all their seeds, or a single subject's seeds.
 
     Resampling prompts and images within a subject too would count their spread twice, since the subject's mean
@@ -91,9 +91,9 @@ def table_rows(
 
 
 def markdown(
-    rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]], str]],
+    rows: Sequence[tuple[str, Mapping[str, Mapping[str, object]], str]],
     div: str,
-    differences: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    differences: Mapping[str, Mapping[str, Mapping[str, object]]] | None = None,
     reference: str = "",
 ) -> str:
     """Markdown tables of the rows and of the variants' differences from `reference`. div: how DIV is measured."""
@@ -110,7 +110,7 @@ def markdown(
     return "\n\n".join(texts) + "\n"
 
 
-def _markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], signed: bool = False) -> str:
+def _markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, object]]], signed: bool = False) -> str:
     """Metrics by row. signed: for differences, with signs, bold if significant."""
     lines = [
         "| | " + " | ".join(metric.title for metric in METRICS.values()) + " |",

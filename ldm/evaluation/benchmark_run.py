@@ -53,7 +53,7 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
 
 def check_settings(benchmark: Benchmark) -> None:
     """Raise UserError if the folder has results of other settings, which must not share a table."""
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "data": str(benchmark.data.resolve()),
         "base": [str(path.resolve()) for path in benchmark.base],
         "config": [str(path.resolve()) for path in benchmark.config],
@@ -160,7 +160,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
 
 
 def methods_texts(
-    tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Mapping[str, Any]]
+    tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Mapping[str, object]]
 ) -> dict[str, str]:
     """Files that a comparison of methods has beside the table: costs.md, costs.json and fidelity.svg."""
     costs = {}

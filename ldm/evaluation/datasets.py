@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldm.data.images import image_files
 from ldm.errors import UserError
@@ -114,7 +113,7 @@ def dreambench_plus(folder: Path) -> list[BenchmarkSubject]:
     return subjects
 
 
-def _json_list(path: Path) -> list[Any]:
+def _json_list(path: Path) -> list[object]:
     try:
         content = json.loads(_text(path))
     except ValueError as error:

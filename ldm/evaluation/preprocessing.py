@@ -73,7 +73,7 @@ class Preprocessing:
         mean, std = (rearrange(torch.tensor(values), "c -> c 1 1") for values in (self.mean, self.std))
         return (pixels - mean) / std
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The settings as JSON values, with the filter's name."""
         plain = {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()

@@ -207,7 +207,7 @@ def _mean_ranks(rows: Sequence[Row]) -> dict[str, float]:
     return ranks
 
 
-def _lead(about: Mapping[str, Any], subject: Sequence[Row], bare: Sequence[Row]) -> str:
+def _lead(about: Mapping[str, object], subject: Sequence[Row], bare: Sequence[Row]) -> str:
     what = about.get("model") or about.get("images")
     step = f", step {about['step']:,}" if about.get("step") else ""
     word = f", identifier “{about['identifier']}”" if about.get("identifier") else ""

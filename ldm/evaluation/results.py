@@ -15,10 +15,10 @@ from ldm.files import replacing
 
 def write(
     out: Path,
-    result: Mapping[str, Any],
+    result: Mapping[str, object],
     rows: Sequence[Row],
     real: Sequence[Path],
-    published: Sequence[Mapping[str, Any]],
+    published: Sequence[Mapping[str, object]],
 ) -> None:
     """Write the three files into `out`. Raises UserError if one cannot be written.
 

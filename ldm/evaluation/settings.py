@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ldm.values import Count, Must, NonNegativeFloat, Prompts, SamplerName, Seed, Text
 
@@ -52,4 +52,4 @@ class EvaluationSettings:
     live_classes: Sequence[Text]
     prompt_sets: Mapping[str, Prompts]
     pair_prompts: PairPrompts
-    published: Sequence[Mapping[str, Any]]
+    published: Sequence[Mapping[str, object]]

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ldm.files import PROJECT
 
@@ -55,7 +54,7 @@ class Family:
     """Prediction type of single files that do not say it; None if the published models differ."""
     architecture: Mapping[str, str]
     """ModelSpec's name of the architecture, by prediction type."""
-    index: Mapping[str, Any]
+    index: Mapping[str, object]
     """Entries of `model_index.json` that are not parts."""
     unet_inputs: Mapping[str, str] = field(default_factory=dict)
     """UNet settings for inputs beside latents, timesteps and text states."""
@@ -78,7 +77,7 @@ def tokenizer_of(text_encoder: str) -> str:
 
 FORCE_ZEROS = "force_zeros_for_empty_prompt"
 """The entry of `model_index.json`, in some families, that says whether an empty negative prompt means zeros."""
-NO_SAFETY_CHECKER: Mapping[str, Any] = {"requires_safety_checker": False, "safety_checker": [None, None]}
+NO_SAFETY_CHECKER: Mapping[str, object] = {"requires_safety_checker": False, "safety_checker": [None, None]}
 
 SD1 = Family(
     name="Stable Diffusion 1.x",

@@ -126,7 +126,7 @@ def fill(module: Network, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
 
 
 def assemble(
-    configs: Mapping[str, Mapping[str, Any]],
+    configs: Mapping[str, Mapping[str, object]],
     weights: Mapping[str, Mapping[str, Tensor]],
     dtype: torch.dtype,
     source: str,

@@ -221,7 +221,7 @@ def refuse_other_networks(configs: Mapping[str, Mapping[str, object]], source: P
 
 
 def text_configs(
-    configs: Mapping[str, Mapping[str, Any]], source: str | Path
+    configs: Mapping[str, Mapping[str, object]], source: str | Path
 ) -> dict[str, TextEncoderConfig]:
     """The text encoders' configs among `configs`."""
     texts = {name: config for name, config in configs.items() if name in TEXT_ENCODERS}

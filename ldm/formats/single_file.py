@@ -110,7 +110,7 @@ def read_vae_file(path: Path, *, family: Family = SD1, dtype: torch.dtype = torc
     return assemble({"vae": config}, {"vae": weights}, dtype, str(path), extra)["vae"]
 
 
-def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(content: Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, in `state_dict` or at the top, under CompVis' usual names."""
     inner = content.get("state_dict", content)
     inner = inner if isinstance(inner, Mapping) else content
@@ -150,7 +150,7 @@ def prediction_of(path: Path, family: Family, said: str | None) -> str:
     return spelt_prediction_type(said, path)
 
 
-def said_by_file(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+def said_by_file(path: Path, content: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str | None:
     """The prediction type given in the file, in its spelling."""
     if is_safetensors(path):
         with safe_open(path, framework="pt") as file:

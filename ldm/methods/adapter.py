@@ -7,7 +7,6 @@ by the class of peft's config.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -79,7 +78,7 @@ class Adapter(AllWeights):
         model: LatentDiffusion,
         folder: Path,
         dtype: torch.dtype,
-        subject: Mapping[str, Any],
+        subject: Mapping[str, object],
         card: str | None,
     ) -> None:
         """Write a LoRA or DoRA in diffusers' layout; other adapters are merged into a whole model."""

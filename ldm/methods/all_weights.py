@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class AllWeights:
         for layer in model.unused_text_layers():
             layer.requires_grad_(False)
 
-    def parameter_groups(self, model: LatentDiffusion) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: LatentDiffusion) -> list[dict[str, object]]:
         groups = [
             {
                 "name": name,
@@ -58,7 +57,7 @@ class AllWeights:
         model: LatentDiffusion,
         folder: Path,
         dtype: torch.dtype,
-        subject: Mapping[str, Any],
+        subject: Mapping[str, object],
         card: str | None,
     ) -> None:
         model.save(folder, dtype, subject, card)

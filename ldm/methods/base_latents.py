@@ -61,7 +61,7 @@ class BaseLatents:
         return mean, std
 
     def draw_prior(
-        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, Any], shape: Shape
+        self, prompt: str, numbers: Sequence[int], seed: int, settings: Mapping[str, object], shape: Shape
     ) -> Tensor:
         """Class-prior latents [len(numbers), C, h, w] in fp32, number i drawn with generator (seed, "prior", i).
 

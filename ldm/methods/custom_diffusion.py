@@ -6,7 +6,6 @@ Kumari et al., arXiv 2212.04488. For the paper's new token, see `ldm.methods.tex
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class CustomDiffusion(AllWeights):
         model: LatentDiffusion,
         folder: Path,
         dtype: torch.dtype,
-        subject: Mapping[str, Any],
+        subject: Mapping[str, object],
         card: str | None,
     ) -> None:
         """Write the trained weights for `load_attn_procs` of diffusers' UNet."""

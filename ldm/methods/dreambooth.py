@@ -128,7 +128,7 @@ class DreamBooth(LightningModule):
         self.weighting = weighting_of(weighting, min_snr_gamma)
         self.ema = ema
         self.average: WeightAverage | None = None
-        self._average_state: Mapping[str, Any] | None = None
+        self._average_state: Mapping[str, object] | None = None
         self.export_dtype = export_dtype
         self.compile_blocks, self.tf32 = compile, tf32
         self._gradient_norm: Tensor | None = None
@@ -231,7 +231,7 @@ class DreamBooth(LightningModule):
         if not (self.trainer.datamodule.draws_prior or self.prior_from_untrained):
             self.latents.release_untrained()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, object]:
         groups = self.tuning.parameter_groups(self.model)
         # A fused optimizer would unscale fp16 gradients itself, after clipping.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -270,7 +270,7 @@ class DreamBooth(LightningModule):
         epoch: int,
         batch_idx: int,
         optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Free gradients now, so that prior sampling and the next forward pass can use the memory.
@@ -279,7 +279,7 @@ class DreamBooth(LightningModule):
         if self.average:
             self.average.update()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Everything that training changes. The rest is the base's, and read from there."""
         return {f"model.{name}": value for name, value in self.tuning.learned(self.model).items()}
 
@@ -290,7 +290,7 @@ class DreamBooth(LightningModule):
         learned = {name.removeprefix("model."): value for name, value in state_dict.items()}
         self.tuning.restore(self.model, learned, "checkpoint")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["identifier"] = self.subjects[0].identifier
         checkpoint["concepts"] = [asdict(subject) for subject in self.subjects]
         checkpoint["base"] = str(self.base)

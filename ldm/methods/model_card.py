@@ -32,7 +32,7 @@ def model_card(
     subjects: Sequence[Learned],
     step: int | None = None,
     clip_skip: int = 1,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
 ) -> str:
     """Markdown with front matter for the hub.
 
@@ -51,7 +51,7 @@ def model_card(
 
 def front_matter(base: str, subject: str | None) -> str:
     """The block of facts for the Hugging Face hub."""
-    entries: dict[str, Any] = {
+    entries: dict[str, object] = {
         "base_model": base,
         "pipeline_tag": "text-to-image",
         "library_name": "diffusers",
@@ -76,7 +76,7 @@ def introduction(subjects: Sequence[Learned]) -> list[str]:
 
 def facts(base: str, subjects: Sequence[Learned], step: int | None, clip_skip: int) -> str:
     """A table of facts about the model."""
-    rows: dict[str, Any] = {"Base model": base}
+    rows: dict[str, object] = {"Base model": base}
     for subject in subjects:
         of_it = f" of {subject.placeholder}" if len(subjects) > 1 else ""
         rows |= {f"Subject class{of_it}": subject.class_word, f"Identifier{of_it}": subject.identifier}
@@ -98,7 +98,7 @@ def settings(config: Mapping[str, Any]) -> str:
     return f"# {PLACEHOLDER} is the identifier\n{text}"
 
 
-def shareable(params: Mapping[str, Any]) -> dict[str, Any]:
+def shareable(params: Mapping[str, object]) -> dict[str, object]:
     """`params` without `LEFT_OUT` and without unset keys."""
     kept = {key: value for key, value in params.items() if key not in LEFT_OUT and value is not None}
     if isinstance(concepts := kept.get("concepts"), list):

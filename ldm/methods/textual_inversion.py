@@ -127,7 +127,7 @@ class TextualInversion:
         model: LatentDiffusion,
         folder: Path,
         dtype: torch.dtype,
-        subject: Mapping[str, Any],
+        subject: Mapping[str, object],
         card: str | None,
     ) -> None:
         """Write the tokens for diffusers' `load_textual_inversion`, with the other tuning's export."""

@@ -43,7 +43,7 @@ class Tuning(Protocol):
         model: LatentDiffusion,
         folder: Path,
         dtype: torch.dtype,
-        subject: Mapping[str, Any],
+        subject: Mapping[str, object],
         card: str | None,
     ) -> None:
         """Write the model for other tools. subject: what [V] means; card: text of the model card."""

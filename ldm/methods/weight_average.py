@@ -1,7 +1,6 @@
 """An exponential moving average of the trained weights with diffusers' `EMAModel`, for any tuning."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -16,7 +15,7 @@ class WeightAverage:
     optimizer's parameters, whatever networks or adapters they belong to.
     """
 
-    def __init__(self, optimizer: Optimizer, decay: float, state: Mapping[str, Any] | None = None):
+    def __init__(self, optimizer: Optimizer, decay: float, state: Mapping[str, object] | None = None):
         """state: of an earlier average of the same parameters; None starts from the current weights."""
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._average = EMAModel(self.parameters)
@@ -34,7 +33,7 @@ class WeightAverage:
         """Replace the trained weights by the averaged ones."""
         self._average.copy_to(self.parameters)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The `state` for a checkpoint."""
         return {
             "optimization_step": self._average.optimization_step,

@@ -35,7 +35,7 @@ class ExtendedEmbedding(nn.Embedding):
         destination[f"{prefix}weight"] = whole if keep_vars else whole.detach()
 
     @torch.no_grad()
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: object) -> None:
         whole = state_dict.get(f"{prefix}weight")
         if whole is not None:
             self.weight[: self.first].copy_(whole[: self.first])

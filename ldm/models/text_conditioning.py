@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class TextConditioning(Protocol):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """One row per prompt, with gradients if a text encoder trains."""
 
-    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         """`conditioning` as keywords of the denoising network, with tensors in `dtype`."""
 
     def unused_layers(self) -> list[nn.Module]:
@@ -81,7 +81,7 @@ class ClipStates:
         states = self.text_encoder(ids, output_hidden_states=True).hidden_states[self.used]
         return Conditioning(self.transformer.final_layer_norm(states))
 
-    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.states.to(dtype)}
 
     def unused_layers(self) -> list[nn.Module]:
@@ -119,7 +119,7 @@ class ClipPair:
             states.append(output.hidden_states[used])
         return Conditioning(torch.cat(states, dim=-1), output.text_embeds)
 
-    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Any]:
+    def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         assert conditioning.pooled is not None
         assert conditioning.size_ids is not None
         added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": conditioning.size_ids}

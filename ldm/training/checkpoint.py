@@ -36,7 +36,7 @@ class AtomicCheckpointIO(CheckpointIO):
     processes already wait at Lightning's barrier after the save.
     """
 
-    def __init__(self, facts: Mapping[str, Any]):
+    def __init__(self, facts: Mapping[str, object]):
         """facts: plain values stored in every checkpoint, such as the run's config."""
         self.facts = dict(facts)
         self.trained: dict[str, Tensor] = {}

@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ldm.errors import UserError, printable
 from ldm.evaluation.metrics import METRICS
@@ -125,9 +124,11 @@ def differences(records: Sequence[RunRecord]) -> list[list[str]]:
     return [[key, *of_runs] for key, of_runs in values.items() if len(set(of_runs)) > 1]
 
 
-def evaluations(records: Sequence[RunRecord], labels: Sequence[str]) -> list[tuple[str, dict[str, Any], str]]:
+def evaluations(
+    records: Sequence[RunRecord], labels: Sequence[str]
+) -> list[tuple[str, dict[str, object], str]]:
     """Lines of a table of metrics: of each run that scripts/evaluate.py has measured."""
-    lines: list[tuple[str, dict[str, Any], str]] = []
+    lines: list[tuple[str, dict[str, object], str]] = []
     for record, label in zip(records, labels, strict=True):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             metrics = json.loads((record.folder / "evaluation" / "metrics.json").read_bytes())["metrics"]

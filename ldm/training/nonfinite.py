@@ -79,7 +79,7 @@ class SkipNonFinite(StepCallback):
                 " model.params.learning_rate, or train in bf16-mixed or 32-true"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"counts": self.counts.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

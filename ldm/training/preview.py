@@ -3,7 +3,6 @@ and some prior samples."""
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ DIMMED = 0.25
 """What is left of a pixel's distance from white where it does not count."""
 
 
-def preview(config: dict[str, Any], out: Path, prior_samples: int, trust: tuple[str, ...] = ()) -> str:
+def preview(config: dict[str, object], out: Path, prior_samples: int, trust: tuple[str, ...] = ()) -> str:
     """Write the sheet of a run's config to `out`, a PNG; returns a line about it.
 
     prior_samples: how many are drawn of each class; 0 for none.

@@ -71,7 +71,7 @@ class RunReport(StepCallback):
                 temporary.write_text(html, encoding="utf-8")
         self.seconds += time.perf_counter() - began
 
-    def _keep_usage(self, trainer: Trainer, record: RunRecord) -> list[dict[str, Any]]:
+    def _keep_usage(self, trainer: Trainer, record: RunRecord) -> list[dict[str, object]]:
         """Write time and memory of this start with those of earlier ones; returns all of them."""
         start = len(record.starts) - 1
         rows = [row for row in record.usage if row.get("start") != start]

@@ -1,7 +1,5 @@
 """A Lightning callback that counts optimizer steps."""
 
-from typing import Any
-
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
@@ -12,7 +10,7 @@ class StepCallback(Callback):
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step > self._seen_step:
             self._seen_step = trainer.global_step

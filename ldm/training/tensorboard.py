@@ -24,7 +24,7 @@ def describe(logger: Any, name: str, value: float, step: int) -> None:
     logger.experiment._get_file_writer().add_summary(Summary(value=[entry]), step)
 
 
-def begin_hyperparameters(logger: Any, settings: Mapping[str, Any], metrics: list[str]) -> None:
+def begin_hyperparameters(logger: Any, settings: Mapping[str, object], metrics: list[str]) -> None:
     """Fill the tab of hyperparameters: `settings` by their paths, and the names of the curves whose ends count."""
     shown = {
         key: value if isinstance(value, bool | int | float | str) else str(value)

@@ -73,12 +73,12 @@ class ContrastivePretraining(pl.LightningModule):
         )
         return contrastive_loss(output.logits_per_image.float(), batch["caption"])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         with torch.no_grad():  # the paper's bound on the temperature, 1 / 100
             self.model.logit_scale.clamp_(max=4.6052)
         update_average(self.average, self.model, self.average_decay, self.global_step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(
             self.model.parameters(), self.learning_rate, (0.9, 0.98), weight_decay=self.weight_decay
         )

@@ -26,7 +26,7 @@ Features = Callable[[list[Image.Image]], Tensor]
 
 
 @torch.no_grad()
-def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str, Any]:
+def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str, object]:
     """All figures, in [0, 1] except for "megabytes". count: unseen pictures for retrieval."""
     known = [world.picture(0, i, "judge features") for i in tqdm(range(count), desc="drawing pictures")]
     looks = individuals(world)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pytorch_lightning as pl
 import torch
@@ -100,10 +100,10 @@ class SelfDistillation(pl.LightningModule):
         features = network["vit"](pixels, interpolate_pos_encoding=True).last_hidden_state[:, 0]
         return rearrange(network["head"](features).float(), "(b v) k -> b v k", v=views.shape[1])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         update_average(self.teacher, self.student, self.teacher_momentum, self.global_step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(
             self.student.parameters(), self.learning_rate, weight_decay=self.weight_decay
         )
