@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 
 from ldm.config import load_config
@@ -188,9 +189,9 @@ def photographs(tmp_path):
     return folder
 
 
-def built(xl_config, tmp_path, *words):
+def built(xl_config, tmp_path, *words, overlays=()):
     """Data and model of a run, ready to train."""
-    data, module, trainer = build(load_config([RECIPE, xl_config], list(words)), tmp_path)
+    data, module, trainer = build(load_config([RECIPE, xl_config, *overlays], list(words)), tmp_path)
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
     module.setup("fit")
@@ -218,17 +219,57 @@ def test_the_loss_is_equation_2_of_diffusers_parts(xl, xl_config, photographs, p
     assert all(ids[4:] == [32, 32] for ids in told)
     assert any(ids[2] or ids[3] for ids in told)  # they are not square
     told += [[32, 32, 0, 0, 32, 32]] * 4  # drawn whole
+    reference = loss_of_diffusers_parts(pipe, batch, told, 0.7)
+    assert loss.item() == pytest.approx(reference, rel=1e-5)
+    flipped = loss_of_diffusers_parts(pipe, batch, [ids[::-1] for ids in told], 0.7)
+    assert flipped != pytest.approx(reference, rel=2e-5)  # sizes matter to this model, if little
+
+
+def loss_of_diffusers_parts(pipe, batch, size_ids, prior_loss_weight):
+    """Equation 2 for 4 photographs and 4 prior samples."""
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     noisy = noising.add_noise(batch.latents, batch.noise, batch.timesteps)
     prompts = ["a photo of sks dog"] * 4 + ["a photo of a dog"] * 4
     states, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
-    added = {"text_embeds": pooled, "time_ids": torch.tensor(told, dtype=torch.float32)}
+    added = {"text_embeds": pooled, "time_ids": torch.tensor(size_ids, dtype=torch.float32)}
     answer = pipe.unet(noisy, batch.timesteps, states, added_cond_kwargs=added).sample
     errors = ((answer - batch.noise) ** 2).mean(dim=(1, 2, 3))
-    assert loss.item() == pytest.approx((errors[:4].mean() + 0.7 * errors[4:].mean()).item(), rel=1e-5)
-    added["time_ids"] = added["time_ids"].flip(-1)
-    other = pipe.unet(noisy, batch.timesteps, states, added_cond_kwargs=added).sample
-    assert not torch.allclose(answer, other, rtol=1e-3)  # sizes matter to this model
+    return (errors[:4].mean() + prior_loss_weight * errors[4:].mean()).item()
+
+
+def test_a_loras_loss_is_that_of_peft_in_diffusers_parts(xl, xl_config, tmp_path):
+    overlay = PROJECT / "configs" / "lora.yaml"
+    data, module = built(xl_config, tmp_path / "run", overlays=[overlay])
+    learned = module.tuning.learned(module.model)
+    for name, value in learned.items():
+        if "lora_B" in name:  # 0 before training
+            value.copy_(torch.randn(value.shape, generator=generator(0, name)))
+    samples = [TrainingSamples(data)[n] for n in range(4)]
+    batch = data.on_after_batch_transfer(collate(samples), 0)
+    with torch.no_grad():
+        loss = module.training_step(batch, 0)["loss"]
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+    before = loss_of_diffusers_parts(pipe, batch, batch.size_ids.tolist(), 1.0)
+    settings = load_config([RECIPE, xl_config, overlay])["model"]["params"]["tuning"]["params"]
+    for network, key in (
+        ("unet", "config"),
+        *((name, "text_encoder_config") for name in ("text_encoder", "text_encoder_2")),
+    ):
+        part_of_pipe = getattr(pipe, network)
+        inject_adapter_in_model(LoraConfig(**settings[key]["params"]), part_of_pipe)
+        own = {
+            name.removeprefix(f"{network}."): v
+            for name, v in learned.items()
+            if name.startswith(f"{network}.")
+        }
+        missing, unexpected = part_of_pipe.load_state_dict(own, strict=False)
+        assert not unexpected
+        assert own
+    assert loss.item() == pytest.approx(
+        loss_of_diffusers_parts(pipe, batch, batch.size_ids.tolist(), 1.0), rel=1e-5
+    )
+    assert loss.item() != pytest.approx(before, rel=1e-3)
 
 
 def test_prior_samples_are_the_pipelines_at_the_training_size(xl_config, tmp_path, pipe):

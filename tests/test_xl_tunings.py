@@ -11,10 +11,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
+from ldm.methods.dreambooth import DreamBooth
 from main import main
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
-from tests.runs import QUICK, assert_same_run, state
+from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
 from tests.test_adapters import assert_same_curve
 from tests.test_kill import Harness
 
@@ -80,6 +81,17 @@ def test_a_tuning_trains_and_diffusers_draws_its_pictures(run, plain, name, tmp_
     whole = tmp_path / "whole"
     assert export.main(["--ckpt", str(made), "--out", str(whole), "--dtype", "fp32"]) == 0
     assert np.abs(ours - drawn_by(StableDiffusionXLPipeline.from_pretrained(whole), subject)).max() <= 1
+
+
+def test_a_loras_run_that_is_stopped_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
+    whole = run("lora", "lightning.logger=null", "lightning.trainer.max_steps=4")
+    at_call(monkeypatch, DreamBooth, "training_step", {3}, send(signal.SIGTERM))
+    cut = run(
+        "lora", "lightning.logger=null", "lightning.trainer.max_steps=4", expect=75, out=tmp_path / "cut"
+    )
+    monkeypatch.undo()
+    assert resume(cut) == 0
+    assert_same_run(cut, whole)
 
 
 @pytest.mark.slow
