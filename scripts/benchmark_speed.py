@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
-from ldm.errors import exit_code_of
+from ldm.errors import UserError, exit_code_of
 from ldm.files import PROJECT
 from ldm.training.speed.jobs import CONFIGS, GROUPS, WITH_BITSANDBYTES, Plan, jobs_of, one_of_each
 from ldm.values import Count, option
@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.quick:
         options.rounds, options.repeats = 1, 1
+    if options.model == "sd-xl" and list(options.only) != ["memory"]:
+        raise UserError("--model sd-xl is too large to run here; its memory is counted: add --only memory")
     base = base_of(options.model)
     gpu = torch.cuda.is_available()
     plan = Plan(options.model, base, options.size, options.repeats, gpu=gpu, quick=options.quick)
@@ -70,9 +72,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def base_of(model: str) -> str:
-    """The base to measure; random weights of the full architecture are written the first time."""
+    """The base to measure; random weights of the full architecture are written the first time, except for sd-xl's."""
     if model == "toy":
         return "assets/base"
+    if model == "sd-xl":
+        return "configs/stable-diffusion/xl"
     folder = PROJECT / ".cache" / f"random-{model}"
     if not folder.exists():
         from ldm.formats.random_base import write_random_base

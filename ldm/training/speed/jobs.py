@@ -8,6 +8,7 @@ CONFIGS = {
     "toy": (RECIPE,),
     "sd-v1": (RECIPE, "configs/stable-diffusion/v1.yaml"),
     "sd-v2": (RECIPE, "configs/stable-diffusion/v2.yaml"),
+    "sd-xl": (RECIPE, "configs/stable-diffusion/xl.yaml"),
 }
 """Config files of each model."""
 
@@ -103,6 +104,13 @@ ADAPTERS: dict[str, Change] = {
 }
 """Recipes whose untrained model is the trained one with its adapter switched off, in the same precision."""
 
+SMALLER_XL: dict[str, Change] = {
+    "xl.yaml": ([], []),
+    "xl.yaml, bf16-weights.yaml": (["configs/bf16-weights.yaml"], []),
+    "xl-lora.yaml": (["configs/stable-diffusion/xl-lora.yaml"], []),
+}
+"""Recipes of Stable Diffusion XL."""
+
 WITH_BITSANDBYTES = {"8-bit AdamW", *SMALLER} - {"the recipe"}
 """Variants that are left out if bitsandbytes is not installed."""
 
@@ -135,6 +143,8 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     elif group == "lean":
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
+    elif group == "memory" and plan.model == "sd-xl":
+        yield from variants(replace(short, measure="memory_without_data"), SMALLER_XL)
     elif group == "memory":
         whole = replace(whole_recipe(short, plan), measure="memory")
         # At full size each variant takes 15 minutes on a CPU.

@@ -19,6 +19,7 @@ from ldm.methods.base_latents import BaseLatents
 from ldm.training.speed.clock import CUDA, DEVICE, Row, StepClock, now, timed
 from ldm.training.speed.drawing import txt2img
 from ldm.training.speed.jobs import Job
+from ldm.training.speed.on_paper import memory_without_data
 from ldm.training.speed.opponents import OPPONENTS
 from ldm.training.speed.setting_up import NO_CACHE, build, config_of
 
@@ -159,6 +160,16 @@ def start_up(job: Job) -> list[Row]:
 
 MEASURES: dict[str, Callable[[Job], list[Row]]] = {
     function.__name__: function
-    for function in (machine, training_step, *OPPONENTS, memory, prior, txt2img, checkpoint, start_up)
+    for function in (
+        machine,
+        training_step,
+        *OPPONENTS,
+        memory,
+        memory_without_data,
+        prior,
+        txt2img,
+        checkpoint,
+        start_up,
+    )
 }
 """Measurements by the name in `Job.measure`."""

@@ -17,12 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ldm.devices import DTYPES
+from ldm.files import PROJECT
 from ldm.formats.components import Components
 from ldm.formats.diffusers_folder import by_field, read_tokenizers
 from ldm.formats.modules import empty_module
 from ldm.formats.network_configs import networks_of, read_network_configs, read_scheduler_config
 from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.training.speed.clock import Row, now
+from ldm.training.speed.jobs import Job
+from ldm.training.speed.setting_up import config_of
 
 STATE_BYTES = {"bitsandbytes.optim.AdamW8bit": 2}
 """Of a trained number in the optimizer; 8 for torch's AdamW."""
@@ -89,6 +93,14 @@ def memory_on_paper(config: Mapping[str, Any], configs: Path) -> dict[str, int]:
             peaks[phase] = alive.most
     peaks["a training step"] += state
     return peaks
+
+
+def memory_without_data(job: Job) -> list[Row]:
+    """The peak over the phases of `memory_on_paper`, for a base of the sizes in the folder `job.base`."""
+    start = now()
+    peaks = memory_on_paper(config_of(job, []), PROJECT / job.base)
+    most = max(peaks["a photograph through the VAE"], peaks["a training step"])
+    return [{"seconds": now() - start, "peak_bytes": most}]
 
 
 def model_without_data(configs: Path, dtype: torch.dtype) -> LatentDiffusion:
