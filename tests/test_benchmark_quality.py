@@ -18,8 +18,11 @@ from ldm.evaluation.benchmark import means
 from ldm.evaluation.datasets import read_dataset, wrong_noun
 from ldm.world.drawing import World
 from scripts.benchmark_quality import main
+from tests.browser import assert_sound, chromium
 from tests.test_report import Page
 from tests.tiny_features import tiny_features
+
+__all__ = ["chromium"]  # a fixture
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT / "assets" / "benchmark"
@@ -137,6 +140,11 @@ def test_seeds_repeat_every_task_with_seeds_of_its_own(pretend, tmp_path):
     assert "Differences from: DreamBooth, paired by subject and seed" in table
     assert "DIV, class |" in table
     assert "prior/cat/seed-1/evaluation/report.html" in (tmp_path / "benchmark.html").read_text()
+
+
+def test_the_page_in_a_browser(pretend, tmp_path, chromium):
+    assert main(["--outdir", str(tmp_path), "--subjects", "cat", "vase", "--seeds", "2"]) == 0
+    assert_sound(chromium, tmp_path / "benchmark.html")
 
 
 def test_another_processs_task_is_left_to_it(pretend, tmp_path, capsys):
