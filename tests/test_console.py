@@ -7,7 +7,7 @@ import pytest
 
 from ldm import console
 from ldm.console import phase, progress_bar, run_bar
-from ldm.training.messages import duration
+from ldm.training.messages import advice_on_threads, duration
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK
@@ -104,3 +104,12 @@ def test_runs_are_named_after_all_their_configs(tiny_config, tmp_path, capsys):
     assert main([*words, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=1"]) == 0
     (run,) = tmp_path.iterdir()
     assert run.name.endswith("_dreambooth_debug_tiny")
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "advised"), [(0.3, 2, False), (1.2, 2, True), (1.2, 1, False), (3.0, 4, False)]
+)
+def test_a_shared_machine_is_noticed(monkeypatch, load, threads, advised):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 8 if threads == 4 else 2)
+    assert ("OMP_NUM_THREADS=1" in advice_on_threads(threads)) is advised

@@ -1,7 +1,6 @@
 """Which rooms of the code may import which."""
 
 import ast
-import os
 import subprocess
 import sys
 import time
@@ -74,16 +73,6 @@ def test_wandb_is_imported_only_where_it_logs():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_threads_wait_without_spinning_unless_the_user_says_so(chosen):
-    """OpenMP reads the variable when torch is imported, so it must be set before."""
-    code = "import sys, os, ldm; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | chosen
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == chosen.get("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def test_main_has_no_classes():

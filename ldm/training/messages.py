@@ -1,5 +1,6 @@
 """The messages of a run: at its start the plan, at its end the results."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,19 @@ def device_of(trainer: Trainer) -> str:
         name = f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
     else:
         name = f"{device.type}, {torch.get_num_threads()} threads"
-    return f"{name}, {trainer.precision}"
+    advice = "" if device.type == "cuda" else advice_on_threads(torch.get_num_threads())
+    return f"{name}, {trainer.precision}{advice}"
+
+
+def advice_on_threads(threads: int) -> str:
+    """What helps if other work shares the cores; empty if none seems to.
+
+    OpenMP's threads wait for each other by spinning, which takes the time of the one that is waited for.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1  # the last minute's, so hardly this process's own
+    if threads == 1 or load < 0.8 or load + threads <= cores:
+        return ""
+    return f" (load average {load:.1f} on {cores} cores: beside other work OMP_NUM_THREADS=1 is faster)"
 
 
 def photographs(folder: Path, images: SubjectImages) -> str:
