@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -370,6 +371,7 @@ def test_tensorboard_shows_no_step_twice(train, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train("lightning.callbacks.loss_record.params.flush_every_steps=1")
     run = next((tmp_path / "logs" / "run").iterdir())
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which hold the second
     assert resume(run) == 0
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
