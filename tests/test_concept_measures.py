@@ -1,5 +1,7 @@
 """What measures several subjects and masks: its plumbing at tiny size, its yardstick on the world's scenes."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -13,9 +15,12 @@ from ldm.world.drawing import World
 from ldm.world.mask_leakage import MEMBER, SCENE, make_photographs, measure
 from ldm.world.several_subjects import spread
 from scripts import benchmark_concepts, measure_masks
+from tests.browser import assert_sound, chromium, opened
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK
 from tests.tiny_features import tiny_features
+
+__all__ = ["chromium"]
 
 FEATURES = PROJECT / "assets" / "features"
 
@@ -48,38 +53,54 @@ def networks(tmp_path_factory):
     return tiny_features(tmp_path_factory.mktemp("features"))
 
 
-def test_subjects_are_compared_alone_and_together(tiny_config, networks, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(PROJECT)
+@pytest.fixture(scope="module")
+def compared(tiny_config, networks, tmp_path_factory):
+    """Two subjects trained together and alone, and measured; returns the folder, what was told and the call."""
     clip, dino = networks
-    words = [
-        "--base",
-        RECIPE,
-        str(tiny_config),
-        "--outdir",
-        str(tmp_path),
-        "--groups",
-        "one noun",
-        "--seeds",
-        "4",
-    ]
+    out = tmp_path_factory.mktemp("compared")
+    words = ["--base", RECIPE, str(tiny_config), "--outdir", str(out), "--groups", "one noun", "--seeds", "4"]
     evaluation = [f"networks.clip={clip}", f"networks.dino={dino}", "sampling.steps=1"]
     evaluation += ["sampling.images_per_prompt=1", "sampling.class_images=2"]
     words += ["--steps", "1", "--evaluation", *evaluation]
-    quick = [*QUICK, "lightning.callbacks.validation=null"]
-    assert benchmark_concepts.main([*words, "--", *quick]) == 0
-    rows = json.loads((tmp_path / "concepts.json").read_text())
+    words += ["--", *QUICK, "lightning.callbacks.validation=null"]
+    told = io.StringIO()
+    with contextlib.chdir(PROJECT), contextlib.redirect_stdout(told):
+        assert benchmark_concepts.main(words) == 0
+    return out, told.getvalue(), words
+
+
+def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
+    out, told, words = compared
+    rows = json.loads((out / "concepts.json").read_text())
     assert [row["subject"] for row in rows] == ["car", "taxi"]
-    both = json.loads((tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").read_text())
-    alone = json.loads((tmp_path / "taxi" / "seed-4" / "evaluation" / "metrics.json").read_text())
+    path = out / "car+taxi" / "seed-4" / "evaluation" / "concepts.json"
+    both = json.loads(path.read_text())
+    alone = json.loads((out / "taxi" / "seed-4" / "evaluation" / "metrics.json").read_text())
     assert rows[1]["dino"] == [both["subjects"][1]["metrics"]["dino"]["value"]]
     assert rows[1]["dino_alone"] == [alone["metrics"]["dino"]["value"]]
     assert rows[1]["confusion"] == [both["confusion"][1][0]]
-    told = capsys.readouterr().out
     assert f"| one noun | taxi | {rows[1]['dino_alone'][0]:.3f} | {rows[1]['dino'][0]:.3f} |" in told
-    stamp = (tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").stat().st_mtime_ns
-    assert benchmark_concepts.main([*words, "--", *quick]) == 0  # all of it is there
-    assert (tmp_path / "car+taxi" / "seed-4" / "evaluation" / "concepts.json").stat().st_mtime_ns == stamp
+    stamp = path.stat().st_mtime_ns
+    monkeypatch.chdir(PROJECT)
+    assert benchmark_concepts.main(words) == 0  # all of it is there
+    assert path.stat().st_mtime_ns == stamp
     assert spread([1.0, 2.0]) == "1.500 ± 0.707"
+
+
+def test_the_page_of_several_subjects_in_a_browser(compared, chromium):
+    path = compared[0] / "car+taxi" / "seed-4" / "evaluation" / "report.html"
+    assert_sound(chromium, path)
+    with opened(chromium, path) as page:
+        both = json.loads((path.parent / "concepts.json").read_text())
+        assert page.locator("img").count() == len(both["pairs"][0]["images"]) > 0
+        for place, row in enumerate(both["confusion"]):
+            cells = (
+                page.locator("table").nth(1).locator("tbody tr").nth(place).locator("td").all_inner_texts()
+            )
+            assert cells == [f"{value:.3f}" for value in row]
+        links = [link.get_attribute("href") for link in page.locator("a").all()]
+        assert len(links) == 2
+        assert all((path.parent / link).is_file() for link in links)
 
 
 def test_masks_are_measured_for_each_seed_and_weight(tiny_config, networks, tmp_path, monkeypatch, capsys):

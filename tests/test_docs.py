@@ -20,6 +20,7 @@ from ldm.methods.load import load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import SAMPLERS
 from ldm.world.drawing import World, caption
+from scripts import export, txt2img
 from tests.conftest import PROJECT
 from tests.tiny_features import tiny_features
 
@@ -143,3 +144,17 @@ def test_the_metric_of_contributing_is_measured(monkeypatch, tmp_path):
     expected = metrics.cosine(features[1:3], features).mean()
     assert result["metrics"][metric.key]["value"] == pytest.approx(float(expected), rel=1e-5)
     assert metric.key in rows[0].cells()
+
+
+def test_the_options_in_migrating_md_are_options_here(capsys):
+    """Its right columns; keys and overlays are checked above."""
+    named = set()
+    for row in re.findall(r"^\| .* \| (.*) \|$", text_of("docs/migrating.md"), re.M):
+        named |= set(re.findall(r"--[a-z][\w-]*", row))
+    options = set()
+    for parse in (main.parse, txt2img.parse, export.parse):
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        options |= set(re.findall(r"--[a-zA-Z][\w-]*", capsys.readouterr().out))
+    assert len(named) > 8
+    assert not named - options

@@ -10,6 +10,7 @@ from ldm.methods.load import load_for_sampling
 from ldm.training.loss_record import read_rows
 from main import main
 from tests.conftest import PROJECT, RECIPE
+from tests.test_report import Page
 from tests.tiny_features import tiny_features
 
 
@@ -52,6 +53,15 @@ def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
     events.Reload()
     for key in ("dino", "clip_t", "drift"):
         assert [point.step for point in events.Scalars(f"val/{key}")] == [0, 5, 10]
+
+    page = Page((run / "report.html").read_text())
+    told = " ".join(" ".join(page.text).split())
+    for title, key in {"DINO": "dino", "CLIP-I": "clip_i", "CLIP-T": "clip_t"}.items():
+        assert f"{title} higher is better" in told  # the head of its curve
+        assert told.count(f"{rows[-1][key]:.4f}") >= 2  # the fact and the table
+        drawn = [points for points in page.curves if [[row["step"], row[key]] for row in rows] == points]
+        assert len(drawn) == 1
+    assert f"was {rows[0]['dino']:.4f} at the base" in told
 
     # A resumed run measures again only what came after its checkpoint.
     again = tmp_path / "again"

@@ -29,11 +29,12 @@ HOSTILE = 'a [V] dog <!--<script> </script><script src="http://example.org/x.js"
 
 
 class Page(HTMLParser):
-    """What a page would fetch, its pictures, its data and its visible text."""
+    """What a page would fetch, its pictures, its data, the points of its curves and its visible text."""
 
     def __init__(self, text: str):
         super().__init__()
         self.fetched, self.pictures, self.data, self.text, self.open = [], [], "", [], []
+        self.curves = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -42,6 +43,8 @@ class Page(HTMLParser):
             if values.get(name):
                 kept = self.pictures if values[name].startswith("data:image/") else self.fetched
                 kept.append(values[name])
+        if "data-points" in values:
+            self.curves.append(json.loads(values["data-points"]))
         if tag in ("script", "style"):
             self.open = [tag, values.get("id")]
 

@@ -108,10 +108,13 @@ def test_a_run_of_an_earlier_version_has_a_page_too(run, tmp_path):
     rows = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
     rows = [{**row, "subject_loss_rex": 0.25, "prior_loss": float("nan")} for row in rows]
     (old / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fidelity = [{"step": step, "dino_rex": 0.5 + step / 100} for step in (0, 5, 10)]
+    (old / "fidelity.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fidelity))
     record = RunRecord.read(old)
     told = run_page(record, state_of(old), Album())
     assert len(Page(told).pictures) == 6
     assert "Subject loss, rex" in told
+    assert "DINO, rex higher is better" in " ".join(" ".join(Page(told).text).split())
     assert "nan" not in " ".join(Page(told).text).lower().split()
 
 

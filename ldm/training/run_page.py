@@ -22,6 +22,9 @@ from ldm.training.run_record import RunRecord, State
 PAGE = "report.html"
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
+HIGHER_IS_BETTER = ("val/dino", "val/clip_i", "val/clip_t")
+"""Starts of the names of such curves; several subjects have one each."""
+
 
 @dataclass(frozen=True)
 class Track:
@@ -171,7 +174,7 @@ def plots(record: RunRecord) -> list[Plot]:
         )
     for name in (n for n in record.names() if n.startswith("val/") and n != "val/score"):
         curve = curve_of(name)
-        hint = "higher is better" if name in ("val/dino", "val/clip_i", "val/clip_t") else "lower is better"
+        hint = "higher is better" if name.startswith(HIGHER_IS_BETTER) else "lower is better"
         kind = 1 if "drift" in name else 0
         series = Series(curve.title, record.series(name), kind, has_dots=True)
         found.append(plot(capitalized(curve.title), [series], hint=hint))
