@@ -56,7 +56,7 @@ def progress_bar(
         total=total,
         initial=initial,
         desc=f"{title}: ",
-        unit=f" {unit}",
+        unit=unit,
         leave=leave,
         disable=disable,
         dynamic_ncols=True,

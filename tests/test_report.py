@@ -34,7 +34,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.fetched, self.pictures, self.data, self.text, self.open = [], [], "", [], []
-        self.curves = []
+        self.curves, self.is_one_word = [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -43,6 +43,7 @@ class Page(HTMLParser):
             if values.get(name):
                 kept = self.pictures if values[name].startswith("data:image/") else self.fetched
                 kept.append(values[name])
+        self.is_one_word |= tag == "wbr"
         if "data-points" in values:
             self.curves.append(json.loads(values["data-points"]))
         if tag in ("script", "style"):
@@ -55,6 +56,9 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open == ["script", "metrics"]:
             self.data += data
+        elif self.is_one_word:
+            self.text[-1] += data
+            self.is_one_word = False
         elif not self.open:
             self.text.append(data)
 

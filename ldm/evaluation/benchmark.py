@@ -82,7 +82,11 @@ def table_rows(
 ) -> list[tuple[str, Mapping[str, Mapping[str, Any]], str]]:
     """Rows (name, metrics, kind) of the benchmark's table: our variants, real images, the paper's rows."""
     rows = [
-        (f"{titles[name]} ({_subjects(len(variant['subjects']))})", variant["metrics"], "ours")
+        (
+            f"{titles[name]} ({_subjects(len(variant['subjects']))})",
+            variant["metrics"],
+            "base" if name == "base" else "ours",
+        )
         for name, variant in variants.items()
         if variant["subjects"]
     ]
