@@ -1,5 +1,6 @@
 """The processes of a distributed run; a run of one process needs no special case."""
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -71,6 +72,19 @@ def interruptible(act: Callable[..., T], *arguments: object) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def leave_at_exit() -> None:
+    """Have the interpreter leave the process group before it ends.
+
+    Otherwise about one in a hundred processes of gloo aborts after its last line: C++ destroys threads that still run.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def lost_peer(error: RuntimeError) -> bool:

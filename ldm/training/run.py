@@ -53,6 +53,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if local_rank() > 0:
         end_with_parent()
     launch = Launch.of_this_process()
+    processes.leave_at_exit()
     try:
         return begin(options, argv, launch)
     except ReportedError:
