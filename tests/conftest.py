@@ -78,3 +78,11 @@ def train(tiny_config, tmp_path, monkeypatch):
         return next(logs.iterdir())
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_bar_left():
+    """A run closes its bar however it ends: bars of later runs in this process would stay hidden."""
+    yield
+    console = sys.modules.get("ldm.console")
+    assert console is None or console._Run.bar is None
