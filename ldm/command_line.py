@@ -84,8 +84,8 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def add_lora_option(parser: argparse.ArgumentParser) -> None:
-    """LoRAs beside the model of `--ckpt`."""
+def add_part_options(parser: argparse.ArgumentParser) -> None:
+    """Add options for files of trained parts beside the model of `--ckpt`, as `ldm.methods.parts.Parts` takes them."""
     parser.add_argument(
         "--lora",
         nargs="+",
@@ -93,6 +93,22 @@ def add_lora_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE[:SCALE]",
         help="LoRAs to add to the weights: files of diffusers or kohya, or folders of diffusers (default scale: 1)",
+    )
+    parser.add_argument(
+        "--embeds",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE[:TOKEN]",
+        help="new tokens to add: textual inversion files of a run, of diffusers or of AUTOMATIC1111's web UI (default"
+        " token: the file's own)",
+    )
+    parser.add_argument(
+        "--delta",
+        nargs=1,
+        default=[],
+        metavar="FILE",
+        help="Custom Diffusion weights in place of the model's: a file, or a folder of a run, as diffusers writes them",
     )
 
 

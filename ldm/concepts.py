@@ -82,7 +82,7 @@ class Concept:
                 raise UserError(
                     f"{self.where}.{key} is empty: write a prompt such as 'a photo of [V] {CLASS_WORD}'"
                 )
-            object.__setattr__(self, key, self.own(prompt.replace(CLASS_WORD, self.class_word)))
+            object.__setattr__(self, key, self.filled(prompt))
         if self.placeholder in self.prior_prompt:
             raise UserError(
                 f"{self.where}.prior_prompt '{self.prior_prompt}' is for the class: remove {self.placeholder} from it"
@@ -91,6 +91,10 @@ class Concept:
     def own(self, prompt: str) -> str:
         """`prompt` with [V] replaced by this subject's placeholder."""
         return prompt.replace(PLACEHOLDER, self.placeholder)
+
+    def filled(self, prompt: str) -> str:
+        """`prompt` with `{class_word}` and [V] replaced by this subject's word and placeholder."""
+        return self.own(prompt.replace(CLASS_WORD, self.class_word))
 
     @property
     def name(self) -> str:
@@ -173,9 +177,5 @@ def fill_in_identifiers(prompt: str, subjects: Sequence[Learned]) -> str:
 
 def for_each_concept(prompts: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
     """`prompts` with [V] and `{class_word}` filled in for each subject; with several, without duplicates."""
-    found = [
-        concept.own(prompt.replace(CLASS_WORD, concept.class_word))
-        for prompt in prompts
-        for concept in concepts
-    ]
+    found = [concept.filled(prompt) for prompt in prompts for concept in concepts]
     return list(dict.fromkeys(found)) if len(concepts) > 1 else found

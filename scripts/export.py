@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ldm.command_line import Help, Parser, add_base_options, add_lora_option, add_trust, base_options
+from ldm.command_line import Help, Parser, add_base_options, add_part_options, add_trust, base_options
 from ldm.errors import UserError, exit_code_of
 from ldm.values import Count, option
 
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="rank of a LoRA extracted from a run without one (default: 16)",
     )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the weights")
-    add_lora_option(parser)
+    add_part_options(parser)
     add_base_options(parser)
     add_trust(parser)
     return parser.parse_args(argv)
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     from ldm.methods.export import export, refuse_taken
     from ldm.methods.export_lora import export_lora
     from ldm.methods.load import load_for_sampling
-    from ldm.methods.lora import add_loras
+    from ldm.methods.parts import Parts, add_parts
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--rank is for an extracted LoRA: add --form lora or --form kohya")
     refuse_taken(options.out)
     loaded = load_for_sampling(options.ckpt, base_options=base_options(options), trust=options.trust)
-    add_loras(loaded, options.lora)
+    add_parts(loaded, Parts.of(options))
     if options.form == "model":
         export(loaded, options.out, DTYPES[options.dtype])
         print(options.out)

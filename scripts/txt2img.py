@@ -16,7 +16,7 @@ from ldm.command_line import (
     Help,
     Parser,
     add_base_options,
-    add_lora_option,
+    add_part_options,
     add_trust,
     base_options,
 )
@@ -30,7 +30,7 @@ HINTS = {
     "--C": "nothing: the model defines the number of latent channels",
     "--f": "nothing: the model defines the size of the latents",
     "--laion400m": "--ckpt",
-    "--embedding_path": "--ckpt RUN, whose identifier replaces [V] in the prompt",
+    "--embedding_path": "--embeds FILE, and its token in the prompt",
     "--klms": "--sampler euler",
     "--n_prompts": "--from-file",
 }
@@ -123,9 +123,9 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
         help="full: fp32; autocast: fp16 on a GPU (default: autocast on a GPU, else full)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
-    add_lora_option(parser)
+    add_part_options(parser)
     add_base_options(parser)
-    other_defaults = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_loras": []}
+    other_defaults = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_parts": None}
     parser.set_defaults(**{**other_defaults, **defaults})
     parser.refuse(argv, HINTS)
     return parser.parse_args(argv)

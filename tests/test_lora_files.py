@@ -330,7 +330,7 @@ def test_export_says_what_it_cannot_do(runs, tiny, tmp_path, capsys):
         (runs["lora"], ["--form", "kohya"], "must be a .safetensors file"),
         (runs["lora"], ["--rank", "4"], "add --form lora"),
         (tiny, ["--form", "lora"], "only be extracted from a run"),
-        (runs["lora"] / "model", [], "is a LoRA, not a whole model"),
+        (runs["lora"] / "model", [], "is a part of a model: name its base, and add --lora"),
     ):
         assert export.main(["--ckpt", str(run), "--out", str(tmp_path / "out"), *words]) == 2
         assert told in capsys.readouterr().err

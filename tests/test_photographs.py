@@ -29,6 +29,7 @@ from ldm.errors import UserError
 from ldm.training.loss_record import read_rows
 from ldm.training.run import build
 from ldm.world.drawing import World
+from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK, assert_same_run, resume
 
@@ -177,6 +178,39 @@ def test_tags_are_shuffled_and_dropped_and_captions_left_out_by_the_sample_numbe
     in_order = [CaptionChanges(tag_dropout=0.5)(prompt, "[V]", 5, n).split(", ") for n in range(50)]
     assert all(sorted(tags, key=prompt.index) == tags for tags in in_order)
     assert CaptionChanges(caption_dropout=1e-9)("a,  b", "[V]", 5, 0) == "a,  b"
+
+
+def test_each_sample_draws_its_template_by_its_number(train, tiny_config, tmp_path, capsys):
+    """A photograph with a caption keeps it; validation keeps the prompt; a resume and a repetition draw the same."""
+    templates = ["a photo of a [V]", "a rendering of a {class_word}, a [V]", "my [V]"]
+    files = [photograph(tmp_path, f"{name}.png") for name in "ab"]
+    (tmp_path / "b.txt").write_text("[V] dog, snow")
+    plain = SubjectImages(files, captions=True, **OPTIONS)
+    images = SubjectImages(files, captions=True, templates=templates, **OPTIONS)
+    drawn = Counter((images[n]["view"], images[n]["prompt"]) for n in range(600))
+    assert {prompt for view, prompt in drawn if view == 2} == {"[V] dog, snow"}
+    assert {prompt for view, prompt in drawn if view == 0} == set(templates)
+    assert all(70 < drawn[0, template] < 130 for template in templates)
+    assert [images[n]["view"] for n in range(50)] == [plain[n]["view"] for n in range(50)]
+    assert images.without_augmentation()[0]["prompt"] in plain.prompts
+
+    words = (
+        f"data.params.templates={json.dumps(templates)}",
+        "lightning.callbacks.validation.params.every_steps=2",
+    )
+    run = train(*QUICK, *words, "lightning.trainer.max_steps=4")
+    other = train(*QUICK, words[1], "lightning.trainer.max_steps=4", name="other")
+    assert "one of 3 templates for it" in capsys.readouterr().out
+    rows, others = (read_rows(path / "metrics.jsonl") for path in (run, other))
+    assert [row["prior_loss"] for row in rows][0] == [row["prior_loss"] for row in others][0]
+    assert all(
+        row["subject_loss"] != another["subject_loss"] for row, another in zip(rows, others, strict=True)
+    )
+    first, of_others = (read_rows(path / "validation.jsonl")[0] for path in (run, other))
+    assert first == of_others
+    words = ["--base", RECIPE, str(tiny_config), "-t", "false", "data.params.templates=[a photo of a dog]"]
+    assert main(words) == 2
+    assert "prompt 'a photo of a dog' of the subject's images: write [V]" in capsys.readouterr().err
 
 
 def test_a_caption_without_placeholder_is_told_by_its_file(train, tmp_path, capsys):

@@ -55,7 +55,7 @@ def files(name):
 def test_every_overlay_for_stable_diffusion_is_tested_here():
     tested = {path for name in RECIPES | ADAPTERS for path in files(name)[1:]}
     elsewhere = {"dreambooth", "evaluation", "debug", "wandb", "fidelity", "prodigy", "schedule-free"}
-    elsewhere |= {"custom-diffusion", "textual-inversion"}
+    elsewhere |= {"custom-diffusion", "textual-inversion", "templates"}
     there = [*(PROJECT / "configs").glob("*.yaml"), *CONFIGS.glob("*.yaml")]
     assert {str(path) for path in there if path.stem not in elsewhere} == tested
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from ldm.config import load_config
+from ldm.formats.custom_diffusion import DELTAS_FILE
+from ldm.formats.embeddings import EMBEDDINGS_FILE, read_embeddings
 from ldm.formats.lora import LORA_FILE
-from ldm.methods.custom_diffusion import DELTAS_FILE
 from ldm.methods.dreambooth import DreamBooth
 from ldm.methods.load import load_for_sampling
-from ldm.methods.textual_inversion import EMBEDDINGS_FILE
+from ldm.methods.parts import Parts, add_parts
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import add_tokens, with_all_vectors
 from main import main
@@ -56,8 +58,19 @@ def run(trained):
     return trained(TWO_VECTORS, *words)
 
 
-def drawn(out, model, prompt="a photo of <my-subject> on the moon"):
-    words = ["--prompt", prompt, "--steps", "4", "--n_samples", "1", "--skip_grid", "--spacing", "base"]
+def drawn(out, model, prompt="a photo of <my-subject> on the moon", *more):
+    words = [
+        *map(str, more),
+        "--prompt",
+        prompt,
+        "--steps",
+        "4",
+        "--n_samples",
+        "1",
+        "--skip_grid",
+        "--spacing",
+        "base",
+    ]
     assert txt2img.main([*words, "--outdir", str(out), "--ckpt", str(model)]) == 0
     return np.asarray(Image.open(next((out / "samples").iterdir()))).astype(int)
 
@@ -119,6 +132,91 @@ def test_diffusers_draws_the_same_picture_with_the_tokens_and_from_the_whole_mod
         assert abs(ours - drawn_by(theirs)).max() <= 1, name
     added = json.loads((tmp_path / "whole" / "tokenizer" / "added_tokens.json").read_text())
     assert set(added) == {"<my-subject>", "<my-subject>_1"}  # for transformers 4
+
+
+def test_the_tokens_on_a_base_are_the_runs_own_model(run, tiny, tmp_path):
+    """[V] is the run's; drawn again from the picture; merged by export."""
+    loaded = load_for_sampling(tiny)
+    before = loaded.weights
+    add_parts(loaded, Parts(embeds=[str(run / "model")]))
+    assert loaded.weights != before
+    ours, theirs = loaded.model.state_dict(), load_for_sampling(run).model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    prompt = "a photo of [V] on the moon"
+    picture = drawn(tmp_path / "run", run, prompt)
+    assert not (picture - drawn(tmp_path / "base", tiny, prompt, "--embeds", run / "model")).any()
+    png = next((tmp_path / "base" / "samples").iterdir())
+    assert txt2img.main(["--from-image", str(png), "--outdir", str(tmp_path / "again")]) == 0
+    assert not (picture - np.asarray(Image.open(tmp_path / "again" / "samples" / "00000.png"))).any()
+    words = ["--ckpt", str(tiny), "--embeds", str(run / "model"), "--out", str(tmp_path / "baked")]
+    assert export.main([*words, "--dtype", "fp32"]) == 0
+    assert not (picture - drawn(tmp_path / "merged", tmp_path / "baked")).any()
+
+
+def test_the_files_of_other_tools_are_read(tmp_path):
+    """diffusers' pickle, AUTOMATIC1111's pickle and safetensors file, and Stable Diffusion XL's of two encoders."""
+    vectors = torch.randn(2, 32)
+    torch.save({"<x>": vectors[0]}, tmp_path / "learned_embeds.bin")
+    webui = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(vectors)}}
+    webui |= {"name": "my-style", "step": 499, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    torch.save(webui, tmp_path / "other.pt")
+    save_file({"emb_params": vectors}, tmp_path / "by-name.safetensors")
+    of_xl = {"clip_l": vectors, "clip_g": torch.randn(2, 48)}
+    save_file(of_xl, tmp_path / "xl.safetensors")
+    one, two = {"text_encoder": 32}, {"text_encoder": 32, "text_encoder_2": 48}
+    for name, widths, token, expected in (
+        ("learned_embeds.bin", one, "<x>", {"text_encoder": vectors[:1]}),
+        ("other.pt", one, "my-style", {"text_encoder": vectors}),
+        ("by-name.safetensors", one, "", {"text_encoder": vectors}),
+        ("xl.safetensors", two, "", {"text_encoder": vectors, "text_encoder_2": of_xl["clip_g"]}),
+    ):
+        own, found = read_embeddings(tmp_path / name, widths)
+        assert own == token
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        assert not any(value.requires_grad for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"<x>": torch.ones(2, 7)}, "it is another model's"),
+        ({"<x>": torch.ones(2, 2, 32)}, "it is another model's"),
+        ({"<x>": torch.full((32,), float("nan"))}, "not finite"),
+        ({"clip_l": torch.ones(32), "clip_g": torch.ones(32)}, "2 text encoder"),
+        ({"a": torch.ones(32), "b": torch.ones(32)}, "no file of textual inversion"),
+        ({"a dog": torch.ones(32)}, "a word without spaces"),
+        ({"dog": torch.ones(32)}, "'dog' is a token already"),
+    ],
+)
+def test_files_that_are_no_tokens_for_the_model_are_refused(tiny, tmp_path, capsys, content, told):
+    path = tmp_path / "x.safetensors"
+    save_file(content, path)
+    words = ["--ckpt", str(tiny), "--embeds", str(path), "--outdir", str(tmp_path / "out")]
+    assert txt2img.main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_token_gets_another_name_and_stands_beside_others(run, tiny, tmp_path):
+    words = ["--embeds", f"{run / 'model' / EMBEDDINGS_FILE}:<other>"]
+    whole = drawn(tmp_path / "one", run, "a photo of <my-subject> on the moon")
+    renamed = drawn(tmp_path / "two", tiny, "a photo of <other> on the moon", *words)
+    assert not (whole - renamed).any()
+    both = drawn(tmp_path / "three", run, "a photo of <other> on the moon", *words)  # beside the run's own
+    assert not (whole - both).any()
+
+
+def test_the_originals_prompts(tiny_config, capsys):
+    templates = str(PROJECT / "configs" / "templates.yaml")
+    prompts = load_config([RECIPE, templates])["data"]["params"]["templates"]
+    assert len(set(prompts)) == 27
+    assert all(prompt.count("[V]") == 1 for prompt in prompts)
+    assert main(["-b", RECIPE, str(tiny_config), OVERLAY, templates, "-t", "false"]) == 0
+    assert "one of 27 templates for it" in capsys.readouterr().out
 
 
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit(trained, monkeypatch):

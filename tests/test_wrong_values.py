@@ -138,6 +138,7 @@ WRONG = {
     "text_encoder_learning_rate": [value for value in NUMBER_FROM_0 if value is not None],
     "tag_dropout": SHARE,
     "tag_shuffle": TRUTH,
+    "templates": [value for value in WORDS if value is not None],
     "tf32": TRUTH,
     "token_std": NUMBER_FROM_0,
     "tokenizer": TEXT,

@@ -33,6 +33,7 @@ from ldm.values import (
     NonNegativeFloat,
     NonNegativeInt,
     Probability,
+    Prompts,
     Seed,
     Text,
     Unaffecting,
@@ -55,6 +56,7 @@ class DreamBoothData(LightningDataModule):
         num_workers: Annotated[NonNegativeInt, Unaffecting] = 0,
         flip_probability: Probability = 0.0,
         random_crop: bool = False,
+        templates: Prompts | None = None,
         captions: Annotated[bool, Unaffecting] = False,
         tag_shuffle: bool = False,
         tag_dropout: Probability = 0.0,
@@ -105,7 +107,11 @@ class DreamBoothData(LightningDataModule):
                 "order": f"subject order{f' {place}' if place else ''}",
             }
             subject = SubjectImages(
-                kept, flip_probability=flip_probability, random_crop=random_crop, **options
+                kept,
+                flip_probability=flip_probability,
+                random_crop=random_crop,
+                templates=[concept.filled(template) for template in templates or ()],
+                **options,
             )
             held_out_images = SubjectImages(held_out, **options) if held_out else None
             self.subjects.append(subject)

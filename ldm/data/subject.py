@@ -51,11 +51,13 @@ class SubjectImages(Dataset[SubjectExample]):
         changes: CaptionChanges | None = None,
         shapes: Sequence[Shape] | None = None,
         unmasked_weight: float = 1.0,
+        templates: Sequence[str] = (),
     ):
         """captions: whether images have their own prompts in text files or a list (`ldm.data.captions`).
 
         placeholder: replaces [V] in captions. order: key of the shuffled order. shapes: allowed ones in px; None for a
-        square of `size`. unmasked_weight: as in `cell_weights`; with 1, masks are not read.
+        square of `size`. unmasked_weight: as in `cell_weights`; with 1, masks are not read. templates: prompts of which
+        each sample draws one, unless its photograph has a caption.
         """
         self.files = list(files)
         listed = read_lists(self.files[0].parent) if captions else {}
@@ -87,6 +89,7 @@ class SubjectImages(Dataset[SubjectExample]):
         self.order = order
         self.changes = changes or CaptionChanges()
         self.unmasked_weight = unmasked_weight
+        self.templates = list(templates)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
@@ -94,9 +97,9 @@ class SubjectImages(Dataset[SubjectExample]):
         return cls(image_files(folder), **options)
 
     def without_augmentation(self) -> "SubjectImages":
-        """The same images without mirroring and random crops; memory is shared."""
+        """The same images without mirroring, random crops and templates; memory is shared."""
         plain = copy.copy(self)
-        plain.flip_probability, plain.random_crop = 0.0, False
+        plain.flip_probability, plain.random_crop, plain.templates = 0.0, False, []
         return plain
 
     @property
@@ -118,7 +121,7 @@ class SubjectImages(Dataset[SubjectExample]):
         index = among[shuffled_index(self.seed, self.order, k, len(among))]
         flip, x, y = torch.rand(3, generator=generator(self.seed, "augmentation", n)).tolist()
         view = 2 * index + (flip < self.flip_probability)
-        prompt = self.changes(self.prompts[index], self.placeholder, self.seed, n)
+        prompt = self.changes(self.prompt_of(index, n), self.placeholder, self.seed, n)
         place = (x, y) if self.random_crop else (0.5, 0.5)
         example: SubjectExample = {"prompt": prompt, "size_ids": self.size_ids(view, place)}
         if self.random_crop:
@@ -128,6 +131,13 @@ class SubjectImages(Dataset[SubjectExample]):
         if cells is not None:
             example["cell_weights"] = self.cell_weights(view, cells, place)
         return example
+
+    def prompt_of(self, index: int, n: int) -> str:
+        """The prompt of sample number n, which shows photograph `index`, before its parts are changed."""
+        if not self.templates or self.captions[index] is not None:
+            return self.prompts[index]
+        place = torch.randint(len(self.templates), (), generator=generator(self.seed, "template", n))
+        return self.templates[int(place)]
 
     @property
     def views(self) -> range:

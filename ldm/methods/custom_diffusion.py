@@ -3,21 +3,18 @@
 Kumari et al., arXiv 2212.04488. For the paper's new token, see `ldm.methods.textual_inversion`.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.formats.custom_diffusion import DELTAS_FILE, deltas, projections
 from ldm.formats.small_folder import save_small_folder
 from ldm.formats.subject import notes_of
 from ldm.methods.all_weights import AllWeights
 from ldm.models.latent_diffusion import LatentDiffusion
-
-DELTAS_FILE = "pytorch_custom_diffusion_weights.safetensors"
-"""The file name in the documentation of diffusers' `load_attn_procs`."""
 
 
 class CustomDiffusion(AllWeights):
@@ -31,7 +28,7 @@ class CustomDiffusion(AllWeights):
             raise UserError("model.params.learning_rate is 0, but Custom Diffusion trains only the UNet")
         for network in model.trainable.values():
             network.requires_grad_(False)
-        for _, projection in projections(model):
+        for _, projection in projections(model.unet):
             projection.requires_grad_(True)
             projection.register_forward_hook(_start_token_detached)
 
@@ -44,26 +41,7 @@ class CustomDiffusion(AllWeights):
         card: str | None,
     ) -> None:
         """Write the trained weights for `load_attn_procs` of diffusers' UNet."""
-        save_small_folder(folder, {DELTAS_FILE: deltas(model)}, dtype, notes_of(subject, card))
-
-
-def projections(model: LatentDiffusion) -> Iterator[tuple[str, nn.Module]]:
-    """Names and layers of the UNet's key and value projections in cross-attention."""
-    for name, module in model.unet.named_modules():
-        if re.search(r"\battn2\.to_[kv]$", name):
-            yield name, module
-
-
-def deltas(model: LatentDiffusion) -> dict[str, Tensor]:
-    """The trained projections under diffusers' names, and an empty tensor for each self-attention."""
-    tensors = {name: torch.empty(0) for name in model.unet.attn_processors if ".attn1." in name}
-    for name, module in projections(model):
-        attention, _, projection = name.rpartition(".")
-        tensors |= {
-            f"{attention}.processor.{projection}_custom_diffusion.{key}": value
-            for key, value in module.state_dict().items()
-        }
-    return tensors
+        save_small_folder(folder, {DELTAS_FILE: deltas(model.unet)}, dtype, notes_of(subject, card))
 
 
 def _start_token_detached(module: nn.Module, inputs: tuple[Tensor, ...], states: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Loads any model that can be sampled: a run, a checkpoint, an exported folder, a base."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,11 @@ from ldm.errors import UserError
 from ldm.files import find, find_near, refuse_links
 from ldm.formats.base import load_vae, vae_files
 from ldm.formats.checkpoint_files import newest_checkpoint, run_of
+from ldm.formats.custom_diffusion import DELTAS_FILE
 from ldm.formats.described import described
+from ldm.formats.embeddings import EMBEDDINGS_FILE
 from ldm.formats.fingerprint import file_hash, files_fingerprint
-from ldm.formats.lora import has_lora
+from ldm.formats.lora import LORA_FILE
 from ldm.formats.modules import weights_on
 from ldm.formats.network_configs import refuse_other_latents
 from ldm.formats.run_checkpoint import LearnedSubject
@@ -24,6 +27,9 @@ from ldm.formats.safe_loading import load_checkpoint
 from ldm.formats.subject import read_subject
 from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion
+
+PART_FILES = {"--lora": LORA_FILE, "--embeds": EMBEDDINGS_FILE, "--delta": DELTAS_FILE}
+"""What a folder that is only a part of a model holds, by the option that adds it to its base."""
 
 
 @dataclass
@@ -70,8 +76,9 @@ def load_for_sampling(
             content = load_checkpoint(path)
             if "base_fingerprint" in content:
                 return _load_run(path, content, base_options, trust)
-        if has_lora(path):
-            raise UserError(f"{path} is a LoRA, not a whole model: name its base, and add --lora {path}")
+        options = [f"{option} {path}" for option, name in PART_FILES.items() if os.path.isfile(path / name)]
+        if options and not os.path.exists(path / "model_index.json"):
+            raise UserError(f"{path} is a part of a model: name its base, and add {' '.join(options)}")
         model = LatentDiffusion.from_base(path, **base_options).eval()
     about = read_subject(path)
     return LoadedModel(model, about.learned(), about.step, weights=model.fingerprint)

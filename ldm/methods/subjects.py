@@ -31,7 +31,11 @@ def with_identifiers(
 def check_prompts(subject: Learned, images: SubjectImages) -> None:
     """Raise UserError for a configured prompt that does not name `subject`; warn of such captions."""
     nameless = []
-    for prompt, caption in zip(images.prompts, images.captions, strict=True):
+    prompts = [
+        *zip(images.prompts, images.captions, strict=True),
+        *((text, None) for text in images.templates),
+    ]
+    for prompt, caption in prompts:
         if subject.placeholder in prompt or subject.identifier in prompt.split():
             continue
         if caption is None:

@@ -16,19 +16,15 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.files import replacing_folder
+from ldm.formats.embeddings import EMBEDDINGS_FILE, OF_SDXL
 from ldm.formats.families import tokenizer_of
 from ldm.formats.small_folder import save_small_folder
 from ldm.formats.subject import notes_of
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.tuning import Tuning, Untrained, check_learned, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.new_tokens import ExtendedEmbedding, add_tokens, vectors_of
+from ldm.models.new_tokens import ExtendedEmbedding, add_tokens, taken_tokens, vectors_of
 from ldm.values import Count, Must, NonNegativeFloat, PositiveFloat, Rates, Text
-
-EMBEDDINGS_FILE = "learned_embeds.safetensors"
-"""The file that diffusers' `load_textual_inversion` looks for in a folder."""
-OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-"""Keys of a file with the embeddings of two text encoders, as Stable Diffusion XL's tools have them."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,7 @@ class TextualInversion:
             sources: list[int] = []
             for new in self.tokens:
                 vectors = vectors_of(new.token, new.vectors)
-                known = {*tokenizer.get_vocab(), *names}
-                if taken := [own for own in vectors if {own, f"{own}</w>"} & known]:
+                if taken := taken_tokens([*names, *vectors], tokenizer):
                     raise UserError(
                         f"model.params.tuning: '{taken[0]}' is a token already: choose another, such as"
                         f" <my-{new.initial_word}>"

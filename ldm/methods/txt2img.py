@@ -16,7 +16,7 @@ from ldm.files import check_writable, find_near
 from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
 from ldm.methods.load import load_for_sampling
-from ldm.methods.lora import add_loras, file_and_scale
+from ldm.methods.parts import FACTS, Parts, add_parts, word_near
 
 OPTIONS = {
     "negative_prompt": "negative_prompt",
@@ -99,8 +99,8 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
     """The model of --ckpt, ready to draw with the command line's settings."""
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)
-    loras = options.lora or options.drawn_loras
-    add_loras(loaded, loras)
+    parts = Parts.of(options) or options.drawn_parts or Parts()
+    add_parts(loaded, parts)
     loaded.model.for_sampling(device, choose_dtype(options.precision, device))
     height, width = options.H or loaded.model.native_size, options.W or loaded.model.native_size
     loaded.model.latent_shape(height, width)
@@ -116,9 +116,7 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
         eta=options.ddim_eta,
         spacing=options.spacing,
     )
-    about = {"model": options.ckpt, **base_options}
-    if loras:
-        about["loras"] = json.dumps(loras)
+    about = {"model": options.ckpt, **base_options, **parts.facts()}
     return Drawing(loaded, sampling, height, width, about)
 
 
@@ -153,8 +151,13 @@ def settings_of(image: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
     settings |= {option: facts[key] for key, option in OPTIONS.items() if key in facts}
     settings["prompts"] = _texts("prompts", facts, image) if is_grid else [facts["prompt"]]
-    loras = map(file_and_scale, _texts("loras", facts, image) if "loras" in facts else [])
-    settings["drawn_loras"] = [f"{find_near(name, image)}:{scale}" for name, scale in loras]
+    settings["drawn_parts"] = Parts(
+        **{
+            name: [word_near(word, image) for word in _texts(key, facts, image)]
+            for name, key in FACTS.items()
+            if key in facts
+        }
+    )
     settings["ckpt"] = str(find_near(facts["model"], image))
     settings["drawn_with"] = (settings["ckpt"], facts.get("weights"))
     if "use_ema" in facts:

@@ -46,17 +46,36 @@ def add_tokens(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, tokens: Sequence[str], sources: Sequence[int]
 ) -> ExtendedEmbedding:
     """Add `tokens` to both, starting from the embeddings of the token ids in `sources`; returns the new table."""
+    table = text_encoder.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return add_rows(text_encoder, tokenizer, tokens, table.weight.detach()[list(sources)].float().clone())
+
+
+def add_rows(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, tokens: Sequence[str], rows: Tensor
+) -> ExtendedEmbedding:
+    """Add `tokens` with the embeddings `rows` [new, D] to both, after those added before; returns the new table."""
     first = len(tokenizer)
     table = text_encoder.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
-    rows = table.weight.detach()[list(sources)].float().clone()
-    if isinstance(table, ExtendedEmbedding):
-        raise ValueError("tokens are added once")
+    rows = rows.to(table.weight.device, torch.float32)
     tokenizer.add_tokens(list(tokens))
+    text_encoder.config.vocab_size = first + len(rows)
+    if isinstance(table, ExtendedEmbedding):
+        first, rows = table.first, torch.cat([table.rows.detach(), rows])
     extended = ExtendedEmbedding(table, first, rows)
     text_encoder.set_input_embeddings(extended)
-    text_encoder.config.vocab_size = first + len(rows)
     return extended
+
+
+def taken_tokens(tokens: Sequence[str], tokenizer: CLIPTokenizer) -> list[str]:
+    """Those of `tokens` that are in the vocabulary already, or stand in `tokens` before."""
+    known = set(tokenizer.get_vocab())
+    taken = []
+    for place, token in enumerate(tokens):
+        if {token, f"{token}</w>"} & known or token in tokens[:place]:
+            taken.append(token)
+    return taken
 
 
 def vectors_of(token: str, count: int) -> list[str]:

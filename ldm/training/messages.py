@@ -35,9 +35,12 @@ def introduction(folder: Path, data: Any, model: LightningModule, trainer: Train
     for concept, images in zip(concepts, getattr(data, "subjects", ()), strict=True):
         of_it = f" {concept.placeholder}" if len(concepts) > 1 else ""
         lines[f"subject{of_it}"] = photographs(concept.data_root, images)
-        lines[f"prompts{of_it}"] = (
-            f"'{model.with_identifier(concept.prompt)}' for it, '{concept.prior_prompt}' for its class"
+        own = (
+            f"one of {len(images.templates)} templates"
+            if images.templates
+            else f"'{model.with_identifier(concept.prompt)}'"
         )
+        lines[f"prompts{of_it}"] = f"{own} for it, '{concept.prior_prompt}' for its class"
     per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     start = f", continuing from step {step}" if step else ""
     lines["steps"] = f"{trainer.max_steps:,} of {per_step} samples each{start}"

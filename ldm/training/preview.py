@@ -80,7 +80,7 @@ def facts(images: SubjectImages, index: int) -> list[str]:
     found += ["NO MASK"] if images.unmasked_weight != 1 and images.masks[index] is None else []
     caption = images.captions[index]
     found += [f"caption of {caption.source.name}"] if caption else []
-    drawn = [images.changes(images.prompts[index], images.placeholder, images.seed, n) for n in range(2)]
+    drawn = [images.changes(images.prompt_of(index, n), images.placeholder, images.seed, n) for n in range(2)]
     found += [f"changed to {drawn}"] if set(drawn) != {images.prompts[index]} else []
     return found
 
