@@ -210,12 +210,12 @@ def test_a_token_gets_another_name_and_stands_beside_others(run, tiny, tmp_path)
     assert not (whole - both).any()
 
 
-def test_the_originals_prompts(tiny_config, capsys):
+def test_the_originals_prompts(trained, capsys):
     templates = str(PROJECT / "configs" / "templates.yaml")
     prompts = load_config([RECIPE, templates])["data"]["params"]["templates"]
     assert len(set(prompts)) == 27
     assert all(prompt.count("[V]") == 1 for prompt in prompts)
-    assert main(["-b", RECIPE, str(tiny_config), OVERLAY, templates, "-t", "false"]) == 0
+    trained(f"data.params.templates={json.dumps(prompts)}", "lightning.trainer.max_steps=2")
     assert "one of 27 templates for it" in capsys.readouterr().out
 
 
