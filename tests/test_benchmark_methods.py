@@ -21,7 +21,16 @@ def test_the_file_names_every_method_and_overlay():
     assert all((PROJECT / path).is_file() for method in methods.values() for path in method.configs)
     pairs = [name for name in methods if f"{name}-no-prior" in methods]
     assert len(pairs) == 6
-    assert set(methods) == {*pairs, *(f"{name}-no-prior" for name in pairs), "textual-inversion-no-prior"}
+    targets = {f"{name}-untrained" for name in ("full", "lora")}
+    assert set(methods) == {
+        *pairs,
+        *(f"{name}-no-prior" for name in pairs),
+        "textual-inversion-no-prior",
+        *targets,
+    }
+    for name in targets:
+        assert "model.params.prior_target=untrained" in methods[name].overrides
+        assert methods[name].configs == methods[name.removesuffix("-untrained")].configs
     assert all(any("learning_rate=" in word for word in method.overrides) for method in methods.values())
 
 
@@ -38,7 +47,7 @@ def test_every_method_is_trained_with_its_overlay_and_rate(pretend, tmp_path):  
     words = ["--outdir", str(tmp_path), "--subjects", "cat", "--methods"]
     assert main(words) == 0
     trained = [command for command in pretend if command[0] == "main.py"]
-    assert len(trained) == 13
+    assert len(trained) == 15
     lora = [command for command in trained if command[command.index("--name") + 1] == "lora-no-prior"]
     assert len(lora) == 1
     for command in lora:
@@ -60,7 +69,7 @@ def test_every_method_is_trained_with_its_overlay_and_rate(pretend, tmp_path):  
         assert f"| {method.title} (1 subject) |" in table
     assert "| The base itself, without training (1 subject) |" in table
     plot = (tmp_path / "fidelity.svg").read_text()
-    assert plot.count("<circle") == 14
+    assert plot.count("<circle") == 16
     assert "<polyline" not in plot
     before = len(pretend)
     assert main(words) == 0
@@ -120,13 +129,15 @@ def test_two_methods_from_end_to_end(tiny_config, tmp_path):
     ]
     assert main(words) == 0
     costs = json.loads((out / "costs.json").read_text())
-    assert set(costs) == {"LoRA", "LoRA, no prior loss", "Textual inversion, no prior loss"}
+    lora = ["LoRA", "LoRA, prior from the untrained model's predictions", "LoRA, no prior loss"]
+    assert set(costs) == {*lora, "Textual inversion, no prior loss"}
+    assert costs[lora[1]]["trained"] == costs[lora[0]]["trained"]
     assert costs["Textual inversion, no prior loss"]["trained"] == 32
     assert costs["Textual inversion, no prior loss"]["weights_bytes"] == 4 * 32
     assert costs["LoRA"]["trained"] > 32
     assert all(cost["seconds"] > 0 and cost["state_bytes"] > cost["weights_bytes"] for cost in costs.values())
     assert "| LoRA (1 subject) |" in (out / "table.md").read_text()
     times = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
-    assert len(times) == 4
+    assert len(times) == 5
     assert main(words) == 0
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}

@@ -1,6 +1,8 @@
 """Several subjects in one model: how samples are divided, what a run writes for each, and how prompts name them."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -111,21 +113,43 @@ def test_every_placeholder_is_known_to_what_a_run_writes(several):
     assert read_subject(several / "model").identifier == "le"
 
 
-def test_two_processes_or_accumulation_walk_the_same_curve(train, tmp_path):
-    words = (
-        *QUICK,
-        f"data.params.concepts=[{json.dumps(CAT)},{json.dumps(VASE)}]",
-        "lightning.trainer.max_steps=3",
-    )
-    whole = train(*words, "data.params.batch_size=3", name="whole")
-    parts = train(
-        *words, "data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=3", name="parts"
-    )
-    rows = zip(read_rows(whole / "metrics.jsonl"), read_rows(parts / "metrics.jsonl"), strict=True)
-    for one, other in rows:
-        assert one.keys() == other.keys()
+CAT_AND_VASE = (
+    *QUICK,
+    f"data.params.concepts=[{json.dumps(CAT)},{json.dumps(VASE)}]",
+    "lightning.trainer.max_steps=3",
+)
+
+
+def assert_same_curve(run, other):
+    rows = zip(read_rows(run / "metrics.jsonl"), read_rows(other / "metrics.jsonl"), strict=True)
+    for one, another in rows:
+        assert one.keys() == another.keys()
         for key in one:
-            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+            assert one[key] == pytest.approx(another[key], rel=1e-4), key
+
+
+def test_accumulation_walks_the_same_curve(train):
+    whole = train(*CAT_AND_VASE, "data.params.batch_size=3", name="whole")
+    words = ("data.params.batch_size=1", "lightning.trainer.accumulate_grad_batches=3")
+    assert_same_curve(whole, train(*CAT_AND_VASE, *words, name="parts"))
+
+
+@pytest.mark.slow
+def test_two_processes_walk_the_same_curve(train, tiny_config, tmp_path):
+    """A step of 4 samples: in one process, and two in each of two; each draws its half of the prior samples."""
+    logs = tmp_path / "two"
+    command = [sys.executable, "main.py", "--base", RECIPE, str(tiny_config), "-l", str(logs), *CAT_AND_VASE]
+    command += ["data.params.batch_size=2", "lightning.trainer.devices=2"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two, whole = next(logs.iterdir()), train(*CAT_AND_VASE, "data.params.batch_size=4", name="whole")
+    assert_same_curve(whole, two)
+    first, second = (read_rows(run / "validation.jsonl") for run in (whole, two))
+    assert [row.keys() for row in first] == [row.keys() for row in second]
+    assert first[0] == pytest.approx(second[0], rel=1e-4)
+    assert {path.name for path in (two / "prior").iterdir()} == {
+        path.name for path in (whole / "prior").iterdir()
+    }
 
 
 def test_a_resume_goes_on_bit_for_bit_wherever_the_photographs_lie_now(train, tmp_path):

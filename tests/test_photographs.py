@@ -284,11 +284,18 @@ def test_a_run_in_buckets_walks_one_curve_however_it_is_shared_out_and_resumes(t
     assert_same_run(half, whole)
 
 
-def test_a_batch_in_buckets_holds_the_photographs_at_their_shape(tiny_config, tall_and_wide, tmp_path):
+def test_a_batch_in_buckets_holds_the_photographs_and_masks_at_their_shape(
+    tiny_config, tall_and_wide, tmp_path
+):
+    photographs = tmp_path / "photographs"
+    shutil.copytree(tall_and_wide, photographs)
+    for path in sorted(tall_and_wide.iterdir()):
+        half_mask(Image.open(path).size).save(photographs / f"{path.stem}-mask.png")
     words = [
-        f"data.params.data_root={tall_and_wide}",
+        f"data.params.data_root={photographs}",
         "data.params.bucket_step=8",
         "data.params.batch_size=2",
+        "data.params.unmasked_weight=0.1",
     ]
     data, module, trainer = build(load_config([RECIPE, tiny_config], words), tmp_path)
     trainer.strategy.connect(module)
@@ -301,6 +308,12 @@ def test_a_batch_in_buckets_holds_the_photographs_at_their_shape(tiny_config, ta
         batch = data.on_after_batch_transfer(loaded, 0)
         width, height = data.subjects[0].shape_of(loaded.views[0])
         assert batch.latents.shape == batch.noise.shape == (4, 4, height // 4, width // 4)
+        assert batch.cell_weights.shape == (4, 1, height // 4, width // 4)
+        of_subject, of_class = batch.cell_weights.chunk(2)
+        assert torch.equal(of_class, torch.ones_like(of_class))
+        half = width // 4 // 2
+        for place, expected in ((slice(half - 1), 1.0), (slice(half + 1, None), 0.1)):  # the edge is soft
+            assert torch.allclose(of_subject[..., place], torch.tensor(expected), atol=1e-3)
         seen |= {view // 2 for view in loaded.views}
     assert seen == {0, 1, 2, 3}
     assert torch.isfinite(module.training_step(batch, 0)["loss"])

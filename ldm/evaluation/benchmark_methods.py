@@ -25,8 +25,29 @@ class MethodSettings:
     title: Text
     configs: Sequence[Text]
     overrides: Sequence[Text]
-    prior: Literal["both", "without"]
+    prior: Sequence[Literal["noise", "untrained", "none"]]
     class_noun: bool
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the prior's loss is in a row: the ends of the row's name and title, and overrides."""
+
+    suffix: str = ""
+    words: str = ""
+    overrides: Sequence[str] = ()
+
+
+PRIORS = {
+    "noise": Prior(),
+    "untrained": Prior(
+        "-untrained",
+        ", prior from the untrained model's predictions",
+        ["model.params.prior_target=untrained"],
+    ),
+    "none": Prior("-no-prior", ", no prior loss", ["model.params.prior_loss_weight=0"]),
+}
+"""By the words of a method's `prior`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,7 @@ class MethodsFile:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: a way to train, with or without the prior's loss."""
+    """One row of the table: a way to train, with one of PRIORS."""
 
     title: str
     configs: Sequence[Path]
@@ -52,12 +73,12 @@ def read_methods(path: Path) -> dict[str, Method]:
     for item in load_settings([path], MethodsFile)["methods"]:
         own = MethodSettings(**item)
         configs = [Path(config) for config in own.configs]
-        without = [*own.overrides, "model.params.prior_loss_weight=0"]
         found = {
-            f"{own.name}-no-prior": Method(f"{own.title}, no prior loss", configs, without, own.class_noun)
+            own.name + kind.suffix: Method(
+                own.title + kind.words, configs, [*own.overrides, *kind.overrides], own.class_noun
+            )
+            for kind in (PRIORS[word] for word in own.prior)
         }
-        if own.prior == "both":
-            found = {own.name: Method(own.title, configs, own.overrides, own.class_noun), **found}
         if taken := rows.keys() & found.keys():
             raise UserError(f"{path}: two methods are called {min(taken)}: give each a name of its own")
         rows |= found
