@@ -3,10 +3,12 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 LINE_EVERY = 30.0
 """Seconds between lines of a bar that is written to a file."""
@@ -62,6 +64,14 @@ def progress_bar(
         dynamic_ncols=True,
         file=sys.stderr,
     )
+
+
+def counted(items: Collection[T], title: str, unit: str) -> Iterator[T]:
+    """`items`, with a bar that counts those that are done."""
+    with progress_bar(len(items), title, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 class _Run:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ldm import console
-from ldm.console import phase, progress_bar, run_bar
+from ldm.console import counted, phase, progress_bar, run_bar
 from ldm.training.messages import advice_on_threads, duration
 from main import main
 from tests.conftest import RECIPE
@@ -50,6 +50,12 @@ def test_a_bar_counts_in_whole_units(log):
     assert {line.partition(",")[0] for line in log().splitlines()} == {
         f"sampling: {n} of 4" for n in (1, 2, 3, 4)
     }
+
+
+def test_items_are_counted_as_they_are_done(log):
+    assert [item for item in counted(range(3), "drawing", "picture")] == [0, 1, 2]
+    assert re.fullmatch(r"(drawing: \d of 3, .*\n)+", told := log())
+    assert told.splitlines()[-1].startswith("drawing: 3 of 3, ")
 
 
 def test_a_phase_without_a_run_has_a_bar_of_its_own(log):

@@ -61,7 +61,7 @@ def test_ways_to_draw_the_prior_are_judged_row_by_row(small_world, capsys):
     header, _, *rows = told.out.strip().splitlines()
     assert header.startswith("| sampler | steps |")
     assert [row.split(" | ")[2:5] for row in rows] == [["3.0", "all", "20"], ["1.5", "all", "20"]]
-    assert "4/4" in told.err  # nouns drawn
+    assert "drawing: 4 of 4" in told.err  # nouns
 
 
 def test_one_picture_of_a_noun_has_no_distances(capsys):

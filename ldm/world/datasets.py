@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from ldm.console import counted
 from ldm.randomness import generator
 from ldm.world.drawing import World
 
@@ -53,7 +53,7 @@ def make_dataset(world: World, out: Path, subjects: Mapping[str, str], role: str
     subjects: folder -> member, all withheld for `role`.
     """
     lines = ["Classes", "", "subject_name,class"]
-    for number, (folder, name) in enumerate(tqdm(subjects.items(), desc="subjects")):
+    for number, (folder, name) in enumerate(counted(subjects.items(), "drawing", "subject")):
         assert name in world.withheld[role], name
         lines.append(f"{folder},{world.members[name].noun}")
         order = np.random.default_rng(generator(0, "benchmark scenes", number).initial_seed())

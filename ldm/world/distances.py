@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from tqdm import tqdm
 
+from ldm.console import counted
 from ldm.data.images import pixels_of, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
@@ -195,7 +195,7 @@ def judge_distances(
     real, other = (world_pictures(world, purpose, count) for purpose in ("distance real", "distance floor"))
     floor = compare(real, other, look_by)
     found = {FLOOR: rows(floor, floor)}
-    for way in tqdm(ways, desc="distances"):
+    for way in counted(ways, "distances", "way"):
         found[describe(way)] = rows(compare(real, drawn_pictures(model, other, way), look_by), floor)
     return found
 

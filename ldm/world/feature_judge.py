@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from ldm.console import counted
 from ldm.data.images import to_tensor
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import auc, cosine
@@ -28,7 +28,7 @@ Features = Callable[[list[Image.Image]], Tensor]
 @torch.no_grad()
 def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str, object]:
     """All figures, in [0, 1] except for "megabytes". count: unseen pictures for retrieval."""
-    known = [world.picture(0, i, "judge features") for i in tqdm(range(count), desc="drawing pictures")]
+    known = [world.picture(0, i, "judge features") for i in counted(range(count), "drawing", "picture")]
     looks = individuals(world)
     withheld = {name for names in world.withheld.values() for name in names}
     hidden = [(name, scene, image) for name, scene, image in looks if name in withheld]
@@ -61,7 +61,7 @@ def raw_pixels(images: list[Image.Image]) -> Tensor:
 def individuals(world: World) -> list[Look]:
     """LOOKS pictures of every member of the world in its own colours."""
     looks = []
-    for number, name in enumerate(tqdm(sorted(world.members), desc="drawing individuals")):
+    for number, name in enumerate(counted(sorted(world.members), "drawing", "individual")):
         rng = np.random.default_rng(generator(0, "judge individuals", number).initial_seed())
         for scene in rng.permutation(world.scenes)[:LOOKS]:
             looks.append((name, str(scene), Image.fromarray(world.compose(name, str(scene), rng))))

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm, trange
 
+from ldm.console import counted
 from ldm.data.images import pixels_of
 from ldm.evaluation.metrics import auc
 from ldm.files import replacing
@@ -63,7 +63,7 @@ def exam(world: World, purpose: str, numbers: range) -> tuple[Tensor, Tensor]:
     """Pictures and their right answers [B, 4]: indices of noun, scene, colour and member."""
     known = known_members(world)
     pictures, answers = [], []
-    for number in tqdm(numbers, desc="drawing pictures"):
+    for number in counted(numbers, "drawing", "picture"):
         pixels, _, facts = world.picture(0, number, purpose)
         pictures.append(pixels)
         colour = world.colours.index(facts.colour) if facts.colour else len(world.colours)
@@ -91,7 +91,7 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
     steps = passes * count // 64
     optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
-    for step in trange(steps, desc="training the judge"):
+    for step in counted(range(steps), "training the judge", "step"):
         draws = generator(0, "judge batch", step)
         chosen = torch.randint(count, (64,), generator=draws)
         # Reconstructions and samples are softer than the world: the judge must not rely on single pixels.

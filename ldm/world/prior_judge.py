@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.console import progress_bar
 from ldm.diffusion.sampling import Sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.base_judge import samples
@@ -41,7 +42,7 @@ def judge_prior(base: str, world: World, cache: Path, per_noun: int) -> Iterator
     own_colours = answers[:, 2] == len(world.colours)
     real = [features(judge, pixels[(answers[:, 0] == n) & own_colours]) for n in range(len(world.nouns))]
     yield from HEADER
-    with tqdm(total=len(WAYS) * len(world.nouns), desc="drawing", unit="noun") as bar:
+    with progress_bar(len(WAYS) * len(world.nouns), "drawing", "noun") as bar:
         for way in WAYS:
             yield row(way, judged(way, model, judge, world, real, per_noun, bar))
 
