@@ -1,5 +1,6 @@
 """The fidelity callback, through main: it measures at each validation, changes nothing, and resumes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,38 @@ def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
     assert main(["--resume", str(again), "lightning.trainer.max_steps=15"]) == 0
     assert read_rows(again / "fidelity.jsonl")[:3] == rows
     assert [row["step"] for row in read_rows(again / "fidelity.jsonl")] == [0, 5, 10, 15]
+
+
+def test_several_subjects_are_measured_apart_everywhere(
+    tiny_config, with_fidelity, tmp_path, monkeypatch, capsys
+):
+    """In the records, TensorBoard, the page and on the bar."""
+    monkeypatch.setattr("ldm.console.LINE_EVERY", 0.0)
+    concepts = [{"data_root": f"assets/benchmark/{name}", "class_word": name} for name in ("cat", "vase")]
+    words = [f"data.params.concepts={json.dumps(concepts)}", "lightning.trainer.max_steps=2"]
+    words += ["lightning.callbacks.samples=null", "lightning.callbacks.progress.params.log_every_steps=1"]
+    configs = ["--base", RECIPE, str(tiny_config), with_fidelity]
+    monkeypatch.chdir(PROJECT)
+    assert main([*configs, "-l", str(tmp_path / "logs"), *words]) == 0
+    (run,) = (tmp_path / "logs").iterdir()
+    bar = capsys.readouterr().err
+    fidelity, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
+    for key in ("dino", "clip_i", "clip_t"):
+        assert all(row[key] == pytest.approx((row[f"{key}_v1"] + row[f"{key}_v2"]) / 2) for row in fidelity)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    scalars = set(events.Reload().Tags()["scalars"])
+    told = " ".join(" ".join(Page((run / "report.html").read_text()).text).split())
+    for name in ("v1", "v2"):
+        kinds = ("train/subject_loss", "train/prior_loss", "val/subject_loss", "val/drift", "val/dino")
+        assert {f"{kind}_{name}" for kind in kinds} <= scalars
+        assert events.Scalars(f"val/drift_{name}")[-1].value == pytest.approx(validation[-1][f"drift_{name}"])
+        assert f"DINO, {name} higher is better" in told
+        assert f"Drift, {name} lower is better" in told
+        last = read_rows(run / "metrics.jsonl")[-1].get(f"subject_loss_{name}")
+        if last is not None:
+            assert f"{name} {last:.4f}" in bar
 
 
 def test_without_validation_before_it_there_is_nothing_to_stand_beside(
