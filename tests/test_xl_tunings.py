@@ -29,6 +29,8 @@ TUNINGS = {
     "textual-inversion": ["textual-inversion.yaml"],
 }
 """Overlays of each tuning; all weights are in tests/test_xl.py."""
+PARTS = {"custom-diffusion": "--delta", "textual-inversion": "--embeds"}
+"""Options of txt2img.py that add what a run has exported to its base."""
 
 
 def drawn(out, *words):
@@ -70,7 +72,7 @@ def plain(xl, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", TUNINGS)
-def test_a_tuning_trains_and_diffusers_draws_its_pictures(run, plain, name, tmp_path):
+def test_a_tuning_trains_and_diffusers_draws_its_pictures(run, plain, xl, name, tmp_path):
     made = run(name, "model.params.learning_rate=5e-2")
     held = {key.split(".")[1] for key in state(made)["state_dict"]}
     both = {"text_encoder", "text_encoder_2"}
@@ -78,6 +80,8 @@ def test_a_tuning_trains_and_diffusers_draws_its_pictures(run, plain, name, tmp_
     ours = drawn(tmp_path / "run", "--ckpt", made)
     subject = "<my-subject>" if name == "textual-inversion" else "sks"
     assert np.abs(ours - plain).max() > 5
+    if option := PARTS.get(name):  # its small folder on the base is the same model
+        assert not (ours - drawn(tmp_path / "part", "--ckpt", xl, option, made / "model")).any()
     whole = tmp_path / "whole"
     assert export.main(["--ckpt", str(made), "--out", str(whole), "--dtype", "fp32"]) == 0
     assert np.abs(ours - drawn_by(StableDiffusionXLPipeline.from_pretrained(whole), subject)).max() <= 1
