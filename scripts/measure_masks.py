@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", nargs="+", type=option(Probability), default=[1.0, 0.1, 0.0])
     parser.add_argument("--seeds", nargs="+", type=option(Seed), default=[0, 1, 2])
     parser.add_argument("--per_scene", type=option(Count), default=4, help="pictures of each other scene")
+    parser.add_argument("--steps", type=option(Count), default=20, help="sampler steps of a picture")
     parser.add_argument("--clip", default=str(FEATURES / "clip"), help="the network that tells scenes")
     parser.add_argument("--dino", default=str(FEATURES / "dino"), help="the network that knows the subject")
     parser.add_argument(
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
                 if code := train([*words, f"data.params.unmasked_weight={weight}"]):
                     raise UserError(f"the run in {runs} ended with exit code {code}")
             loaded = load_for_sampling(next(runs.glob("*/model")))
-            sampling = Sampling("dpmpp_2m_sde", 20, 2.0)
+            sampling = Sampling("dpmpp_2m_sde", options.steps, 2.0)
             pictures = {}
             for scene in (name for name in world.scenes if name != SCENE):
                 prompts = [loaded.with_identifier(f"a photo of [V] cat {scene}")] * options.per_scene

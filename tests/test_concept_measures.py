@@ -118,7 +118,7 @@ def test_masks_are_measured_for_each_seed_and_weight(tiny_config, networks, tmp_
         "1",
         "0.1",
     ]
-    words += ["--per_scene", "1", "--clip", str(clip), "--dino", str(dino)]
+    words += ["--per_scene", "1", "--steps", "2", "--clip", str(clip), "--dino", str(dino)]
     quick = [*QUICK, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=1"]
     assert measure_masks.main([*words, "--", *quick]) == 0
     rows = json.loads((tmp_path / "masks.json").read_text())
