@@ -184,6 +184,8 @@ def test_the_files_of_other_tools_are_read(tmp_path):
         ({"<x>": torch.ones(2, 7)}, "it is another model's"),
         ({"<x>": torch.ones(2, 2, 32)}, "it is another model's"),
         ({"<x>": torch.full((32,), float("nan"))}, "not finite"),
+        ({"<x>": torch.eye(32).to_sparse()}, "not finite numbers"),
+        ({"<x>": torch.ones(32, dtype=torch.complex64)}, "not finite numbers"),
         ({"clip_l": torch.ones(32), "clip_g": torch.ones(32)}, "2 text encoder"),
         ({"a": torch.ones(32), "b": torch.ones(32)}, "no file of textual inversion"),
         ({"a dog": torch.ones(32)}, "a word without spaces"),
@@ -191,8 +193,8 @@ def test_the_files_of_other_tools_are_read(tmp_path):
     ],
 )
 def test_files_that_are_no_tokens_for_the_model_are_refused(tiny, tmp_path, capsys, content, told):
-    path = tmp_path / "x.safetensors"
-    save_file(content, path)
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
     words = ["--ckpt", str(tiny), "--embeds", str(path), "--outdir", str(tmp_path / "out")]
     assert txt2img.main(words) == 2
     error = capsys.readouterr().err.strip()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.formats.modules import listed
-from ldm.formats.safe_loading import load_checkpoint
+from ldm.formats.safe_loading import load_checkpoint, refuse_odd_numbers
 
 DELTAS_FILE = "pytorch_custom_diffusion_weights.safetensors"
 """The file name in the documentation of diffusers' `load_attn_procs`."""
@@ -64,6 +64,5 @@ def read_deltas(path: Path, unet: nn.Module) -> Mapping[str, Tensor]:
                 f"{path}: {name} has shape {list(value.shape)}, and the model's {list(own[name].shape)}: it is another"
                 " model's"
             )
-        if not value.isfinite().all():
-            raise UserError(f"{path} has values that are not finite: use another file")
+        refuse_odd_numbers(value, path)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.formats.safe_loading import load_checkpoint
+from ldm.formats.safe_loading import load_checkpoint, refuse_odd_numbers
 
 EMBEDDINGS_FILE = "learned_embeds.safetensors"
 """The file that diffusers' `load_textual_inversion` looks for in a folder."""
@@ -33,6 +33,7 @@ def read_embeddings(path: Path, widths: Mapping[str, int]) -> tuple[str, Vectors
         )
     vectors = {}
     for name, width in widths.items():
+        refuse_odd_numbers(found[name], path)
         value = found[name].detach().float()
         vectors[name] = value[None] if value.ndim == 1 else value
         if vectors[name].ndim != 2 or vectors[name].shape[1] != width or not len(vectors[name]):
@@ -40,8 +41,6 @@ def read_embeddings(path: Path, widths: Mapping[str, int]) -> tuple[str, Vectors
                 f"{path} has vectors of shape {list(value.shape)}, and this model's {name} takes {width} numbers: it is"
                 " another model's"
             )
-        if not vectors[name].isfinite().all():
-            raise UserError(f"{path} has values that are not finite: use another file")
     if len({len(value) for value in vectors.values()}) > 1:
         raise UserError(f"{path} has another number of vectors for each text encoder: use another file")
     return token, vectors

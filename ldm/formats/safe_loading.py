@@ -110,6 +110,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} {what_it_is(path, head)}")
 
 
+def refuse_odd_numbers(tensor: torch.Tensor, path: Path) -> None:
+    """Raise UserError for a tensor of `path` that is no dense one of finite floating-point numbers."""
+    is_dense = tensor.layout is torch.strided and not tensor.is_quantized
+    if not is_dense or not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise UserError(f"{path} has values that are not finite numbers: use another file")
+
+
 def refuse_unreadable_name(path: Path) -> None:
     """Raise UserError for a name that is not UTF-8, which torch and safetensors cannot open."""
     try:
