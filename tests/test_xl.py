@@ -1,5 +1,6 @@
 """Stable Diffusion XL on a small model: pictures and loss equal diffusers', and runs through the entry points."""
 
+import dataclasses
 import json
 import signal
 
@@ -11,6 +12,7 @@ import yaml
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
+from safetensors import safe_open
 
 from ldm.config import load_config
 from ldm.data.batch import collate
@@ -19,13 +21,14 @@ from ldm.data.images import original_size, resize_and_crop, size_ids, to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
 from ldm.formats.base import load_base
+from ldm.formats.families import SDXL
 from ldm.methods.all_weights import AllWeights
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 from ldm.training.build import build
 from main import main
-from scripts import evaluate, export, txt2img
+from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
 from tests.small_sd import part
@@ -326,15 +329,24 @@ def test_a_run_and_its_export_draw_the_same_pictures(whole, tmp_path):
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
-def test_a_run_is_exported_and_evaluated(whole, tmp_path, capsys):
-    assert export.main(["--ckpt", str(whole), "--out", str(tmp_path / "dog"), "--dtype", "fp32"]) == 0
-    assert load_base(tmp_path / "dog").zero_unconditional
-    assert export.main(["--ckpt", str(whole), "--out", str(tmp_path / "dog.safetensors")]) == 2
+def test_a_run_is_exported(whole, xl, tmp_path, monkeypatch, capsys):
+    folder, file = tmp_path / "dog", tmp_path / "dog.safetensors"
+    assert export.main(["--ckpt", str(whole), "--out", str(folder), "--dtype", "fp32"]) == 0
+    assert load_base(folder).zero_unconditional
+    assert export.main(["--ckpt", str(whole), "--out", str(file)]) == 2
     assert "does not have Stable Diffusion's sizes" in capsys.readouterr().err
-    words = ["sampling.steps=2", "sampling.images_per_prompt=1", "sampling.class_images=2"]
-    words += ["--outdir", str(tmp_path / "report"), "--device", "cpu"]
-    assert evaluate.main(["--ckpt", str(whole), *words]) == 0
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text())
+
+    as_published = (dataclasses.replace(SDXL, configs=xl),)
+    monkeypatch.setattr("ldm.formats.single_file.FAMILIES", as_published)
+    assert export.main(["--ckpt", str(whole), "--out", str(file)]) == 0
+    with safe_open(file, "pt") as tensors:
+        assert {tensors.get_tensor(key).dtype for key in tensors.keys()} == {torch.float16}  # noqa: SIM118
+        assert tensors.metadata()["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+        assert tensors.metadata()["modelspec.trigger_phrase"] == "sks dog"
+    pipe = StableDiffusionXLPipeline.from_single_file(str(file), config=str(xl), local_files_only=True)
+    for name, network in load_base(folder).networks.items():
+        theirs = part(pipe, name).state_dict()
+        assert all(torch.equal(v.half().float(), theirs[key]) for key, v in network.state_dict().items())
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(whole, xl_config, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def locate(where: str, revision: str | None, files: Sequence[str]) -> tuple[Path
 
 def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path, str | None, Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     def fetch(file: str) -> Path:
         return Path(hf_hub_download(name, file, revision=revision, etag_timeout=10))
@@ -174,9 +174,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path,
     def fetch_any(file: str) -> Path | None:
         try:
             return fetch(file)
-        except LocalEntryNotFoundError:  # a kind of EntryNotFoundError that means no connection
-            raise
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # or LocalEntryNotFoundError: no connection, and not in the cache
             return None
 
     try:

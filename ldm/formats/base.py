@@ -73,10 +73,13 @@ def load_base(
 def load_vae(
     vae: str | Path, family: Family, *, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """A VAE, alone or from a whole model: a folder, hub id or single file. family: of the model that uses it."""
-    path = locate(vae, None, variant)
+    """A VAE, alone or from a whole model: a folder, hub id or single file.
+
+    family: of the model that uses it. variant: of the model's files; the VAE's own need not have it.
+    """
+    path, own_variant = locate_vae(vae, variant)
     if path.is_dir():
-        return diffusers_folder.read_vae(path, variant=variant, dtype=dtype)
+        return diffusers_folder.read_vae(path, variant=own_variant, dtype=dtype)
     return single_file.read_vae_file(path, family=family, dtype=dtype)
 
 
@@ -104,8 +107,16 @@ def fingerprint(
 
 def vae_files(vae: str | Path, variant: str | None = None) -> list[tuple[str, Path]]:
     """The files that `load_vae` reads: pairs of role and path."""
+    path, own_variant = locate_vae(vae, variant)
+    return diffusers_folder.vae_files(path, own_variant) if path.is_dir() else [("vae", path)]
+
+
+def locate_vae(vae: str | Path, variant: str | None) -> tuple[Path, str | None]:
+    """The folder or file of a VAE, and the variant of its weights: `variant` if it has that, else None."""
     path = locate(vae, None, variant)
-    return diffusers_folder.vae_files(path, variant) if path.is_dir() else [("vae", path)]
+    if variant is None or path.is_file() or diffusers_folder.has_vae(path, variant):
+        return path, variant
+    return locate(vae, None, None), None
 
 
 def locate(base: str | Path, revision: str | None, variant: str | None) -> Path:

@@ -89,11 +89,21 @@ def vae_files(folder: Path, variant: str | None) -> list[tuple[str, Path]]:
     return component_files(vae_folder(folder), "vae", variant)
 
 
-def weight_file(folder: Path, component: str, variant: str | None) -> Path:
-    """The weights in the folder of `component`, `.safetensors` before `.bin`."""
+def has_vae(folder: Path, variant: str | None) -> bool:
+    """Whether `read_vae` would find weights."""
+    return any((vae_folder(folder) / name).is_file() for name in weight_names("vae", variant))
+
+
+def weight_names(component: str, variant: str | None) -> list[str]:
+    """File names for the weights of `component`, in the order in which they are looked for."""
     middle = f".{variant}" if variant else ""
     library, _ = NETWORKS[component]
-    names = [f"{WEIGHT_NAMES[library]}{middle}.safetensors", f"{PICKLE_NAMES[library]}{middle}.bin"]
+    return [f"{WEIGHT_NAMES[library]}{middle}.safetensors", f"{PICKLE_NAMES[library]}{middle}.bin"]
+
+
+def weight_file(folder: Path, component: str, variant: str | None) -> Path:
+    """The weights in the folder of `component`, `.safetensors` before `.bin`."""
+    names = weight_names(component, variant)
     for name in names:
         if (folder / name).is_file():
             return folder / name

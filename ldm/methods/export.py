@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ldm.diffusion.sampling import ZERO_TERMINAL_SNR
 from ldm.errors import UserError
@@ -33,12 +34,16 @@ def refuse_taken(out: Path) -> None:
 def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
     """Write the model and its card; `out` is a new folder, or a new .safetensors or .ckpt file.
 
-    Adapters are merged into the weights. Raises UserError for a single file that other tools could not read.
+    Adapters are merged into the model's weights, which are then cast to `dtype` in place: with a copy, Stable Diffusion
+    XL would take 21 GB instead of 14. Raises UserError for a single file that other tools could not read.
     """
     merge_adapters(loaded.model)
+    components = loaded.model.components()
     if out.suffix in SINGLE_FILES:
-        components = loaded.model.components()
         refuse_other_sizes(components, out)
+    for network in components.networks.values():
+        nn.Module.to(network, dtype)
+    if out.suffix in SINGLE_FILES:
         save_single_file(components, out, dtype, facts(loaded))
         with replacing(card_path(out)) as path:
             path.write_text(card_of(loaded), encoding="utf-8")
