@@ -99,6 +99,8 @@ def test_several_subjects_are_measured_apart_everywhere(
         assert events.Scalars(f"val/drift_{name}")[-1].value == pytest.approx(validation[-1][f"drift_{name}"])
         assert f"DINO, {name} higher is better" in told
         assert f"Drift, {name} lower is better" in told
+        assert "--prompt 'a photo of [V1] cat on the moon'" in told
+        assert "“[V1] cat, [V2] vase” has been taught" in told
         last = read_rows(run / "metrics.jsonl")[-1].get(f"subject_loss_{name}")
         if last is not None:
             assert f"{name} {last:.4f}" in bar

@@ -128,8 +128,8 @@ def command(record: RunRecord, state: State) -> list[tuple[str, str]]:
     folder = shlex.quote(str(record.folder))
     if state.kind != "finished":
         return [("go on, where it was cut off", f"python main.py --resume {folder}")]
-    word = str(record.settings.get("data.params.class_word", "dog"))
-    prompt = shlex.quote(f"a photo of [V] {word} on the moon")
+    placeholder, word = record.subjects[0]
+    prompt = shlex.quote(f"a photo of {placeholder} {word} on the moon")
     return [
         ("sample", f"python scripts/txt2img.py --ckpt {folder} --prompt {prompt}"),
         ("measure", f"python scripts/evaluate.py --ckpt {folder}"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldm import config as configs
+from ldm.concepts import PLACEHOLDER
 from ldm.errors import UserError
 from ldm.files import no_link
 from ldm.formats.checkpoint_files import CONFIG, LAST, older_states, problem_with
@@ -94,19 +95,34 @@ class RunRecord:
 
     @property
     def subject(self) -> str:
-        """Class words and identifiers, for people."""
-        values, identifier = self.settings, self.settings.get("model.params.identifier")
+        """Identifiers and class words, for people; a placeholder where the identifier is found by the run."""
+        own = self.settings.get("model.params.identifier")
+        given = [concept.get("identifier") for concept in self._concepts] or [own]
+        pairs = zip(given, self.subjects, strict=True)
+        return ", ".join(
+            f"{identifier or placeholder} {word}".strip() for identifier, (placeholder, word) in pairs
+        )
+
+    @property
+    def subjects(self) -> list[tuple[str, str]]:
+        """Placeholder and class word of each subject."""
+        several = len(self._concepts) > 1
+        return [
+            (
+                str(concept.get("placeholder") or (f"[V{number}]" if several else PLACEHOLDER)),
+                str(concept.get("class_word") or ""),
+            )
+            for number, concept in enumerate(self._concepts, start=1)
+        ] or [(PLACEHOLDER, str(self.settings.get("data.params.class_word") or ""))]
+
+    @property
+    def _concepts(self) -> list[dict[str, Any]]:
         data = self.config.get("data")
         params = data.get("params") if isinstance(data, dict) else None
-        several = params.get("concepts") if isinstance(params, dict) else None
-        if isinstance(several, list):
-            words = [
-                f"{c.get('identifier') or c.get('placeholder') or ''} {c.get('class_word', '')}".strip()
-                for c in several
-                if isinstance(c, dict)
-            ]
-            return ", ".join(words)
-        return " ".join(str(word) for word in (identifier, values.get("data.params.class_word")) if word)
+        listed = params.get("concepts") if isinstance(params, dict) else None
+        return (
+            [concept for concept in listed if isinstance(concept, dict)] if isinstance(listed, list) else []
+        )
 
     @property
     def sheets(self) -> list[Path]:
