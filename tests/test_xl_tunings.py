@@ -10,14 +10,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
+from ldm.formats.lora import LORA_FILE
 from ldm.methods.dreambooth import DreamBooth
+from ldm.methods.textual_inversion import EMBEDDINGS_FILE
 from main import main
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
 from tests.test_adapters import assert_same_curve
 from tests.test_kill import Harness
+from tests.test_textual_inversion import LORA
 
 PROMPT = "a photo of [V] on the moon"
 CONFIGS = PROJECT / "configs"
@@ -27,8 +31,16 @@ TUNINGS = {
     "oft": ["oft.yaml"],
     "custom-diffusion": ["custom-diffusion.yaml"],
     "textual-inversion": ["textual-inversion.yaml"],
+    "pivotal": ["textual-inversion.yaml"],
 }
 """Overlays of each tuning; all weights are in tests/test_xl.py."""
+PIVOTAL = [LORA, "model.params.prior_loss_weight=1"]
+TUNED = {
+    "all weights": [],
+    "lora": [str(CONFIGS / "lora.yaml")],
+    "pivotal": [str(CONFIGS / "textual-inversion.yaml"), *PIVOTAL],
+}
+"""Overlays and words of the tunings that are killed, and that two processes train."""
 PARTS = {"custom-diffusion": "--delta", "textual-inversion": "--embeds"}
 """Options of txt2img.py that add what a run has exported to its base."""
 
@@ -57,6 +69,7 @@ def run(xl, tiny_config, tmp_path_factory):
     def train(name, *words, expect=0, out=None):
         logs = out or tmp_path_factory.mktemp(name)
         overlays = [str(tiny_config), *(str(CONFIGS / overlay) for overlay in TUNINGS[name])]
+        words = [*(PIVOTAL if name == "pivotal" else []), *words]
         words = [base, *QUICK, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=2", *words]
         assert main(["-b", RECIPE, *overlays, "-l", str(logs), *words]) == expect
         return next(logs.iterdir())
@@ -77,33 +90,53 @@ def test_a_tuning_trains_and_diffusers_draws_its_pictures(run, plain, xl, name, 
     held = {key.split(".")[1] for key in state(made)["state_dict"]}
     both = {"text_encoder", "text_encoder_2"}
     assert held == {"custom-diffusion": {"unet"}, "textual-inversion": both}.get(name, {"unet"} | both)
+    with_token = "textual-inversion" in TUNINGS[name][0]
     ours = drawn(tmp_path / "run", "--ckpt", made)
-    subject = "<my-subject>" if name == "textual-inversion" else "sks"
+    subject = "<my-subject>" if with_token else "sks"
     assert np.abs(ours - plain).max() > 5
     if option := PARTS.get(name):  # its small folder on the base is the same model
         assert not (ours - drawn(tmp_path / "part", "--ckpt", xl, option, made / "model")).any()
     whole = tmp_path / "whole"
     assert export.main(["--ckpt", str(made), "--out", str(whole), "--dtype", "fp32"]) == 0
     assert np.abs(ours - drawn_by(StableDiffusionXLPipeline.from_pretrained(whole), subject)).max() <= 1
+    if with_token:
+        assert np.abs(ours - drawn_by(with_files(xl, made / "model"), subject)).max() <= 1
 
 
-def test_a_loras_run_that_is_stopped_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
-    whole = run("lora", "lightning.logger=null", "lightning.trainer.max_steps=4")
+def with_files(xl, folder):
+    """diffusers' pipeline of the base with the tokens and the LoRA that a run has exported."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+    tokens = load_file(folder / EMBEDDINGS_FILE)
+    for key, text_encoder, tokenizer in (
+        ("clip_l", pipe.text_encoder, pipe.tokenizer),
+        ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
+    ):
+        pipe.load_textual_inversion(
+            tokens[key], token="<my-subject>", text_encoder=text_encoder, tokenizer=tokenizer
+        )
+    if (folder / LORA_FILE).is_file():
+        pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
+    return pipe
+
+
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.slow), "pivotal"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(run, name, tmp_path, monkeypatch):
+    whole = run(name, "lightning.logger=null", "lightning.trainer.max_steps=4")
     at_call(monkeypatch, DreamBooth, "training_step", {3}, send(signal.SIGTERM))
-    cut = run(
-        "lora", "lightning.logger=null", "lightning.trainer.max_steps=4", expect=75, out=tmp_path / "cut"
-    )
+    cut = run(name, "lightning.logger=null", "lightning.trainer.max_steps=4", expect=75, out=tmp_path / "cut")
     monkeypatch.undo()
     assert resume(cut) == 0
     assert_same_run(cut, whole)
 
 
 @pytest.mark.slow
-def test_two_processes_walk_the_same_curve(xl, tiny_config, tmp_path):
+@pytest.mark.parametrize("name", TUNED)
+def test_two_processes_walk_the_same_curve(xl, tiny_config, name, tmp_path):
     words = [
         "-b",
         RECIPE,
         str(tiny_config),
+        *TUNED[name],
         f"model.params.base={xl}",
         *QUICK,
         "lightning.trainer.max_steps=4",
@@ -118,9 +151,11 @@ def test_two_processes_walk_the_same_curve(xl, tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_three_kills(xl, tiny_config, tmp_path):
+@pytest.mark.parametrize("name", TUNED)
+def test_three_kills(xl, tiny_config, name, tmp_path):
     words = (
         str(tiny_config),
+        *TUNED[name],
         f"model.params.base={xl}",
         "lightning.logger=null",
         "lightning.callbacks.loss_record.params.flush_every_steps=1",
