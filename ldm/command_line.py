@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
 from ldm.errors import EXIT_USER_ERROR, printable
+from ldm.files import PROJECT
 from ldm.values import Precision, PredictionType
 
 PRECISIONS = ("full", "autocast", *get_args(Precision))
@@ -49,13 +51,15 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """`parse_args` for a parser whose positional argument is `overrides`, which may appear anywhere.
 
-        hints: see `refuse`.
+        hints: see `refuse`; given by a program that trains, where other trainers' options are explained too.
         """
         self.refuse(argv, hints or {})
         # argparse accepts positional arguments only in one group; people put them anywhere.
         options, rest = self.parse_known_args(argv)
         unknown = [word for word in rest if word.startswith("-")]
         if unknown:
+            if hints is not None and (advice := of_other_trainers(unknown[0].partition("=")[0])):
+                self.error(f"unknown option {unknown[0]}; {advice}")
             close = difflib.get_close_matches(unknown[0], list(self._option_string_actions), n=1)
             self.error(f"unknown option {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
         options.overrides = [*options.overrides, *rest]
@@ -63,6 +67,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"error: {printable(message)}; see {self.prog} --help\n")
+
+
+def of_other_trainers(option: str) -> str:
+    """What docs/migrating.md has for another trainer's option; empty for one that is not in its tables."""
+    page = PROJECT / "docs" / "migrating.md"
+    rows = (
+        re.findall(r"^\| (.*?) \| (.*) \|$", page.read_text(encoding="utf-8"), re.M) if page.is_file() else []
+    )
+    for theirs, ours in rows:
+        if re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", theirs):
+            return f"docs/migrating.md has for {theirs}: {ours}".replace("`", "")
+    return ""
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:

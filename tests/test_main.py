@@ -47,6 +47,8 @@ def refused(capsys):
         (("--placeholder_string", "*"), "use model.params.identifier=WORD"),
         (("--scale_lr", "false"), "switches such as --scale_lr take no value; omit them for false"),
         (("--clas_word", "dog"), "unknown option --clas_word; did you mean --class_word?"),
+        (("--instance_data_dir=x",), "docs/migrating.md has for --instance_data_dir: --data_root"),
+        (("--network_dim", "8"), "--network_alpha (1): configs/lora.yaml: r, lora_alpha (8)"),
         (("-t", "maybe"), "'maybe' is neither true nor false"),
         (("--seed",), "argument -s/--seed: expected one argument"),
         (
