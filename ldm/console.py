@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -38,7 +38,7 @@ class Lines(tqdm):
         self.leave = False  # the line is ended already
         super().close()
 
-    def clear(self, *arguments: Any, **options: Any) -> None:
+    def clear(self, *arguments: object, **options: object) -> None:
         """Do nothing: a log file has no bar to erase before other text."""
 
     def _write(self) -> None:

@@ -4,7 +4,6 @@ import errno
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 EXIT_USER_ERROR = 2
 """A user's mistake: one line on stderr says what, where and how to fix it."""
@@ -30,7 +29,7 @@ class StoppedError(Exception):
     """A signal ended the work early, with everything saved; the message says how to continue."""
 
 
-def exit_code_of(act: Callable[..., int | None], *arguments: Any) -> int:
+def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
     """Run `act(*arguments)` and return its result as exit code; None counts as 0.
 
     A user's mistake, a full disk and a stop become one line on stderr and their exit code. Warnings become one line

@@ -1,20 +1,29 @@
 """A benchmark over many subjects: means over subjects as in the paper's tables, and differences of variants."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 from ldm.evaluation.metrics import METRICS
-from ldm.evaluation.report import published_lines
-from ldm.evaluation.statistics import outermost, summary
+from ldm.evaluation.report import Line, published_lines
+from ldm.evaluation.scores import Result
+from ldm.evaluation.statistics import Estimate, outermost, summary
 
 Cell = tuple[str, int]
 """A subject's name and the number of the repetition, each with its own seeds."""
 
-Results = Mapping[Cell, Mapping[str, Any]]
+Results = Mapping[Cell, Result]
 """The content of metrics.json for every cell of one variant."""
 
 
-def means(results: Results) -> dict[str, Any]:
+class Means(TypedDict):
+    """The subjects of one variant, and the means over them by metric."""
+
+    subjects: list[str]
+    metrics: Mapping[str, Estimate]
+    real: Mapping[str, Estimate]
+
+
+def means(results: Results) -> Means:
     """Each metric's mean over subjects and seeds, with 95 % interval (see `interval_levels`)."""
     one = next(iter(results.values())) if len(results) == 1 else None
     ours = {key: one["metrics"][key] if one else _over_cells(results, "metrics", key) for key in METRICS}
@@ -26,7 +35,7 @@ def means(results: Results) -> dict[str, Any]:
     return {"subjects": sorted({name for name, _ in results}), "metrics": ours, "real": real}
 
 
-def differences(results: Results, reference: Results) -> dict[str, dict[str, Any]]:
+def differences(results: Results, reference: Results) -> dict[str, Estimate]:
     """Each metric's mean of `results` minus `reference`, paired by subject and seed, with 95 % interval.
 
     Only cells in both are compared. For a single cell, the interval is over prompts, and metrics of the class,
@@ -37,7 +46,9 @@ def differences(results: Results, reference: Results) -> dict[str, dict[str, Any
         return {key: _over_prompts(results[both[0]], reference[both[0]], key) for key in METRICS}
     found = {}
     for key in METRICS:
-        pairs = [[_value(side[cell], "metrics", key) for side in (results, reference)] for cell in both]
+        pairs = [
+            [_number(side[cell]["metrics"][key]["value"]) for side in (results, reference)] for cell in both
+        ]
         found[key] = summary([ours - theirs for ours, theirs in pairs], interval_levels(both))
     return found
 
@@ -51,17 +62,18 @@ def interval_levels(cells: Sequence[Cell]) -> Sequence[object] | None:
     return outermost([name for name, _ in cells], [seed for _, seed in cells])
 
 
-def is_significant(difference: Mapping[str, Any]) -> bool:
+def is_significant(difference: Estimate) -> bool:
     """Whether a difference has an interval, which does not contain zero."""
-    return difference.get("low") is not None and not difference["low"] <= 0 <= difference["high"]
+    low, high = difference.get("low"), difference.get("high")
+    return low is not None and high is not None and not low <= 0 <= high
 
 
-def _over_cells(results: Results, part: str, key: str) -> dict[str, Any]:
-    values = [_value(result, part, key) for result in results.values()]
+def _over_cells(results: Results, part: Literal["metrics", "real"], key: str) -> Estimate:
+    values = [_number(result[part][key]["value"]) for result in results.values()]
     return summary(values, interval_levels(list(results)))
 
 
-def _over_prompts(result: Mapping[str, Any], reference: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _over_prompts(result: Result, reference: Result, key: str) -> Estimate:
     kind = METRICS[key].images
     sides = [
         [prompt[key] for prompt in side["prompts"] if prompt["kind"] == kind] for side in (result, reference)
@@ -71,15 +83,11 @@ def _over_prompts(result: Mapping[str, Any], reference: Mapping[str, Any], key: 
     return found if len(values) > 1 else {**found, "low": None, "high": None}
 
 
-def _value(result: Mapping[str, Any], part: str, key: str) -> float:
-    return _number(result[part][key]["value"])
-
-
 def table_rows(
-    variants: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Means],
     titles: Mapping[str, str],
-    published: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, Mapping[str, Mapping[str, Any]], str]]:
+    published: Sequence[Mapping[str, object]],
+) -> list[Line]:
     """Rows (name, metrics, kind) of the benchmark's table: our variants, real images, the paper's rows."""
     rows = [
         (
@@ -95,9 +103,9 @@ def table_rows(
 
 
 def markdown(
-    rows: Sequence[tuple[str, Mapping[str, Mapping[str, object]], str]],
+    rows: Sequence[Line],
     div: str,
-    differences: Mapping[str, Mapping[str, Mapping[str, object]]] | None = None,
+    differences: Mapping[str, Mapping[str, Estimate]] | None = None,
     reference: str = "",
 ) -> str:
     """Markdown tables of the rows and of the variants' differences from `reference`. div: how DIV is measured."""
@@ -114,25 +122,26 @@ def markdown(
     return "\n\n".join(texts) + "\n"
 
 
-def _markdown_table(rows: Mapping[str, Mapping[str, Mapping[str, object]]], signed: bool = False) -> str:
+def _markdown_table(rows: Mapping[str, Mapping[str, Estimate]], signed: bool = False) -> str:
     """Metrics by row. signed: for differences, with signs, bold if significant."""
     lines = [
         "| | " + " | ".join(metric.title for metric in METRICS.values()) + " |",
         "|---|" + "---:|" * len(METRICS),
     ]
     for name, values in rows.items():
-        cells = [_cell(values.get(key, {}), signed) for key in METRICS]
+        cells = [_cell(values.get(key), signed) for key in METRICS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(found: Mapping[str, Any], signed: bool) -> str:
-    if found.get("value") is None:
+def _cell(found: Estimate | None, signed: bool) -> str:
+    if found is None or found["value"] is None:
         return ""
     sign = "+" if signed else ""
     text = f"{found['value']:{sign}.3f}"
-    if found.get("low") is not None and found["low"] < found["high"]:
-        text += f" ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"
+    low, high = found.get("low"), found.get("high")
+    if low is not None and high is not None and low < high:
+        text += f" ({low:{sign}.3f} to {high:{sign}.3f})"
     return f"**{text}**" if signed and is_significant(found) else text
 
 

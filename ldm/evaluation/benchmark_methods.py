@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ldm.config import load_settings
 from ldm.errors import UserError
+from ldm.evaluation.benchmark import Means
 from ldm.evaluation.charts import path_chart
 from ldm.values import FolderName, Text
 
@@ -113,7 +114,7 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, "", note]) + "\n"
 
 
-def fidelity_plot(variants: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+def fidelity_plot(variants: Mapping[str, Means], titles: Mapping[str, str]) -> str:
     """SVG: fidelity to the subject against what is kept of the class, a point for each method."""
     points = []
     for name, variant in variants.items():

@@ -1,16 +1,25 @@
 """The benchmark as one HTML page: the table of means with the paper's folded beside it, then every subject."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
-from ldm.evaluation.benchmark import Results, means
+from ldm.evaluation.benchmark import Means, Results, means
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import Line, charts, class_kept
+from ldm.evaluation.statistics import Estimate
 from ldm.pages.page import render
 
 
+class Content(TypedDict):
+    """The content of benchmark.json."""
+
+    variants: Mapping[str, Means]
+    reference: str
+    differences: Mapping[str, Mapping[str, Estimate]]
+
+
 def benchmark_page(
-    rows: Sequence[Line], done: Mapping[str, Results], titles: Mapping[str, str], data: Mapping[str, Any]
+    rows: Sequence[Line], done: Mapping[str, Results], titles: Mapping[str, str], data: Content
 ) -> str:
     """rows: lines of the table; data: what benchmark.json holds; done: results by variant, whose reports
     lie below the page's folder."""
@@ -41,7 +50,7 @@ def benchmark_page(
     )
 
 
-def _subject(name: str, done: Mapping[str, Results], titles: Mapping[str, str]) -> dict[str, Any]:
+def _subject(name: str, done: Mapping[str, Results], titles: Mapping[str, str]) -> dict[str, object]:
     """Name, lines of a table, and links to the reports of one subject."""
     own = {
         variant: {cell: result for cell, result in results.items() if cell[0] == name}

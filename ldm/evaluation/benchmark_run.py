@@ -4,13 +4,13 @@ import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import FrameType
 
 from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
-from ldm.evaluation.benchmark import Cell, differences, markdown, means, table_rows
+from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, table_rows
 from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, mean_costs, read_cost
-from ldm.evaluation.benchmark_page import benchmark_page
+from ldm.evaluation.benchmark_page import Content, benchmark_page
 from ldm.evaluation.benchmark_tasks import (
     ABLATION,
     Benchmark,
@@ -20,6 +20,7 @@ from ldm.evaluation.benchmark_tasks import (
     plan,
     run_task,
 )
+from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT, check_writable, replacing
 
@@ -117,7 +118,7 @@ def estimate(tasks: Sequence[Task], seconds: Sequence[float]) -> str:
 def stop_on_signals() -> None:
     """Make SIGTERM and Ctrl-C end this process after the running child has saved its state."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, signal.SIG_DFL)  # a second signal ends it at once
         raise StoppedError("stopped; the same command continues")
@@ -128,7 +129,7 @@ def stop_on_signals() -> None:
 
 def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
-    done: dict[str, dict[Cell, Any]] = {variant: {} for variant in benchmark.every_variant}
+    done: dict[str, dict[Cell, Result]] = {variant: {} for variant in benchmark.every_variant}
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name, task.seed] = json.loads(task.result.read_text())
@@ -144,7 +145,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
         for name, results in done.items()
         if name != reference and set(results) & set(done[reference])
     }
-    content = {"variants": variants, "reference": reference, "differences": against}
+    content: Content = {"variants": variants, "reference": reference, "differences": against}
     texts = {
         "benchmark.json": json.dumps(content, indent=1) + "\n",
         "table.md": markdown(rows, div, against, titles[reference]),
@@ -160,7 +161,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
 
 
 def methods_texts(
-    tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Mapping[str, object]]
+    tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Means]
 ) -> dict[str, str]:
     """Files that a comparison of methods has beside the table: costs.md, costs.json and fidelity.svg."""
     costs = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
@@ -192,7 +192,7 @@ def seed_overrides(task: Task, benchmark: Benchmark) -> list[str]:
     return [f"sampling.seed={sampling['seed'] + task.seed * stride}"]
 
 
-def base_arguments(task: Task, benchmark: Benchmark) -> list[Any]:
+def base_arguments(task: Task, benchmark: Benchmark) -> list[object]:
     """Arguments for evaluate.py to measure the base, loaded and compared as the trained models are."""
     config = load_config(benchmark.base, benchmark.overrides, benchmark.trust)
     model, data = config["model"]["params"], config["data"]["params"]
@@ -246,7 +246,7 @@ def variant_overrides(task: Task) -> list[str]:
     return overrides + (["model.params.prior_loss_weight=0"] if task.variant == "no_prior" else [])
 
 
-def child(script: str, arguments: Sequence[Any], task: Task, claimed: IO[str]) -> bool:
+def child(script: str, arguments: Sequence[object], task: Task, claimed: IO[str]) -> bool:
     """Run one of the project's programs, logging to the task's log.txt; returns whether it succeeded.
 
     It inherits the claim: if this process is killed, the task remains claimed until the child ends.

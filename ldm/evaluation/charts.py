@@ -1,4 +1,4 @@
-"""Charts as SVG: no plotting library needed, sharp at any size, in the page's colours."""
+"""SVG charts, without a plotting library."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,10 @@ def path_chart(
     marked: int | None = None,
     joined: bool = True,
 ) -> str:
-    """Labelled points (x, y, label), joined in order unless `joined` is false; `marked`: index of one to highlight."""
+    """A chart of labelled points (x, y, label).
+
+    marked: index of a point to highlight. joined: connect the points in order.
+    """
     width, height, left, right, top, bottom = 640, 420, 70, 30, 24, 52
     x_low, x_high, x_ticks = axis([x for x, _, _ in points])
     y_low, y_high, y_ticks = axis([y for _, y, _ in points])

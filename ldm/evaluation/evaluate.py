@@ -18,7 +18,8 @@ from ldm.evaluation.folder import read_folder
 from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
 from ldm.evaluation.references import Subject, subject_in_folder, subject_of_run
 from ldm.evaluation.results import table, write
-from ldm.evaluation.scores import Networks, score
+from ldm.evaluation.scores import About, Networks, Result, score
+from ldm.evaluation.statistics import Estimate
 from ldm.files import PROJECT, check_writable, find
 from ldm.formats.checkpoint_files import run_of
 from ldm.formats.knowledge import advised_sampling
@@ -63,7 +64,7 @@ class Evaluation:
     """Of a run: whether its untrained base is measured too, as the row to compare with."""
     precision: str | None = None
     device: str | None = None
-    base_options: Mapping[str, Any] = field(default_factory=dict)
+    base_options: Mapping[str, object] = field(default_factory=dict)
     """Options for reading a base, as in `load_for_sampling`."""
     trust: Sequence[str] = ()
     """Other packages whose classes may be built."""
@@ -100,27 +101,29 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     networks, loaded: as `load_measuring` gives them; of the model's subjects, the first is measured.
     """
     config, out = evaluation.config, evaluation.out
-    base: dict[str, Any] = {}
+    base = None
     if loaded:
         subject, items, about = drawn_images(evaluation, loaded)
         if evaluation.with_base and loaded.read_base:
-            base = {"base": metrics_of_base(evaluation, loaded.read_base, subject, networks)}
+            base = metrics_of_base(evaluation, loaded.read_base, subject, networks)
     else:
         subject, items, about = given_images(evaluation)
-    result, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
+    measured, rows = score(items, subject.references, networks, config["sampling"]["images_per_prompt"], out)
     about |= {
         "class_word": subject.class_word,
         "prompts": prompt_set(config, subject.class_word) if evaluation.ckpt else "as given",
         "real_images": {name: [path.name for path in paths] for name, paths in subject.references.items()},
         "note": subject.note,
     }
-    result = {"about": about, **result, **base}
+    result: Result = {"about": about, **measured}
+    if base is not None:
+        result["base"] = base
     published = [row for row in config["published"] if row["table"] != 4]  # the ablation is the benchmark's
     write(out, result, rows, next(iter(subject.references.values())), published)
     return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
 
 
-def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, list[Item], dict[str, Any]]:
+def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, list[Item], About]:
     """Subject, the protocol's images drawn by `loaded`, and facts about the model."""
     learned = loaded.subjects[0] if loaded.subjects else None
     if evaluation.identifier:
@@ -135,9 +138,14 @@ def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, 
         learned=learned is not None,
     )
     draw(loaded, items, evaluation)
-    about: dict[str, Any] = {"model": str(evaluation.ckpt), "weights": loaded.weights, "step": loaded.step}
-    about["sampling"] = sampling_facts(loaded, evaluation)
-    return subject, items, {**about, "identifier": learned.identifier if learned else None}
+    about: About = {
+        "model": str(evaluation.ckpt),
+        "weights": loaded.weights,
+        "step": loaded.step,
+        "sampling": sampling_facts(loaded, evaluation),
+        "identifier": learned.identifier if learned else None,
+    }
+    return subject, items, about
 
 
 def metrics_of_base(
@@ -145,7 +153,7 @@ def metrics_of_base(
     read_base: Callable[[], LatentDiffusion],
     subject: Subject,
     networks: Networks,
-) -> dict[str, Any]:
+) -> Mapping[str, Estimate]:
     """The metrics of the model before it was trained, on the same prompts without [V], from the same seeds."""
     model, device = read_base().eval(), choose_device(evaluation.device)
     base = LoadedModel(model, weights=model.fingerprint)
@@ -156,17 +164,16 @@ def metrics_of_base(
     draw(base, items, evaluation)
     count = evaluation.config["sampling"]["images_per_prompt"]
     result, _ = score(items, subject.references, networks, count, folder)
-    metrics: dict[str, Any] = result["metrics"]
-    return metrics
+    return result["metrics"]
 
 
-def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], dict[str, Any]]:
+def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], About]:
     """Subject, the images of `evaluation.images`, and facts about them."""
     assert evaluation.images is not None
     subject = find_subject(evaluation, None)
     bare = fill_in(evaluation.config["class_prompt"], subject.class_word)
     items = read_folder(evaluation.images, evaluation.identifier, evaluation.class_images, bare)
-    about = {"images": str(evaluation.images), "identifier": evaluation.identifier, "sampling": None}
+    about: About = {"images": str(evaluation.images), "identifier": evaluation.identifier, "sampling": None}
     return subject, items, about
 
 
@@ -199,7 +206,7 @@ def sampling_of(loaded: LoadedModel, evaluation: Evaluation) -> Sampling:
     return advised_sampling(loaded.model.source, **settings)
 
 
-def sampling_facts(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, Any]:
+def sampling_facts(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, object]:
     """The config's section `sampling` with the values that were used."""
     sampling = sampling_of(loaded, evaluation)
     return {**evaluation.config["sampling"], **{key: getattr(sampling, key) for key in ADVISED}}

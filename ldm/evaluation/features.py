@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +20,9 @@ from ldm.evaluation.preprocessing import Preprocessing
 from ldm.files import find
 from ldm.formats.described import read_json
 
+Device = torch.device | str
+Item = TypeVar("Item")
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
@@ -27,11 +30,13 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 class FeatureNetwork:
     """The common parts of CLIP and DINO: finding files, and encoding images in batches."""
 
-    def __init__(self, where: str, revision: str | None, device: Any, batch_size: int, files: Sequence[str]):
+    def __init__(
+        self, where: str, revision: str | None, device: Device, batch_size: int, files: Sequence[str]
+    ):
         self.folder, commit, weights = locate(where, revision, files)
         self.preprocessing = Preprocessing.read(self.folder / "preprocessor_config.json")
         self.device, self.batch_size = torch.device(device), batch_size
-        self.facts: dict[str, Any] = {
+        self.facts: dict[str, object] = {
             "network": where,
             "revision": commit,
             "weights": hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest(),
@@ -58,7 +63,7 @@ class Dino(FeatureNetwork):
     Its config.json says which. The feature is the last layer's [CLS] token, after its norm.
     """
 
-    def __init__(self, where: str, revision: str | None = None, device: Any = "cpu", batch_size: int = 32):
+    def __init__(self, where: str, revision: str | None = None, device: Device = "cpu", batch_size: int = 32):
         from transformers import Dinov2Model, ViTModel
 
         super().__init__(where, revision, device, batch_size, ("config.json", "preprocessor_config.json"))
@@ -75,7 +80,7 @@ class Dino(FeatureNetwork):
 class Clip(FeatureNetwork):
     """CLIP (Radford et al., arXiv 2103.00020): images and texts in one space."""
 
-    def __init__(self, where: str, revision: str | None = None, device: Any = "cpu", batch_size: int = 32):
+    def __init__(self, where: str, revision: str | None = None, device: Device = "cpu", batch_size: int = 32):
         from transformers import CLIPModel, CLIPTokenizer
 
         files = ("config.json", "preprocessor_config.json", *TOKENIZER)
@@ -114,7 +119,7 @@ class Clip(FeatureNetwork):
 class Lpips:
     """LPIPS (Zhang et al., arXiv 1801.03924) from the package `lpips`, which contains or downloads the weights."""
 
-    def __init__(self, backbone: str, device: Any = "cpu"):
+    def __init__(self, backbone: str, device: Device = "cpu"):
         try:
             import lpips
 
@@ -138,7 +143,7 @@ class Lpips:
         return torch.stack(rows)
 
 
-def load_networks(settings: Mapping[str, Any], device: Any = "cpu") -> tuple[Dino, Clip, Lpips | None]:
+def load_networks(settings: Mapping[str, Any], device: Device = "cpu") -> tuple[Dino, Clip, Lpips | None]:
     """The networks that the config section `networks` names."""
     batch_size = settings["batch_size"]
     dino = Dino(settings["dino"], settings["dino_revision"], device, batch_size)
@@ -218,7 +223,7 @@ def _rows(features: Any) -> Tensor:
     return rows
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

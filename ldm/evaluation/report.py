@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldm.concepts import PLACEHOLDER
 from ldm.evaluation.metrics import METRICS, Metric
-from ldm.evaluation.scores import Row
+from ldm.evaluation.scores import About, Result, Row
+from ldm.evaluation.statistics import Estimate
 from ldm.pages.bars import Bar, Bars, Plane, plane
 from ldm.pages.page import render
 from ldm.pages.pictures import Figure, figure
@@ -18,7 +18,7 @@ from ldm.pages.pictures import Figure, figure
 SHOWN = 8
 """Images in each of the strips of best and worst."""
 
-Line = tuple[str, Mapping[str, Mapping[str, Any]], str]
+Line = tuple[str, Mapping[str, Estimate], str]
 """A row of a table of metrics: its name, its metrics, and its kind; "ours" stands out."""
 
 
@@ -33,11 +33,11 @@ class Shown:
 
 
 def report(
-    result: Mapping[str, Any],
+    result: Result,
     rows: Sequence[Row],
     root: Path,
     real: Sequence[Path],
-    published: Sequence[Mapping[str, Any]],
+    published: Sequence[Mapping[str, object]],
 ) -> str:
     """The page. result: what metrics.json holds; rows: one an image, files relative to `root`; real: the
     photographs that the scores are against; published: rows of the paper's tables."""
@@ -88,7 +88,7 @@ def report(
     )
 
 
-def lines(result: Mapping[str, Any]) -> list[Line]:
+def lines(result: Result) -> list[Line]:
     """The rows that can be compared: measured on the same prompts, by the same networks."""
     found: list[Line] = [("This evaluation", result["metrics"], "ours")]
     if "base" in result:
@@ -96,23 +96,24 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
     return [*found, ("Real images of the subject", result["real"], "real")]
 
 
-def published_lines(published: Sequence[Mapping[str, Any]]) -> list[Line]:
+def published_lines(published: Sequence[Mapping[str, object]]) -> list[Line]:
     """The paper's rows."""
     return [
         (
             f"Paper, table {row['table']}: {row['name']}",
-            {key: {"value": row.get(key)} for key in METRICS},
+            {key: {"value": value} for key in METRICS if isinstance(value := row.get(key), float)},
             "paper",
         )
         for row in published
     ]
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
+def notes(result: Result) -> list[str]:
     """What a reader of these scores would stumble over."""
     found = []
     for key, metric in METRICS.items():
-        value, real = result["metrics"][key]["value"], result["real"].get(key, {}).get("value")
+        value = result["metrics"][key]["value"]
+        real = result["real"][key]["value"] if key in result["real"] else None
         if value is not None and real is not None and value > real:
             found.append(
                 f"{metric.title} is above the real images' own ({value:.3f} against {real:.3f}). That is no mistake:"
@@ -132,9 +133,9 @@ def charts(rows: Sequence[Line]) -> list[Bars]:
     found = []
     for key, metric in METRICS.items():
         bars = [
-            Bar(name, of["value"], of.get("low"), of.get("high"), kind)
+            Bar(name, value, of.get("low"), of.get("high"), kind)
             for name, values, kind in rows
-            if (of := values.get(key, {})).get("value") is not None
+            if (of := values.get(key)) and (value := of["value"]) is not None
         ]
         if bars:
             found.append(Bars(metric.title, direction(metric), bars))
@@ -146,15 +147,15 @@ def direction(metric: Metric) -> str:
     return f"{'lower' if metric.lower_is_better else 'higher'} is better"
 
 
-def class_kept(groups: Sequence[tuple[str, Sequence[tuple[Mapping[str, Any], str]]]]) -> Plane | None:
+def class_kept(groups: Sequence[tuple[str, Sequence[tuple[Mapping[str, Estimate], str]]]]) -> Plane | None:
     """Subject fidelity against class kept. groups: by name, metrics and their labels."""
     points = [
         (
             name,
             [
-                (of["pres"]["value"], of["dino"]["value"], label)
+                (pres, dino, label)
                 for of, label in group
-                if of["pres"]["value"] is not None and of["dino"]["value"] is not None
+                if (pres := of["pres"]["value"]) is not None and (dino := of["dino"]["value"]) is not None
             ],
         )
         for name, group in groups
@@ -163,7 +164,7 @@ def class_kept(groups: Sequence[tuple[str, Sequence[tuple[Mapping[str, Any], str
     return plane("Fidelity against class kept", hint, "PRES", "DINO", points)
 
 
-def _planes(result: Mapping[str, Any]) -> list[Plane]:
+def _planes(result: Result) -> list[Plane]:
     groups = [("this evaluation", [(result["metrics"], "this evaluation")])]
     groups += [("the untrained base", [(result["base"], "the untrained base")])] if "base" in result else []
     prompts = [p for p in result["prompts"] if p["kind"] == "subject"]
@@ -207,7 +208,7 @@ def _mean_ranks(rows: Sequence[Row]) -> dict[str, float]:
     return ranks
 
 
-def _lead(about: Mapping[str, object], subject: Sequence[Row], bare: Sequence[Row]) -> str:
+def _lead(about: About, subject: Sequence[Row], bare: Sequence[Row]) -> str:
     what = about.get("model") or about.get("images")
     step = f", step {about['step']:,}" if about.get("step") else ""
     word = f", identifier “{about['identifier']}”" if about.get("identifier") else ""
@@ -219,7 +220,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _explanation(result: Mapping[str, Any]) -> list[str]:
+def _explanation(result: Result) -> list[str]:
     networks = result["networks"]
     names = {key: networks[key]["network"] for key in ("dino", "clip")} | {"div": networks["div"]}
     return [

@@ -4,18 +4,17 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ldm.errors import UserError
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import report
-from ldm.evaluation.scores import FACTS, Row
+from ldm.evaluation.scores import FACTS, Result, Row
 from ldm.files import replacing
 
 
 def write(
     out: Path,
-    result: Mapping[str, object],
+    result: Result,
     rows: Sequence[Row],
     real: Sequence[Path],
     published: Sequence[Mapping[str, object]],
@@ -38,9 +37,9 @@ def write(
         raise UserError(f"the results cannot be written to {out} ({error})") from error
 
 
-def table(result: Mapping[str, Any], published: Sequence[Mapping[str, Any]]) -> str:
+def table(result: Result, published: Sequence[Mapping[str, object]]) -> str:
     """The metrics and the paper's, as text."""
-    rows: list[tuple[str, Mapping[str, Any]]] = [
+    rows: list[tuple[str, Mapping[str, object]]] = [
         ("this evaluation", {key: result["metrics"][key]["value"] for key in METRICS}),
         *(
             [("untrained base", {key: result["base"][key]["value"] for key in METRICS})]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,10 +15,49 @@ from ldm.errors import UserError
 from ldm.evaluation.features import Clip, Dino, Lpips
 from ldm.evaluation.metrics import METRICS, Seen, feature_distances
 from ldm.evaluation.protocol import Item, groups
-from ldm.evaluation.statistics import mean, summary
+from ldm.evaluation.statistics import Estimate, mean, summary
 
 FACTS = ("file", "kind", "prompt", "text", "seed")
 """Columns of images.csv before the metrics."""
+
+
+class NetworkFacts(TypedDict):
+    """The feature networks, and how DIV is measured."""
+
+    dino: Mapping[str, object]
+    clip: Mapping[str, object]
+    div: str
+
+
+class About(TypedDict, total=False):
+    """What is measured: a model or a folder of images, and the subject."""
+
+    model: str
+    images: str
+    weights: str
+    step: int | None
+    sampling: Mapping[str, object] | None
+    identifier: str | None
+    class_word: str
+    prompts: str
+    real_images: Mapping[str, Sequence[str]]
+    """Names of files by their role."""
+    note: str
+
+
+class Result(TypedDict):
+    """The content of metrics.json. Estimates are by metric."""
+
+    networks: NetworkFacts
+    metrics: Mapping[str, Estimate]
+    real: Mapping[str, Estimate]
+    against: Mapping[str, Mapping[str, float]]
+    """By role of the real images: their number, and the metrics that depend on them."""
+    prompts: Sequence[Mapping[str, Any]]
+    """Kind, prompt and text, and the mean of each metric."""
+    about: NotRequired[About]
+    base: NotRequired[Mapping[str, Estimate]]
+    """The metrics of the untrained base."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +74,7 @@ class Row:
     scores: Mapping[str, float]
     """By metric key; NaN for metrics of the other kind of image, or that need more images."""
 
-    def cells(self) -> dict[str, Any]:
+    def cells(self) -> dict[str, object]:
         """A line of images.csv by column; None if not measured."""
         scores = {key: None if math.isnan(value) else value for key, value in self.scores.items()}
         return {name: getattr(self, name) for name in FACTS} | scores
@@ -54,7 +93,7 @@ class Networks:
         if self.diversity not in ("dino", "clip"):
             raise UserError(f"config networks.diversity is '{self.diversity}': it must be dino or clip")
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> NetworkFacts:
         """The networks, revisions and preprocessing, and how DIV is measured."""
         name = {"dino": self.dino, "clip": self.clip}[self.diversity].facts["network"]
         div = (
@@ -71,7 +110,7 @@ def score(
     networks: Networks,
     class_group: int = 4,
     root: Path | None = None,
-) -> tuple[dict[str, Any], list[Row]]:
+) -> tuple[Result, list[Row]]:
     """Metrics and rows for the images `items`, which are on disk.
 
     references: real images by role ("held_out", "training", ...); rows and metrics use the first. class_group:
@@ -99,7 +138,7 @@ def score(
         )
         for index, item in enumerate(items)
     ]
-    result = {
+    result: Result = {
         "networks": networks.facts(),
         "metrics": summarize(rows),
         "real": {
@@ -133,7 +172,7 @@ def extract_features(
     return Seen(dino, clip, texts, real_dino, real_clip, groups(items, class_group), distances)
 
 
-def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def summarize(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Every metric's mean, bootstrap interval, and number of images.
 
     The interval resamples prompts, since images of one prompt are much alike. Class images share one prompt and are
@@ -148,7 +187,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def per_prompt(rows: Sequence[Row]) -> list[Mapping[str, object]]:
     """Mean scores of each prompt's images, in the order of the prompts."""
     by_prompt: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -164,7 +203,7 @@ def per_prompt(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def against(items: Sequence[Item], seen: Seen) -> dict[str, Any]:
+def against(items: Sequence[Item], seen: Seen) -> dict[str, float]:
     """The subject's metrics that depend on the real images, for those in `seen`."""
     subject = torch.tensor([item.kind == "subject" for item in items])
     values = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from ldm.evaluation.evaluate import Evaluation, draw, evaluate, find_subject, lo
 from ldm.evaluation.metrics import METRICS, prompt_fidelity, subject_fidelity
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
-from ldm.evaluation.scores import Networks
+from ldm.evaluation.scores import Networks, Result
 from ldm.files import replacing
 from ldm.methods.load import LoadedModel
 from ldm.pages.page import render
@@ -25,12 +25,34 @@ from ldm.pages.pictures import figure
 RESULT = "concepts.json"
 
 
+class Pair(TypedDict):
+    """Pictures of two subjects together."""
+
+    subjects: tuple[int, int]
+    """Their places in the list of subjects."""
+    dino: tuple[float, float]
+    """Mean with each of the two."""
+    dino_lower: float
+    """Mean over the pictures of the lower of the two."""
+    clip_t: float
+    images: list[str]
+
+
+class Together(TypedDict):
+    """The content of concepts.json."""
+
+    subjects: list[dict[str, object]]
+    confusion: list[list[float]]
+    photographs: list[list[float]]
+    pairs: list[Pair]
+
+
 @dataclass(frozen=True)
 class Measured:
     """One subject of several: what it is called, its own result, DINO features of its pictures and photographs."""
 
     learned: Learned
-    result: dict[str, Any]
+    result: Result
     pictures: Tensor
     photographs: Tensor
 
@@ -64,10 +86,14 @@ def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedM
         measure(replace(evaluation, place=place), networks, loaded) for place in range(len(loaded.subjects))
     ]
     pairs = measure_pairs(evaluation, networks, loaded, measured)
-    result = {
+    result: Together = {
         "subjects": [
-            {"placeholder": one.learned.placeholder, "identifier": one.learned.identifier}
-            | {"class_word": one.learned.class_word, "metrics": one.result["metrics"]}
+            {
+                "placeholder": one.learned.placeholder,
+                "identifier": one.learned.identifier,
+                "class_word": one.learned.class_word,
+                "metrics": one.result["metrics"],
+            }
             for one in measured
         ],
         "confusion": confusion(measured),
@@ -117,9 +143,9 @@ def confusion(measured: Sequence[Measured]) -> list[list[float]]:
 
 def measure_pairs(
     evaluation: Evaluation, networks: Networks, loaded: LoadedModel, measured: Sequence[Measured]
-) -> list[dict[str, Any]]:
+) -> list[Pair]:
     """Pictures of every two subjects together: mean DINO with each of them, and of each picture the lower one."""
-    found = []
+    found: list[Pair] = []
     for (i, one), (j, other) in combinations(enumerate(measured), 2):
         items = pair_items(evaluation, one.learned, other.learned)
         draw(loaded, items, evaluation)
@@ -129,8 +155,8 @@ def measure_pairs(
         clip = networks.clip.images(load_image(item.path) for item in items)
         found.append(
             {
-                "subjects": [i, j],
-                "dino": [float(with_one.mean()), float(with_other.mean())],
+                "subjects": (i, j),
+                "dino": (float(with_one.mean()), float(with_other.mean())),
                 "dino_lower": float(with_one.minimum(with_other).mean()),
                 "clip_t": float(prompt_fidelity(clip, texts).mean()),
                 "images": [str(item.path.relative_to(evaluation.out)) for item in items],
@@ -161,7 +187,7 @@ Table = list[list[str]]
 """Rows of cells; the first has the titles, and each row's first cell its name."""
 
 
-def tables_of(result: dict[str, Any], measured: Sequence[Measured]) -> list[tuple[str, Table]]:
+def tables_of(result: Together, measured: Sequence[Measured]) -> list[tuple[str, Table]]:
     """The tables, each with its title."""
     names = [f"{one.learned.placeholder} {one.learned.class_word or ''}".strip() for one in measured]
     rows = [["", *(metric.title for metric in METRICS.values())]]
@@ -195,10 +221,10 @@ def as_text(rows: Table) -> str:
     )
 
 
-def report(result: dict[str, Any], measured: Sequence[Measured], out: Path) -> str:
+def report(result: Together, measured: Sequence[Measured], out: Path) -> str:
     """The page: the tables, links to the subjects' own pages, and the pictures of every two."""
 
-    def names(pair: dict[str, Any]) -> str:
+    def names(pair: Pair) -> str:
         return " and ".join(measured[place].learned.placeholder for place in pair["subjects"])
 
     return render(

@@ -3,11 +3,21 @@
 import math
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from ldm.randomness import generator
+
+
+class Estimate(TypedDict):
+    """A mean with its 95 % interval, as in metrics.json; published figures have the mean alone."""
+
+    value: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    count: NotRequired[int]
 
 
 def bootstrap_interval(
@@ -70,9 +80,7 @@ def outermost(*levels: Sequence[Hashable]) -> Sequence[Hashable] | None:
     return next((names for names in levels if len(set(names)) > 1), None)
 
 
-def summary(
-    values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | None = None
-) -> dict[str, float | int | None]:
+def summary(values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of `values`, its 95 % bootstrap interval, and how many there are; nothing measured gives None.
 
     clusters: as for `bootstrap_interval`.

@@ -7,7 +7,7 @@ folder, the note in an exported folder.
 import json
 import reprlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,7 +28,7 @@ class Content(BaseModel):
 Kind = TypeVar("Kind", bound=Content)
 
 
-def described(kind: type[Kind], content: Any, source: str | Path) -> Kind:
+def described(kind: type[Kind], content: object, source: str | Path) -> Kind:
     """`content` as a `kind`. Raises UserError with `source`, the first wrong field and its allowed values."""
     try:
         return kind.model_validate(content)
@@ -52,7 +52,7 @@ def _phrase(error: ErrorDetails) -> str:
     return f"{where} is a {type(value).__name__}: {rule}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """A JSON object. Raises UserError if the file is missing, damaged, too large or not a regular file."""
     try:
         if is_special(path):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ def read_embeddings(path: Path, widths: Mapping[str, int]) -> tuple[str, Vectors
     return token, vectors
 
 
-def _of_layout(content: Mapping[str, Any], path: Path, encoders: list[str]) -> tuple[str, Vectors]:
+def _of_layout(content: Mapping[str, object], path: Path, encoders: list[str]) -> tuple[str, Vectors]:
     """The token's text or "", and what the file holds by text encoder."""
     named = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     of_webui = content.get("string_to_param")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
@@ -40,7 +40,7 @@ def weights_on(device: torch.device | str) -> Iterator[None]:
         _device.reset(token)
 
 
-def empty_module(component: str, config: Mapping[str, Any], source: str | Path = "") -> Network:
+def empty_module(component: str, config: Mapping[str, object], source: str | Path = "") -> Network:
     """The network of `component`, a key of NETWORKS, on the meta device, in evaluation mode.
 
     Raises UserError if no network can be built from the config. source: its folder, for the message.
@@ -57,7 +57,7 @@ def empty_module(component: str, config: Mapping[str, Any], source: str | Path =
     return module.eval()
 
 
-def new_module(component: str, config: Mapping[str, Any]) -> Network:
+def new_module(component: str, config: Mapping[str, object]) -> Network:
     """The network of `component` with random weights, on torch's default device."""
     network = CLASSES[NETWORKS[component][1]]
     if issubclass(network, PreTrainedModel):

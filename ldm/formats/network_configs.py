@@ -190,7 +190,7 @@ def read_network_configs(folder: Path, wanted: Sequence[str]) -> dict[str, dict[
     return configs
 
 
-def network_config(folder: Path, component: str) -> dict[str, Any]:
+def network_config(folder: Path, component: str) -> dict[str, object]:
     """The `config.json` of one network."""
     config = read_json(folder / "config.json")
     description = DESCRIPTIONS[NETWORKS[component][1]]

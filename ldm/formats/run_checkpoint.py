@@ -143,7 +143,7 @@ class ParameterGroup(Content):
 class OptimizerState(Content):
     """torch's optimizer state, by parameter number."""
 
-    state: dict[int, dict[str, Any]]
+    state: dict[int, dict[str, object]]
     param_groups: Annotated[list[ParameterGroup], Field(min_length=1)]
 
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ldm.concepts import PLACEHOLDER, Learned, Placeholder
 from ldm.formats.described import Content, described, read_json
@@ -44,13 +43,13 @@ class Subject(Content):
         return (Learned(self.identifier, self.class_word),) if self.identifier else ()
 
 
-def subject_facts(subjects: Sequence[Learned], step: int | None) -> dict[str, Any]:
+def subject_facts(subjects: Sequence[Learned], step: int | None) -> dict[str, object]:
     """The content for `Subject`, without unknown values."""
     if not subjects:
         return {} if step is None else {"step": step}
     first = subjects[0]
     facts = {"identifier": first.identifier, "class_word": first.class_word, "step": step}
-    known: dict[str, Any] = {key: value for key, value in facts.items() if value is not None}
+    known: dict[str, object] = {key: value for key, value in facts.items() if value is not None}
     if len(subjects) > 1 or first.placeholder != PLACEHOLDER:
         known["concepts"] = [asdict(subject) for subject in subjects]
     return known
@@ -62,7 +61,7 @@ def read_subject(folder: Path) -> Subject:
     return described(Subject, read_json(path), path) if os.path.exists(path) else Subject()
 
 
-def notes_of(subject: Mapping[str, Any], card: str | None) -> dict[str, str]:
+def notes_of(subject: Mapping[str, object], card: str | None) -> dict[str, str]:
     """Files for an export beside the weights, by name: the meaning of [V], and the model card `card`."""
     notes = {SUBJECT_FILE: json.dumps(dict(subject), indent=1) + "\n"} if subject else {}
     return notes | ({"README.md": card} if card else {})

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from PIL import Image
 
@@ -13,6 +13,8 @@ from ldm.devices import DTYPES
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import DISK_IS_FULL, UserError
 from ldm.methods.load import LoadedModel
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Drawing:
         return {key: str(value) for key, value in facts.items() if value is not None}
 
 
-def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     """`items` in groups of `size`; the last may be smaller."""
     return [items[first : first + size] for first in range(0, len(items), size)]
 

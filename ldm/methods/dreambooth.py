@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ldm.concepts import Concept, fill_in_identifiers
 from ldm.data.batch import Batch
+from ldm.data.datamodule import DreamBoothData
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import Weighting, weighting_of
@@ -178,7 +179,7 @@ class DreamBooth(LightningModule):
         """`prompt` with placeholders replaced by the run's identifiers."""
         return fill_in_identifiers(prompt, self.subjects)
 
-    def check(self, data: Any) -> None:
+    def check(self, data: DreamBoothData) -> None:
         """Raise UserError if this model cannot be trained on `data`, before anything is written."""
         for width, height in {
             shape for images in (*data.subjects, *data.validation) for shape in images.shapes
@@ -269,7 +270,7 @@ class DreamBooth(LightningModule):
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Any,
+        optimizer: Optimizer,
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

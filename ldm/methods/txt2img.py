@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ldm.console import progress_bar
 from ldm.data.images import grid
@@ -135,7 +134,7 @@ def plan(options: argparse.Namespace, prompts: list[str]) -> list[Picture]:
     return pictures
 
 
-def settings_of(image: Path) -> dict[str, Any]:
+def settings_of(image: Path) -> dict[str, object]:
     """Options to draw `image`, a single picture or a grid, again from the facts in it.
 
     Numbers remain text, for the command line to check. Raises UserError if a fact is missing.
@@ -148,7 +147,7 @@ def settings_of(image: Path) -> dict[str, Any]:
             f"--from-image {image}: it does not say its {missing[0]}, so it cannot be drawn again"
         )
     is_grid = "prompts" in facts
-    settings: dict[str, Any] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
+    settings: dict[str, object] = {"n_samples": "1", "skip_grid": not is_grid, "skip_save": is_grid}
     settings |= {option: facts[key] for key, option in OPTIONS.items() if key in facts}
     settings["prompts"] = _texts("prompts", facts, image) if is_grid else [facts["prompt"]]
     settings["drawn_parts"] = Parts(

@@ -1,14 +1,14 @@
-"""Bars with intervals, and points in a plane; `templates/parts.html` draws them."""
+"""Bar charts with intervals, and scatter plots; `templates/parts.html` draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldm.pages.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, axis
+from ldm.pages.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame, Point, axis
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar from 0; `low` and `high` are its interval, where it has one. kind: "ours", "base" or "real"."""
+    """One bar from 0. low, high: its interval, if any. kind: "ours", "base" or "real"."""
 
     label: str
     value: float
@@ -27,14 +27,14 @@ class Bars:
     bars: Sequence[Bar]
 
     def percent(self, value: float) -> float:
-        """Where `value` is on the axis, of its length."""
+        """Position of `value` on the axis, in percent of its length."""
         longest = max([0.01, *(bar.value if bar.high is None else bar.high for bar in self.bars)])
         return round(100 * min(max(value, 0.0), longest) / longest, 2)
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One point of a plane, in the plot's pixels."""
+    """One point of a scatter plot, in the plot's pixels."""
 
     x: float
     y: float
@@ -42,26 +42,15 @@ class Dot:
     kind: int
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Points with labels: one quantity against another."""
+@dataclass(frozen=True, kw_only=True)
+class Plane(Frame):
+    """A scatter plot: one quantity against another."""
 
-    title: str
-    hint: str
-    x_label: str
     y_label: str
     dots: Sequence[Dot]
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
     names: Sequence[tuple[str, int]]
-    """Of the legend: a name and the number of its colour."""
+    """The legend: names, and the numbers of their colours."""
     summary: str
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
 
 
 def plane(
@@ -71,7 +60,7 @@ def plane(
     y_label: str,
     points: Sequence[tuple[str, Sequence[tuple[float, float, str]]]],
 ) -> Plane | None:
-    """points: groups of (x, y, label), each with its name; None where there are fewer than two points."""
+    """The scatter plot of groups of points (x, y, label), each with a name; None for fewer than two points."""
     flat = [point for _, group in points for point in group]
     if len(flat) < 2:
         return None

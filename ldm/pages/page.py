@@ -4,7 +4,6 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -13,7 +12,7 @@ from ldm.pages.plots import thinned
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, title: str, data: object, **values: Any) -> str:
+def render(template: str, title: str, data: object, **values: object) -> str:
     """A whole page from `templates/<template>`, with `values` under their names.
 
     data: embedded as JSON, so that the page's numbers can be read again; what is no finite number becomes null.
@@ -51,7 +50,7 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """`value` as JSON has it: browsers read neither NaN nor Infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

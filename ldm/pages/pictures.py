@@ -1,4 +1,4 @@
-"""Pictures for pages: as data URIs, small enough that a page with hundreds of them opens at once."""
+"""Pictures as data URIs, small enough for pages with hundreds of them."""
 
 import base64
 import io
@@ -10,29 +10,29 @@ from PIL import Image
 from ldm.data.images import load_image
 
 SIDE = 256
-"""Larger pictures are shrunk to this many pixels."""
+"""Larger pictures are scaled down to this side, px."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a page."""
+    """A picture on a page."""
 
     source: str
     """A data URI."""
     alt: str
-    """What it shows, in words."""
+    """Alternative text."""
     width: int
     height: int
-    """Of the picture before it was shrunk, px."""
+    """Size of the original, px."""
 
     @property
     def is_tiny(self) -> bool:
-        """Whether it is to be enlarged pixel by pixel."""
+        """Whether to enlarge it without interpolation."""
         return self.width < SIDE / 2
 
 
 def figure(image: Image.Image | Path, alt: str, side: int = SIDE) -> Figure:
-    """The figure of a picture, or of the file that holds it; shrunk to `side` px where it is larger."""
+    """The figure of a picture or its file, scaled down to `side` px if larger."""
     image = load_image(image) if isinstance(image, Path) else image
     width, height = image.size
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Where the lines of a plot go; `templates/parts.html` draws them."""
+"""The layout of line plots; `templates/parts.html` draws them."""
 
 import math
 from collections.abc import Sequence
@@ -9,54 +9,60 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 520, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 34
 MOST_POINTS = 400
-"""Points that a line is thinned to: a plot has few more pixels."""
+"""Maximum number of points of a line, since a plot has few more pixels."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points (x, y) by rising x."""
+    """One line: points (x, y), sorted by x."""
 
     name: str
     points: Sequence[Point]
     kind: int = 0
     """Number of its colour."""
     is_raw: bool = False
-    """Values that stand faintly behind their smoothed line, and may leave the plot."""
+    """Drawn faintly behind the smoothed line; may extend beyond the plot."""
     has_dots: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series in the plot's pixels."""
+    """A series, in the plot's pixels."""
 
     series: Series
     path: str
     dots: Sequence[Point]
 
 
-@dataclass(frozen=True)
-class Plot:
-    """Everything that the template draws."""
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Title, axes and geometry (in px) of a plot."""
 
     title: str
     hint: str
-    """What the reader should know of it, such as "lower is better"."""
+    """A note for the reader, such as "lower is better"."""
     x_label: str
-    lines: Sequence[Line]
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
-    x_range: Point
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot(Frame):
+    """A line plot."""
+
+    lines: Sequence[Line]
+    x_range: Point
     legend: Sequence[Series] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
-        """The plot in words, for who cannot see it."""
+        """The plot in words, for screen readers."""
         ends = [
             f"{s.name} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in self.legend if s.points
         ]
@@ -66,7 +72,7 @@ class Plot:
 
 
 def plot(title: str, series: Sequence[Series], x_label: str = "step", hint: str = "") -> Plot | None:
-    """The plot of `series`; None where there is nothing to draw."""
+    """The plot of `series`; None if there is nothing to draw."""
     shown = [s for s in (_of_finite(s) for s in series) if s.points]
     if not any(len(s.points) > 1 or s.has_dots for s in shown):
         return None
@@ -75,7 +81,7 @@ def plot(title: str, series: Sequence[Series], x_label: str = "step", hint: str 
     heights = [y for s in clear for _, y in s.points]
     heights += [y for s in shown if s.is_raw for y in _without_extremes([y for _, y in s.points])]
     y_low, y_high, y_ticks = axis(heights)
-    if min(heights) >= 0 and y_low < 0.4 * max(heights):  # a loss is read against nothing
+    if min(heights) >= 0 and y_low < 0.4 * max(heights):  # show a loss relative to 0
         y_low, y_high, y_ticks = axis([0.0, max(heights)], pad_low=0.0)
 
     def place(point: Point) -> Point:
@@ -102,7 +108,7 @@ def plot(title: str, series: Sequence[Series], x_label: str = "step", hint: str 
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """An exponential moving average of the y over a twentieth of the points, at least 5; without start-up bias."""
+    """The exponential moving average of y over a twentieth of the points, at least 5, with bias correction."""
     keep = 1 - 1 / max(5.0, len(points) / 20)
     total, weight, found = 0.0, 0.0, []
     for x, y in points:
@@ -114,7 +120,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` of `points`: of each part of the line its lowest and its highest."""
+    """About `most` of `points` at most: the lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
     length = math.ceil(2 * len(points) / most)
@@ -129,7 +135,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def axis(
     values: Sequence[float], pad_low: float = 0.06, pad_high: float = 0.06
 ) -> tuple[float, float, list[float]]:
-    """Lower end, upper end and round ticks of an axis that holds `values`."""
+    """Lower end, upper end and round ticks of an axis for `values`."""
     low, high = _ends(values)
     low, high = low - pad_low * (high - low), high + pad_high * (high - low)
     rough = (high - low) / 5
@@ -145,7 +151,7 @@ def _ends(values: Sequence[float]) -> Point:
 
 
 def _without_extremes(values: Sequence[float]) -> Sequence[float]:
-    """All but the highest fiftieth: single steps would press the rest of a curve flat."""
+    """All but the highest 2 %: single outliers would flatten the rest of the curve."""
     ordered = sorted(values)
     return ordered[: max(1, math.ceil(0.98 * len(ordered)))]
 

@@ -45,7 +45,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.fatal = False
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+        self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
     ) -> None:
         path, step = Path(path), checkpoint.get("global_step")
         self.problem, self.fatal = None, not is_finite(checkpoint)

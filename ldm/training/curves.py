@@ -1,4 +1,4 @@
-"""The numbers that a run writes down: what each is called and what it means, on pages and in loggers alike."""
+"""Titles and descriptions of the numbers that a run records, for pages and loggers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,32 +19,30 @@ CURVES: Mapping[str, Curve] = {
     ),
     "train/subject_loss": Curve(
         "subject loss",
-        "Mean squared error of the denoiser on noisy photographs of the subject, this step's batch.",
+        "Mean squared error of the denoiser on this step's batch of noised photographs.",
     ),
     "train/prior_loss": Curve(
         "prior loss",
-        "The same on samples of the bare class that the untrained model drew: it keeps the class.",
+        "The same on samples of the class drawn by the untrained model; it preserves the class.",
     ),
-    "train/gradient_norm": Curve("gradient norm", "2-norm of the gradient before it is clipped."),
-    "train/learning_rate": Curve("learning rate", "Of this group of parameters, in this step."),
+    "train/gradient_norm": Curve("gradient norm", "2-norm of the gradient before clipping."),
+    "train/learning_rate": Curve("learning rate", "Learning rate of this parameter group at this step."),
     "train/skipped_updates": Curve(
-        "skipped updates", "Steps so far whose loss or gradient was not finite, and which changed no weight."
+        "skipped updates", "Steps so far that were skipped because the loss or gradient was not finite."
     ),
     "throughput/samples_per_second": Curve(
         "samples per second",
-        "Subject samples that were trained on a second, pauses for samples and saves included.",
+        "Subject samples per second, including pauses for sampling and saving.",
     ),
     "val/subject_loss": Curve(
         "validation loss",
-        "Subject loss on a fixed grid of noise and timesteps, so that steps compare. Lower: closer to the photographs.",
+        "Subject loss on a fixed grid of noise and timesteps, comparable between steps. Lower is better.",
     ),
     "val/drift": Curve(
         "drift",
-        "How far the predictions for the bare class have moved from the untrained model's. 0: not at all.",
+        "Mean squared distance between predictions for the class and the untrained model's; 0 is unchanged.",
     ),
-    "val/score": Curve(
-        "score", "Validation loss + drift; the weights with the lowest are kept in best.ckpt."
-    ),
+    "val/score": Curve("score", "Validation loss + drift; best.ckpt has the weights with the lowest."),
     "val/dino": Curve(
         "DINO",
         "Subject fidelity: mean cosine of samples with the photographs in DINO's features. Higher is better.",
@@ -58,11 +56,11 @@ CURVES: Mapping[str, Curve] = {
         "Prompt fidelity: mean cosine of samples with their prompts in CLIP's features. Higher is better.",
     ),
 }
-"""By their names in the loggers: rows of metrics.jsonl are train/..., of validation.jsonl and fidelity.jsonl val/..."""
+"""By name in the loggers: train/ for metrics.jsonl, val/ for validation.jsonl and fidelity.jsonl."""
 
 
 def curve_of(name: str) -> Curve:
-    """The curve of a logger's name; one of a part (a concept, a group of parameters) is called after the whole."""
+    """The curve with this name in the loggers. A part (a concept, a parameter group) is named after the whole."""
     if name in CURVES:
         return CURVES[name]
     whole = next((key for key in sorted(CURVES, key=len, reverse=True) if name.startswith(key)), None)
@@ -73,5 +71,5 @@ def curve_of(name: str) -> Curve:
 
 
 def glossary() -> str:
-    """Every curve and what it is, one a line."""
+    """All curves with their descriptions, one per line."""
     return "\n".join(f"{name}: {curve.description}" for name, curve in CURVES.items())

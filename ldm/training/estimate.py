@@ -2,17 +2,15 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
-from ldm.data.datamodule import DreamBoothData
 from ldm.methods.base_latents import prior_sampling
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.arithmetic import arithmetic_of
 
 
-def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) -> str:
+def estimate(data: LightningDataModule, model: LightningModule, trainer: Trainer, logdir: Path) -> str:
     """A few lines: steps, samples, trained parameters, memory of the training state, disk, arithmetic.
 
     logdir: for run folders; need not exist yet.
@@ -40,7 +38,7 @@ def estimate(data: Any, model: LightningModule, trainer: Trainer, logdir: Path) 
     return "\n".join(lines)
 
 
-def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:
+def _arithmetic(data: LightningDataModule, model: DreamBooth, examples: int) -> str:
     """The arithmetic of a run on `examples` subject samples."""
     has_prior = model.prior_loss_weight > 0
     classes = [prior for prior in data.classes if has_prior and not prior.files]

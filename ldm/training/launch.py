@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -98,7 +98,7 @@ class Launch:
         finally:
             notice.cancel()
 
-    def on_first(self, act: Callable[..., T], *arguments: Any) -> T | None:
+    def on_first(self, act: Callable[..., T], *arguments: object) -> T | None:
         """`act(*arguments)` on the first process only; if it raises UserError, all do (`processes.agreed`)."""
         return processes.agreed(act, *arguments) if self.is_first else processes.agreed(lambda: None)
 

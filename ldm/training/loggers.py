@@ -26,7 +26,7 @@ WANDB_ID = Path("configs", "wandb-id.txt")
 def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: Sequence[str] = ()) -> Logger:
     """The logger of a config's `lightning.logger` for the run folder `run`; step: resumed from, or None."""
     kind = logger["target"].rpartition(".")[2]
-    extra: dict[str, Any] = {"save_dir": str(run)}
+    extra: dict[str, object] = {"save_dir": str(run)}
     if kind == "WandbLogger":
         extra |= {"id": wandb_id(run), "resume": "allow"}
         import wandb
@@ -56,7 +56,7 @@ def wandb_id(run: Path) -> str:
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Log numbers to every logger; `ldm.training.curves` names and describes them."""
 
-    def log(logger: Any) -> None:
+    def log(logger: Logger) -> None:
         if type(logger).__name__ == "TensorBoardLogger":
             from ldm.training.tensorboard import describe
 
@@ -71,7 +71,7 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float], step: int) -> No
 def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
     """Log `image` to every logger that takes images: TensorBoard and W&B."""
 
-    def log(logger: Any) -> None:
+    def log(logger: Logger) -> None:
         kind = type(logger).__name__
         if kind == "TensorBoardLogger":
             logger.experiment.add_image(name, np.asarray(image), trainer.global_step, dataformats="HWC")
@@ -84,7 +84,7 @@ def log_image(trainer: Trainer, name: str, image: Image.Image) -> None:
 def log_config(trainer: Trainer, config: dict[str, Any]) -> None:
     """Log the run's config to every logger, and to W&B what its curves are."""
 
-    def log(logger: Any) -> None:
+    def log(logger: Logger) -> None:
         logger.log_hyperparams(config)
         if type(logger).__name__ == "TensorBoardLogger":
             from ldm.training.tensorboard import begin_hyperparameters
@@ -114,7 +114,7 @@ def close_loggers(trainer: Trainer) -> None:
     The W&B run belongs to the process, and the process's next logger would continue it.
     """
 
-    def log(logger: Any) -> None:
+    def log(logger: Logger) -> None:
         if type(logger).__name__ == "TensorBoardLogger":
             from ldm.training.tensorboard import end_hyperparameters
 
@@ -153,7 +153,7 @@ def samples_table(folder: Path) -> Any:
     return table
 
 
-def each_logger(trainer: Trainer, act: Callable[[Any], Any]) -> None:
+def each_logger(trainer: Trainer, act: Callable[[Logger], object]) -> None:
     """`act(logger)` on the first process; a logger that cannot write is removed, with a warning."""
     for logger in list(trainer.loggers) if trainer.is_global_zero else ():
         try:

@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: str, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

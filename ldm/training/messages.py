@@ -2,10 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ldm.data.images import image_files
 from ldm.data.subject import SubjectImages
@@ -25,7 +24,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def introduction(folder: Path, data: Any, model: LightningModule, trainer: Trainer, step: int | None) -> str:
+def introduction(
+    folder: Path, data: LightningDataModule, model: LightningModule, trainer: Trainer, step: int | None
+) -> str:
     """Lines about a run that is about to start, or to continue from `step`."""
     lines = {"run folder": str(folder), "device": device_of(trainer)}
     if hasattr(model, "base"):

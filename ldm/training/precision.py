@@ -1,7 +1,6 @@
 """Makes a run train in the precision its config names."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
@@ -9,7 +8,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 FP16 = "16-mixed"
 
 
-def precision_options(settings: Mapping[str, object]) -> tuple[Any, list[Precision]]:
+def precision_options(settings: Mapping[str, object]) -> tuple[object, list[Precision]]:
     """The Trainer's `precision` and plugins for a config's `lightning.trainer`.
 
     For fp16 on a CPU, Lightning would use bf16 without a gradient scaler and warn; the plugin trains in fp16.
@@ -20,7 +19,7 @@ def precision_options(settings: Mapping[str, object]) -> tuple[Any, list[Precisi
     return precision, []
 
 
-def trained_in(named: Any, checkpoint: Mapping[str, object]) -> Any:
+def trained_in(named: object, checkpoint: Mapping[str, object]) -> object:
     """The precision in which `checkpoint`, whose config names `named`, was trained.
 
     Older runs in fp16 without a GPU were trained in bf16: they have no gradient scaler.
@@ -30,7 +29,7 @@ def trained_in(named: Any, checkpoint: Mapping[str, object]) -> Any:
     return named
 
 
-def _is_cpu(accelerator: Any) -> bool:
+def _is_cpu(accelerator: object) -> bool:
     if accelerator == "auto":
         return not (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
     return accelerator == "cpu"

@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -15,7 +14,7 @@ from ldm.errors import UserError
 from ldm.files import replacing, warn_if_unwritable
 from ldm.training.messages import device_of
 from ldm.training.run_page import PAGE, Album, run_page
-from ldm.training.run_record import USAGE, RunRecord, State
+from ldm.training.run_record import USAGE, Kind, RunRecord, State
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
 
@@ -55,7 +54,7 @@ class RunReport(StepCallback):
     def after_export(self, trainer: Trainer) -> None:
         self.write(trainer, "finished")
 
-    def write(self, trainer: Trainer, kind: Any) -> None:
+    def write(self, trainer: Trainer, kind: Kind) -> None:
         """Write the page of a run in state `kind`, on the first process; a failure is only a warning."""
         if not trainer.is_global_zero:
             return

@@ -27,11 +27,11 @@ PRECISION = "lightning.trainer.precision"
 SCHEDULES_WITHOUT_END = (None, "constant", "constant_with_warmup", "piecewise_constant")
 """Learning-rate schedules that do not depend on `max_steps`."""
 
-Changes = dict[str, list[Any]]
+Changes = dict[str, list[object]]
 """Differences from the run so far: name -> [then, now]."""
 
 
-def state_of(resumed: Path) -> tuple[Path | None, dict[str, Any]]:
+def state_of(resumed: Path) -> tuple[Path | None, dict[str, object]]:
     """The full state that `--resume` names, or the newest of a run folder that loads, and its content.
 
     (None, {}) with a warning if none was saved yet: the run starts again at step 0.

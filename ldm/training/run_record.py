@@ -25,11 +25,14 @@ USAGE = Path("configs", "usage.json")
 Rows = list[dict[str, Any]]
 
 
+Kind = Literal["running", "stopped", "finished", "damaged"]
+
+
 @dataclass(frozen=True)
 class State:
     """What has become of a run."""
 
-    kind: Literal["running", "stopped", "finished", "damaged"]
+    kind: Kind
     step: int
     """The last that is known: trained so far, or to go on from."""
     steps: int

@@ -1,8 +1,8 @@
 """What Lightning's TensorBoard logger leaves out: descriptions of curves, and hyperparameters with final metrics."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard.summary import hparams
 
@@ -12,7 +12,7 @@ SECTIONS = ("seed", "model.", "data.", "lightning.trainer.")
 """Of the config: what the tab of hyperparameters shows. Callbacks and loggers watch."""
 
 
-def describe(logger: Any, name: str, value: float, step: int) -> None:
+def describe(logger: TensorBoardLogger, name: str, value: float, step: int) -> None:
     """Log a number with its title and description; TensorBoard keeps those of a curve's first number."""
     curve = curve_of(name)
     metadata = SummaryMetadata(
@@ -24,7 +24,9 @@ def describe(logger: Any, name: str, value: float, step: int) -> None:
     logger.experiment._get_file_writer().add_summary(Summary(value=[entry]), step)
 
 
-def begin_hyperparameters(logger: Any, settings: Mapping[str, object], metrics: list[str]) -> None:
+def begin_hyperparameters(
+    logger: TensorBoardLogger, settings: Mapping[str, object], metrics: list[str]
+) -> None:
     """Fill the tab of hyperparameters: `settings` by their paths, and the names of the curves whose ends count."""
     shown = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
@@ -36,7 +38,7 @@ def begin_hyperparameters(logger: Any, settings: Mapping[str, object], metrics: 
         writer.add_summary(summary)
 
 
-def end_hyperparameters(logger: Any) -> None:
+def end_hyperparameters(logger: TensorBoardLogger) -> None:
     """Mark the run as ended in that tab."""
     logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])
     logger.experiment.flush()

@@ -108,7 +108,7 @@ class Validation(StepCallback):
             return {}
         return {f"{key}_{name}": value for name, value in zip(self._names, values, strict=bool(values))}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

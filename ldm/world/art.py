@@ -1,4 +1,4 @@
-"""The embedded world's art: drawings cut out of three packages of openly licensed emoji, one sheet a vendor."""
+"""The embedded world's art: drawings from three packages of openly licensed emoji, in one sheet per vendor."""
 
 import io
 import json
@@ -41,7 +41,7 @@ DRAWINGS = {
 """Noun -> name of the drawing -> Unicode code points, as the packages name their files."""
 
 WITHHELD = {
-    "about": "Members that no training has seen: the shipped sample subject, those settings may be tuned on, "
+    "about": "Members that no training has seen: the shipped sample subject, those for tuning settings, "
     "and those only evaluation may use.",
     "subject": ["dog-poodle-twemoji"],
     "evaluation": [
@@ -71,9 +71,9 @@ COLUMNS = 8
 
 
 def make_art(packages: Path, out: Path) -> None:
-    """Write one sheet of cells a vendor, the list of members, and those withheld, to `out`.
+    """Write one sheet of cells per vendor, the list of members, and those withheld, to `out`.
 
-    packages: folder with the archives of VENDORS; raises UserError where one is missing.
+    packages: folder with the archives of VENDORS; raises UserError if one is missing.
     """
     out.mkdir(parents=True, exist_ok=True)
     members = []
@@ -94,7 +94,7 @@ def make_art(packages: Path, out: Path) -> None:
 
 
 def drawings_of(package: tarfile.TarFile, pattern: str) -> dict[tuple[str, str], Image.Image]:
-    """(noun, drawing) -> its art, as large as a cell, in the order of DRAWINGS. pattern: path of a code point."""
+    """(noun, drawing) -> its art at the size of a cell, in the order of DRAWINGS. pattern: path of a code point."""
     names, found = set(package.getnames()), {}
     for noun, drawings in DRAWINGS.items():
         for drawing, code in drawings.items():

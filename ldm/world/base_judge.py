@@ -1,4 +1,4 @@
-"""How good the embedded base is: reconstruction, how it follows prompts, variety."""
+"""Measures the embedded base: reconstruction, agreement with prompts, variety."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def reconstructed(model: LatentDiffusion, pixels: Tensor) -> Tensor:
 
 
 def mean_psnr(model: LatentDiffusion, pixels: Tensor) -> float:
-    """Of the reconstructions of `pixels` [B, 3, S, S], dB."""
+    """PSNR of the reconstructions of `pixels` [B, 3, S, S], dB."""
     return float(psnr(reconstructed(model, pixels), pixels).mean())
 
 
@@ -56,7 +56,7 @@ def samples(model: LatentDiffusion, prompts: Sequence[str], first_seed: int, sam
 def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: str) -> dict[str, float]:
     """The quality table: measure -> figure.
 
-    base: a base of the embedded world. cache: where the trained judge is kept. clip: folder of a feature network,
+    base: a base of the embedded world. cache: folder of the trained judge. clip: folder of a feature network,
     for a second opinion.
     """
     judge, model = trained_judge(world, cache), LatentDiffusion.from_base(base).eval()
@@ -70,7 +70,7 @@ def judge_base(base: str, world: World, cache: Path, sampling: Sampling, clip: s
 
 
 def judged_judge(judge: Judge, pixels: Tensor, answers: Tensor) -> dict[str, float]:
-    """How often the judge is right on unseen pictures, which limits how far its other figures can be trusted."""
+    """The judge's accuracy on unseen pictures, which limits the reliability of its other figures."""
     right = (verdicts(judge, pixels) == answers).float().mean(0).tolist()
     questions = ("noun", "scene", "colour", "member")
     return {
@@ -80,7 +80,7 @@ def judged_judge(judge: Judge, pixels: Tensor, answers: Tensor) -> dict[str, flo
 
 
 def judged_vae(model: LatentDiffusion, judge: Judge, world: World, unseen: Tensor) -> dict[str, float]:
-    """How well the VAE keeps pictures, withheld members, and the differences between members."""
+    """How well the VAE preserves pictures, withheld members, and differences between members."""
     hidden = {name for names in world.withheld.values() for name in names}
     pixels, nouns, names = portraits(world, SECOND_LOOKS)
     withheld = torch.tensor([name in hidden for name in names])
@@ -98,7 +98,7 @@ def judged_vae(model: LatentDiffusion, judge: Judge, world: World, unseen: Tenso
 def judged_scenes(
     model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling, clip: Clip
 ) -> dict[str, float]:
-    """Every noun in every scene: the judge's answer, and the text nearest to the separately trained CLIP."""
+    """Every noun in every scene: the judge's answer, and the nearest text in the separately trained CLIP."""
     asked = [(n, s) for n in range(len(world.nouns)) for s in range(len(world.scenes))]
     prompts = [f"a photo of {with_article(world.nouns[n])} {world.scenes[s]}" for n, s in asked]
     drawn = samples(model, prompts, 0, sampling)
@@ -126,7 +126,7 @@ def judged_colours(
 
 
 def judged_names(model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling) -> dict[str, float]:
-    """Every individual that captions call by a name, twice; by chance one in as many as its noun has is right."""
+    """Every individual that has a name in captions, twice; chance is one over the number of individuals of its noun."""
     known = known_members(world)
     named = [
         (noun, NAMES[place], known.index(member), len(members))
@@ -146,7 +146,7 @@ def judged_names(model: LatentDiffusion, judge: Judge, world: World, sampling: S
 def judged_variety(
     model: LatentDiffusion, judge: Judge, world: World, sampling: Sampling, pixels: Tensor, answers: Tensor
 ) -> dict[str, float]:
-    """Spread of a bare noun's samples relative to the world's pictures `pixels` of it, mean over nouns."""
+    """Spread of samples of a bare noun relative to the world's pictures `pixels` of it, averaged over nouns."""
     ratios, real = [], features(judge, pixels)
     for n, noun in enumerate(world.nouns):
         plain = (answers[:, 0] == n) & (answers[:, 2] == len(world.colours))

@@ -101,9 +101,9 @@ class ContrastivePretraining(pl.LightningModule):
 
 
 def contrastive_loss(logits: Tensor, captions: Sequence[str]) -> Tensor:
-    """Symmetric cross-entropy of logits [B, B] (pictures by texts), where equal captions are equally right.
+    """Symmetric cross-entropy of logits [B, B] (pictures by texts); equal captions count as equally correct.
 
-    In a small world a batch holds some captions twice, which nothing can tell apart.
+    In a small world, some captions occur twice in a batch.
     """
     place = {caption: index for index, caption in enumerate(captions)}
     label = torch.tensor([place[caption] for caption in captions], device=logits.device)
@@ -113,7 +113,7 @@ def contrastive_loss(logits: Tensor, captions: Sequence[str]) -> Tensor:
 
 
 def write_preprocessing(folder: Path, kind: str, side: int) -> None:
-    """The `preprocessor_config.json` of a network that was trained on pixels in [-1, 1], `side` px."""
+    """The `preprocessor_config.json` of a network trained on pixels in [-1, 1], `side` px."""
     config = {
         "image_processor_type": kind,
         "do_resize": True,

@@ -17,7 +17,7 @@ SUBJECT_SCENES = (
     "on a yellow background",
     "with a mountain in the background",
 )
-"""Of the sample subject's pictures, in order."""
+"""Scenes of the sample subject's pictures, in order."""
 
 BENCHMARK = {
     "cat": "cat-black-fluent",
@@ -35,7 +35,7 @@ TUNING = {
     "boat": "boat-sail-fluent",
     "taxi": "car-taxi-noto",
 }
-"""Subjects for choosing settings, all withheld for that: folder and member."""
+"""Subjects for tuning settings, all withheld for that purpose: folder and member."""
 
 
 def make_subject(world: World, out: Path) -> None:

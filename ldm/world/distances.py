@@ -1,8 +1,8 @@
-"""How far pictures are from the world's, as distributions: what a classifier, which names blobs too, does not see.
+"""Distances between the distributions of samples and of world pictures, which see more than a classifier does.
 
 Frechet distance (Heusel et al., arXiv 1706.08500) and kernel distance (Binkowski et al., arXiv 1801.01401), by
-torchmetrics, in features of the embedded networks in place of Inception's. Two sets of real pictures have a distance
-too, which is the floor: compare only distances of equally many pictures.
+torchmetrics, in features of the embedded networks instead of Inception's. The floor is the distance between two sets of
+real pictures. Only compare distances between sets of the same size.
 """
 
 import warnings
@@ -28,7 +28,7 @@ from ldm.world.drawing import World, caption
 from ldm.world.judge import Judge, trained_judge
 
 RESAMPLES = 30
-"""Of a bootstrap for a standard error."""
+"""Resamples of the bootstrap for a standard error."""
 
 FLOOR = "other real pictures"
 
@@ -38,7 +38,7 @@ Look = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures, number k of each set by the same caption, so that sets differ in what was drawn alone."""
+    """Pictures. Picture k has the same caption in every set."""
 
     pixels: Tensor
     """[B, 3, S, S] in [-1, 1]."""
@@ -48,7 +48,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance, and the same of resampled captions: equal ones for every set, so that distances pair up."""
+    """A distance, and its values for resampled captions: the same ones for every set, so that distances are paired."""
 
     value: float
     resampled: Tensor
@@ -56,7 +56,7 @@ class Distance:
     def values(self) -> tuple[float, float, float]:
         """The distance and the ends of its 95 % interval, 1.96 standard errors on both sides.
 
-        The bootstrap's percentiles would not do: resampled sets hold pictures twice, and so lie farther apart.
+        The bootstrap's percentiles would be biased: repeated pictures increase the distance between resampled sets.
         """
         error = 1.96 * float(self.resampled.std())
         return self.value, self.value - error, self.value + error
@@ -66,7 +66,7 @@ class Distance:
 
 
 def looks(judge: Judge, dino: Dino) -> dict[str, Look]:
-    """The features to compare in: of what is shown, twice over, and of how sharply."""
+    """The features in which sets are compared: two of the content, one of the sharpness."""
 
     @torch.no_grad()
     def by_judge(pixels: Tensor) -> Tensor:
@@ -76,9 +76,9 @@ def looks(judge: Judge, dino: Dino) -> dict[str, Look]:
 
 
 def dino_looks(dino: Dino) -> dict[str, Look]:
-    """The last layer's [CLS], and how much the patches of a picture differ before the first layer.
+    """The last layer's [CLS] token, and the spread of a picture's patches before the first layer.
 
-    The first knows drawings and hardly sees a blur; the second sees contrast and edges, and no drawing.
+    The first depends on the content and hardly on blur; the second on contrast and edges, not on the content.
     """
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ def dino_looks(dino: Dino) -> dict[str, Look]:
 
 
 def world_pictures(world: World, purpose: str, count: int) -> Pictures:
-    """`count` pictures by always the same captions; what these leave open is up to the stream `purpose`."""
+    """`count` pictures of always the same captions; the stream `purpose` draws everything else."""
     pixels, captions, nouns = [], [], []
     for number in range(count):
         facts = world.facts(0, number, "distance")
@@ -111,7 +111,7 @@ def world_pictures(world: World, purpose: str, count: int) -> Pictures:
 def drawn_pictures(
     model: LatentDiffusion, asked: Pictures, sampling: Sampling, first_seed: int = 50_000
 ) -> Pictures:
-    """Pictures by the captions of `asked`."""
+    """Samples for the captions of `asked`."""
     seeds = range(first_seed, first_seed + len(asked.captions))
     pixels = model.images(list(asked.captions), seeds, sampling, batch_size=40)
     return replace(asked, pixels=pixels.float().cpu())
@@ -120,7 +120,7 @@ def drawn_pictures(
 def compare(
     real: Pictures, drawn: Pictures, look_by: Mapping[str, Look], by_noun: bool = True
 ) -> dict[str, Distance]:
-    """Distances by name: in each kind of features both over all, and the kernel's of each noun."""
+    """Distances by name: in each kind of features, both over all pictures and the kernel distance for each noun."""
     found: dict[str, Distance] = {}
     for name, look in look_by.items():
         sides = standardised(look(real.pixels), look(drawn.pixels))
@@ -134,14 +134,14 @@ def compare(
 
 
 def standardised(real: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, in units in which each of `real`'s features has mean 0 and deviation 1."""
+    """Both, scaled so that each of `real`'s features has mean 0 and standard deviation 1."""
     mean, deviation = real.mean(dim=0), real.std(dim=0)
-    unit = deviation + 1e-3 * deviation.mean()  # a feature that never moves says nothing
+    unit = deviation + 1e-3 * deviation.mean()  # constant features stay as they are
     return (real - mean) / unit, (drawn - mean) / unit
 
 
 def resampled(distance: Callable[[Tensor, Tensor], float], real: Tensor, drawn: Tensor) -> Distance:
-    """The distance of features [N, D] and [N, D], and the same of the features of resampled captions."""
+    """The distance between features [N, D] and [N, D], and its values for resampled captions."""
     draws = generator(0, "distance bootstrap")
     picks = torch.randint(len(real), (RESAMPLES, len(real)), generator=draws)
     return Distance(
@@ -150,24 +150,24 @@ def resampled(distance: Callable[[Tensor, Tensor], float], real: Tensor, drawn: 
 
 
 def frechet(real: Tensor, drawn: Tensor) -> float:
-    """Frechet distance of features [N, D] and [M, D]."""
+    """Frechet distance between features [N, D] and [M, D]."""
     return float(_measured(FrechetInceptionDistance(_Given(real.shape[1])), real, drawn))
 
 
 def kernel(real: Tensor, drawn: Tensor) -> float:
-    """Kernel distance, times 1000, of features [N, D] each: 0 on average of equal distributions.
+    """1000 x the kernel distance between features [N, D] each; 0 on average for equal distributions.
 
-    Below 0 where pictures by the same captions are nearer to one another than others are.
+    Negative if pictures of the same captions are closer to each other than to others.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features
+        warnings.simplefilter("ignore")  # so that all features are kept
         metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=1, subset_size=len(real))
-    with torch.random.fork_rng(devices=[]):  # the only subset has all, in an order that does not matter
+    with torch.random.fork_rng(devices=[]):  # the only subset contains all; the order does not matter
         return 1000 * float(_measured(metric, real, drawn)[0])
 
 
 class _Given(nn.Module):
-    """The features are there already; torchmetrics wants a network that makes them."""
+    """Passes features through, since torchmetrics expects a network that computes them."""
 
     def __init__(self, length: int):
         super().__init__()
@@ -186,9 +186,9 @@ def _measured(metric: Any, real: Tensor, drawn: Tensor) -> Any:
 def judge_distances(
     base: str, world: World, cache: Path, dino: str, ways: Sequence[Sampling], count: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """By way of drawing, `rows` of the distances to the world, beginning with the floor: other real pictures'.
+    """`rows` of the distances to the world for each way of sampling, starting with the floor, other real pictures.
 
-    cache: where the trained judge is kept. dino: folder of a feature network. count: pictures on each side.
+    cache: folder of the trained judge. dino: folder of a feature network. count: pictures on each side.
     """
     model = LatentDiffusion.from_base(base).eval()
     look_by = looks(trained_judge(world, cache), Dino(dino))
@@ -201,7 +201,7 @@ def judge_distances(
 
 
 def rows(found: Mapping[str, Distance], floor: Mapping[str, Distance]) -> dict[str, dict[str, float]]:
-    """Each distance with its interval, and how far it is above the floor, paired by caption, with an interval too."""
+    """Each distance and its difference from the floor, paired by caption, with intervals."""
     return {
         name: {
             **dict(zip(("value", "low", "high"), distance.values(), strict=True)),
@@ -212,7 +212,7 @@ def rows(found: Mapping[str, Distance], floor: Mapping[str, Distance]) -> dict[s
 
 
 def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """`judge_distances` as text: over all by way of drawing, then the worst nouns of each."""
+    """`judge_distances` as text: for each way of sampling, the distances over all pictures, then the worst nouns."""
     told = []
     for way, distances in found.items():
         told.append(way)
@@ -230,13 +230,13 @@ def lines(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
 
 
 def read_way(word: str) -> Sampling:
-    """A way of drawing from SAMPLER/STEPS/SCALE, as in "euler_a/25/2"."""
+    """Parse SAMPLER/STEPS/SCALE, as in "euler_a/25/2"."""
     sampler, *numbers = word.split("/")
     try:
         steps, scale = numbers
         return Sampling(sampler, int(steps), float(scale))
     except ValueError:
-        raise UserError(f"'{word}' is no way of drawing: SAMPLER/STEPS/SCALE, as in euler_a/25/2") from None
+        raise UserError(f"'{word}' is not SAMPLER/STEPS/SCALE, as in euler_a/25/2") from None
 
 
 def describe(sampling: Sampling) -> str:

@@ -33,12 +33,12 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 
 LIVING = {"dog", "cat", "rabbit", "owl", "horse", "teddy bear"}
-"""Nouns whose members differ only mildly in hue: nobody calls a green horse just a horse."""
+"""Nouns whose members differ only mildly in hue: a green horse is not called just a horse."""
 
 NAMES = ("bruno", "clara", "felix", "greta", "hugo", "irma", "jonas", "lotte", "oscar", "wanda")
-"""What the first, second, ... known member of a noun is called where captions tell individuals apart.
+"""Names of the first, second, ... known member of a noun, for captions that name individuals.
 
-So the model has already seen words before a noun that stand for one individual, as an identifier does.
+The model then knows words before a noun that denote one individual, as an identifier does.
 """
 
 
@@ -54,9 +54,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a picture shows; `colour` is None where the member keeps its own.
+    """The content of a picture; `colour` is None if the member keeps its own.
 
-    name: what the individual is called; members in other hues (variant > 0) are strangers and have none.
+    name: of the individual; members in other hues (variant > 0) have none.
     style: chooses between longer and shorter captions, in [0, 1).
     """
 
@@ -86,7 +86,7 @@ def caption(facts: Facts, by_name: bool = False) -> str:
 
 
 def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
-    """`rgb` tinted in one colour, keeping its light and shade."""
+    """`rgb` tinted in one colour, with its light and shade."""
     luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     target = np.array(colour, np.float32)
     dark, bright = 0.3 * target, target + 0.55 * (1 - target)
@@ -100,7 +100,7 @@ def tinted(rgb: Picture, colour: tuple[float, float, float]) -> Picture:
 class World:
     """The art, and the rules for making pictures of it.
 
-    art: folder with `members.json`, `withheld.json` and one sheet of cells a vendor.
+    art: folder with `members.json`, `withheld.json` and one sheet of cells per vendor.
     Withheld members never occur in numbered pictures; `compose` draws any member.
     """
 
@@ -108,7 +108,7 @@ class World:
     """Longer side of the object in a 64 px picture, px."""
 
     VARIANTS = 3
-    """Each drawing comes in its own colours and two neighbouring hues."""
+    """Variants of each drawing: its own colours and two neighbouring hues."""
 
     def __init__(self, art: str | Path = "assets/world", size: int = 64):
         self.art, self.size = find(art), size
@@ -165,7 +165,7 @@ class World:
     def compose_with_mask(
         self, name: str, scene: str, rng: np.random.Generator, colour: str | None = None, variant: int = 0
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same picture, and where the member is in it, [S, S]: 255 inside, 0 outside."""
+        """The same picture, and the member's mask [S, S]: 255 inside, 0 outside."""
         picture = np.array(SCENES[scene](Canvas(rng, self.size)), np.float32)
         longer = round(int(rng.choice(self.SIZES)) * self.size / 64)
         art = self.drawing(name, variant, longer)
@@ -186,17 +186,17 @@ class World:
         return np.round(picture.clip(0, 1) * 255).astype(np.uint8), mask
 
     def picture(self, seed: int, index: int, purpose: str = "world") -> tuple[NDArray[np.uint8], str, Facts]:
-        """Picture `index`: pixels [S, S, 3], caption, facts. Another purpose is another, unseen stream."""
+        """Picture `index`: pixels [S, S, 3], caption, facts. Each purpose has its own stream of pictures."""
         facts, rng = self._script(seed, index, purpose)
         pixels = self.compose(facts.member, facts.scene, rng, facts.colour, facts.variant)
         return pixels, caption(facts), facts
 
     def facts(self, seed: int, index: int, purpose: str = "world") -> Facts:
-        """What picture `index` shows, without drawing it."""
+        """The content of picture `index`, without drawing it."""
         return self._script(seed, index, purpose)[0]
 
     def _script(self, seed: int, index: int, purpose: str) -> tuple[Facts, np.random.Generator]:
-        """The facts of picture `index`, and the generator that draws it next."""
+        """The facts of picture `index`, and the generator with which to draw it."""
         rng = np.random.default_rng(generator(seed, purpose, index).initial_seed())
         noun = self.nouns[int(rng.integers(len(self.nouns)))]
         place = int(rng.integers(len(self.known[noun])))
@@ -210,7 +210,7 @@ class World:
 
 
 def shifted_hue(picture: Image.Image, degrees: float) -> Image.Image:
-    """`picture` (RGBA) with every hue turned by `degrees`."""
+    """`picture` (RGBA) with every hue rotated by `degrees`."""
     hue, saturation, value = picture.convert("RGB").convert("HSV").split()
     turned = (np.asarray(hue, np.int32) + round(degrees / 360 * 256)) % 256
     bands = (Image.fromarray(turned.astype(np.uint8)), saturation, value)

@@ -1,4 +1,4 @@
-"""How good the embedded feature networks are: retrieval, nouns and scenes, telling members of a class apart."""
+"""Measures the embedded feature networks: retrieval, nouns and scenes, and distinguishing members of a class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from ldm.randomness import generator
 from ldm.world.drawing import World, with_article
 
 LOOKS = 8
-"""Pictures of each individual, on as many scenes."""
+"""Pictures of each individual, each on another scene."""
 
 Look = tuple[str, str, Image.Image]
 """Member, scene, picture."""
 
 Features = Callable[[list[Image.Image]], Tensor]
-"""[B, D] of B pictures."""
+"""Features [B, D] of B pictures."""
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def judge_features(world: World, clip: Clip, dino: Dino, count: int) -> dict[str
 
 
 def raw_pixels(images: list[Image.Image]) -> Tensor:
-    """Pixels as features, [B, 3 * H * W], as a baseline."""
+    """The pixels themselves as features, [B, 3 * H * W]: a baseline."""
     return torch.stack([to_tensor(image).flatten() for image in images])
 
 
@@ -69,7 +69,7 @@ def individuals(world: World) -> list[Look]:
 
 
 def retrieval(clip: Clip, images: list[Image.Image], captions: Sequence[str]) -> dict[str, float]:
-    """How often the best of all different captions is the picture's own, and the best picture the caption's."""
+    """How often the nearest of all captions is the picture's own, and the nearest picture the caption's."""
     different = list(dict.fromkeys(captions))
     own = torch.tensor([different.index(caption) for caption in captions])
     similar = cosine(clip.images(images), clip.texts(different))
@@ -84,7 +84,7 @@ def retrieval(clip: Clip, images: list[Image.Image], captions: Sequence[str]) ->
 
 
 def zero_shot(clip: Clip, world: World, pictures: Sequence[tuple[str, str, Image.Image]]) -> dict[str, float]:
-    """How often the right one of all nouns, and of all scenes, has the nearest text.
+    """How often the nearest text is that of the right noun, and of the right scene.
 
     pictures: noun, scene, picture.
     """
@@ -102,7 +102,7 @@ def zero_shot(clip: Clip, world: World, pictures: Sequence[tuple[str, str, Image
 
 
 def individuals_auc(world: World, looks: Sequence[Look], withheld: set[str], features: Features) -> float:
-    """Mean over withheld members: AUC of same individual against others of its class, over pairs of pictures."""
+    """AUC over pairs of pictures, same individual against another of its class, averaged over withheld members."""
     names = [name for name, _, _ in looks]
     similar = cosine(*[features([image for _, _, image in looks])] * 2)
     found = []
@@ -117,7 +117,7 @@ def individuals_auc(world: World, looks: Sequence[Look], withheld: set[str], fea
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures of `judge_features` as Markdown, in per cent except for the AUC."""
+    """The figures of `judge_features` as Markdown, in percent except for the AUC."""
     found, known, withheld = figures["retrieval"], figures["known"], figures["withheld"]
     same, size = figures["individuals"], figures["megabytes"]
     return "\n".join(

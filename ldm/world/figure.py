@@ -1,4 +1,4 @@
-"""The README's figure: what DreamBooth learns, and what the prior-preservation loss keeps."""
+"""The README's figure: what DreamBooth learns, and what the prior-preservation loss preserves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def figure(run: Path, without_prior: Path, settings: Settings, seed: int, zoom: 
     """The whole sheet.
 
     run: folder of a finished run. without_prior: of one that differs only in `prior_loss_weight=0`.
-    settings: sampler, steps and guidance; what is None is the base's own advice.
-    seed: of each row's first picture. zoom: how many times each picture is enlarged.
+    settings: sampler, steps and guidance; None for the base's advice.
+    seed: of each row's first picture. zoom: factor by which pictures are enlarged.
     """
     config = read_plain(run / "configs" / "config.yaml")
     data, base = config["data"]["params"], config["model"]["params"]["base"]
@@ -56,7 +56,7 @@ def figure(run: Path, without_prior: Path, settings: Settings, seed: int, zoom: 
 
 
 def sheet(rows: Sequence[Row], zoom: int) -> Image.Image:
-    """The rows one below the other, each under its title."""
+    """The rows below each other, each with its title."""
     grids = [
         (title, grid([i.resize((i.width * zoom, i.height * zoom)) for i in row], COLUMNS))
         for title, row in rows

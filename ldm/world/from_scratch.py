@@ -1,4 +1,4 @@
-"""What trainings from random weights share."""
+"""Common parts of trainings from random weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ldm.randomness import generator
 
 @contextmanager
 def settings_of(key: str) -> Iterator[None]:
-    """Networks built inside are described by `model.params.key`; an error of their library becomes a UserError."""
+    """In the block, turn errors of libraries about `model.params.key` into a UserError."""
     try:
         yield
     except UserError:
@@ -24,7 +24,7 @@ def settings_of(key: str) -> Iterator[None]:
 
 @contextmanager
 def keyed_weights(seed: int, network: str) -> Iterator[None]:
-    """Networks built inside get the starting weights of `seed`; the global random state stays as it was."""
+    """In the block, draw initial weights from `seed`; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "starting weights of " + network).initial_seed())
         yield
@@ -32,7 +32,7 @@ def keyed_weights(seed: int, network: str) -> Iterator[None]:
 
 @torch.no_grad()
 def update_average(average: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `trained`, faster at first, so that the random start is forgotten."""
+    """Update `average` with `trained`, faster at first, so that the initial weights are forgotten."""
     keep = min(decay, (1 + step) / (10 + step))
     pairs = list(zip(average.parameters(), trained.parameters(), strict=True))
     torch._foreach_lerp_([a for a, _ in pairs], [b.detach() for _, b in pairs], 1 - keep)
@@ -41,8 +41,8 @@ def update_average(average: nn.Module, trained: nn.Module, decay: float, step: i
 def warm_stable_decay(step: int, warmup_steps: int, total_steps: int, decay_steps: int) -> float:
     """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay_steps`.
 
-    The constant part lets the run's length be decided late: a resume with another `total_steps` continues as
-    if it had been set from the start (Hu et al., arXiv 2404.06395, section 4).
+    During the constant part the length of the run can still be changed: a resume with another `total_steps` continues
+    as if it had been set from the start (Hu et al., arXiv 2404.06395, section 4).
     """
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
     left = max(total_steps - step, 0) / max(decay_steps, 1)

@@ -21,14 +21,14 @@ from ldm.world.drawing import World
 from ldm.world.pictures import fingerprint
 
 NO_COLOUR = "its own"
-"""The answer for the colour where a caption names none."""
+"""The answer for the colour if a caption names none."""
 
 UNSEEN = 2000
-"""Pictures of the world that samples are compared with."""
+"""Number of world pictures that samples are compared with."""
 
 
 class Judge(nn.Module):
-    """Five strided convolutions, features [B, 128], one linear head a question."""
+    """Five strided convolutions, features [B, 128], one linear head per question."""
 
     def __init__(self, answers: Sequence[int], width: int = 32):
         super().__init__()
@@ -54,7 +54,7 @@ def known_members(world: World) -> list[str]:
 
 
 def blank_judge(world: World) -> Judge:
-    """An untrained judge. It classifies members too, so that its features tell individuals apart."""
+    """An untrained judge. It also classifies members, so that its features distinguish individuals."""
     questions = (world.nouns, world.scenes, [*world.colours, NO_COLOUR], known_members(world))
     return Judge([len(answers) for answers in questions])
 
@@ -79,7 +79,7 @@ def exam(world: World, purpose: str, numbers: range) -> tuple[Tensor, Tensor]:
 
 
 def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 4) -> Judge:
-    """A judge trained for `passes` passes over `count` pictures of its own; trained once, then read from `cache`."""
+    """A judge trained for `passes` passes over `count` of its own pictures, once, and then read from `cache`."""
     path = cache / f"judge-{len(known_members(world))}-{fingerprint(world)}-{count}x{passes}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
     for step in counted(range(steps), "training the judge", "step"):
         draws = generator(0, "judge batch", step)
         chosen = torch.randint(count, (64,), generator=draws)
-        # Reconstructions and samples are softer than the world: the judge must not rely on single pixels.
+        # Reconstructions and samples are softer than world pictures, so the judge must not rely on single pixels.
         noisy = pixels[chosen] + 0.05 * torch.randn(64, *pixels.shape[1:], generator=draws)
         errors = [
             F.cross_entropy(scores, answers[chosen, i], label_smoothing=0.05)
@@ -112,7 +112,7 @@ def trained_judge(world: World, cache: Path, count: int = 20_000, passes: int = 
 
 @torch.no_grad()
 def verdicts(judge: Judge, pixels: Tensor) -> Tensor:
-    """What the judge sees in each picture, [B, 4] as indices."""
+    """The judge's answers for each picture, [B, 4] as indices."""
     parts = [torch.stack([s.argmax(1) for s in judge(part)], 1) for part in pixels.split(200)]
     return torch.cat(parts)
 
@@ -124,7 +124,7 @@ def features(judge: Judge, pixels: Tensor) -> Tensor:
 
 
 def members_told_apart(look: Tensor, nouns: Sequence[str], names: Sequence[str]) -> float:
-    """AUC over pairs within a noun: how often two pictures of one member look more alike than of two members.
+    """AUC over pairs within a noun: how often two pictures of one member are closer than two of different members.
 
     look: unit features [B, D] of pictures of members `names`, of nouns `nouns`.
     """
@@ -139,7 +139,7 @@ def members_told_apart(look: Tensor, nouns: Sequence[str], names: Sequence[str])
 
 
 def portraits(world: World, per_member: int) -> tuple[Tensor, list[str], list[str]]:
-    """Pictures of every member in its own colours in different scenes, with nouns and names."""
+    """Pictures of every member in its own colours on different scenes, with nouns and names."""
     pictures, nouns, names = [], [], []
     for i, (name, member) in enumerate(world.members.items()):
         for k in range(per_member):

@@ -1,4 +1,4 @@
-"""What masks do against a scene that leaks into the subject, measured where the exact masks are known."""
+"""How much masks reduce the leakage of the scene into the subject, measured with exact masks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ IMAGES = 5
 """Photographs of a subject, as in the sample subject."""
 
 MEMBER = "cat-black-fluent"
-"""The subject: withheld, of the benchmark."""
+"""The subject, a withheld one of the benchmark."""
 
 SCENE = "at sunset"
 """The scene of all its photographs."""
 
 
 def make_photographs(out: Path, world: World, scene: str = SCENE, member: str = MEMBER) -> None:
-    """Write photographs of one subject that all show one scene, with exact masks, and others with as many scenes.
+    """Write photographs of one subject on one scene, with exact masks, and others each on another scene.
 
-    out: gets `one_scene/` to train on, and `other_scenes/` to measure against.
+    out: contains `one_scene/` for training, and `other_scenes/` for measuring.
     """
     others = [name for name in world.scenes if name != scene]
     order = np.random.default_rng(generator(0, "mask scenes").initial_seed()).permutation(others)
@@ -42,11 +42,11 @@ def make_photographs(out: Path, world: World, scene: str = SCENE, member: str = 
 
 
 def leakage(images: Tensor, scenes: Tensor, trained: int, prompted: Sequence[int]) -> dict[str, float]:
-    """How the scene of the photographs shows in pictures of other scenes.
+    """How often the photographs' scene appears in pictures of other scenes.
 
     images: CLIP's features of pictures, [N, E]. scenes: of a text for each scene, [S, E]. trained: the photographs'
-    scene. prompted: each picture's own. `leak` is the share of pictures that are most like the trained scene,
-    `right` that of those most like their own.
+    scene. prompted: each picture's own. `leak` is the share of pictures closest to the trained scene, `right` the
+    share of those closest to their own.
     """
     nearest = cosine(images, scenes).argmax(dim=1)
     own = torch.tensor(prompted, device=nearest.device)
@@ -64,7 +64,7 @@ def measure(
     dino: Dino,
     scene: str = SCENE,
 ) -> dict[str, float]:
-    """`leakage`, and DINO against photographs of other scenes. pictures: by the scene they were asked for."""
+    """`leakage`, and DINO against photographs of other scenes. pictures: by the scene of their prompt."""
     names = [*pictures, scene]
     texts = clip.texts([f"a photo of a {noun} {name}" for name in names])
     flat = [(picture, place) for place, those in enumerate(pictures.values()) for picture in those]
@@ -76,7 +76,7 @@ def measure(
 
 
 def report(rows: Sequence[Mapping[str, float]], out: Path) -> str:
-    """Write the rows, one a seed and weight, and return them as a table."""
+    """Write the rows, one per seed and weight, and return them as a table."""
     out.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     lines = [
         "| unmasked_weight | seed | leak | right scene | DINO, other scenes |",

@@ -29,10 +29,10 @@ LatentShape = Annotated[
 class WorldPictures(pl.LightningDataModule):
     """Endless shuffled passes over the world's first `count` pictures.
 
-    art: folder of the world's art. cache: where the pictures are kept once drawn (12 KB each).
-    latent_shape: (C, h, w) of the noise that comes with each sample.
+    art: folder of the world's art. cache: folder for the drawn pictures (12 KB each).
+    latent_shape: (C, h, w) of each sample's noise.
     caption_dropout: share of samples whose caption is empty, for classifier-free guidance.
-    name_share: share of samples whose caption calls the individual by its name, where it has one.
+    name_share: share of samples whose caption uses the individual's name, if it has one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Compares ways to draw class-prior samples."""
+"""Compares ways of drawing class-prior samples."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,18 +24,18 @@ WAYS = (
     Sampling("dpmpp_2m_sde", 10, 1.5),
     Sampling("dpmpp_2m_sde", 20, 1.0),
 )
-"""The ways that are compared."""
+"""The ways to compare."""
 
 HEADER = (
-    "| sampler | steps | guidance | guided timesteps | UNet passes an image | noun | variety | shift |",
+    "| sampler | steps | guidance | guided timesteps | UNet passes per image | noun | variety | shift |",
     "|---|---|---|---|---|---|---|---|",
 )
 
 
 def judge_prior(base: str, world: World, cache: Path, per_noun: int) -> Iterator[str]:
-    """Lines of a table in Markdown, one for each of WAYS as soon as it is measured; a bar counts the nouns drawn.
+    """Lines of a Markdown table, one for each of WAYS as soon as it is measured; a progress bar counts nouns.
 
-    per_noun: pictures drawn of each bare noun, at least 2.
+    per_noun: pictures of each bare noun, at least 2.
     """
     judge, model = trained_judge(world, cache), LatentDiffusion.from_base(base).eval()
     pixels, answers = exam(world, "unseen", range(UNSEEN))
@@ -56,10 +56,10 @@ def judged(
     count: int,
     bar: tqdm,
 ) -> dict[str, float]:
-    """Means over nouns of `count` pictures each. real: the judge's features of world pictures, [N, D] a noun.
+    """Means over nouns of `count` pictures each. real: the judge's features of world pictures, [N, D] per noun.
 
-    noun: share that shows the noun. variety: mean pairwise distance, relative to the world's own. shift: distance of
-    the mean look from the world's, in units of the world's mean pairwise distance. passes: UNet passes an image.
+    noun: share of pictures of the noun. variety: mean pairwise distance, relative to the world's own. shift: distance
+    of the mean feature from the world's, in units of the world's mean pairwise distance. passes: UNet passes per image.
     """
     found: dict[str, list[float]] = {"noun": [], "variety": [], "shift": []}
     with counted_passes(model.unet) as passes:
@@ -76,7 +76,7 @@ def judged(
 
 @contextmanager
 def counted_passes(unet: nn.Module) -> Iterator[list[int]]:
-    """The number of samples in each of the UNet's passes inside."""
+    """The number of samples in each of the UNet's passes in the block."""
     passes: list[int] = []
     hook = unet.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     try:
@@ -86,7 +86,7 @@ def counted_passes(unet: nn.Module) -> Iterator[list[int]]:
 
 
 def row(way: Sampling, figures: dict[str, float]) -> str:
-    """A row of the table, as Markdown."""
+    """A row of the Markdown table."""
     interval = way.guidance_interval
     guided = "none" if way.guidance_scale == 1 else "{} to {}".format(*interval) if interval else "all"
     cells = [way.sampler, way.steps, way.guidance_scale, guided, f"{figures['passes']:.0f}"]

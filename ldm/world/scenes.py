@@ -1,7 +1,7 @@
 """The embedded world's scenes: painted backgrounds, each a function of a canvas and its draws.
 
-They are smooth (gradients and anti-aliased shapes, no grain), so that a VAE of a megabyte can keep what matters
-and a small UNet can learn the rest in an hour or two.
+They are smooth (gradients and anti-aliased shapes, no grain), so that a VAE of a megabyte can encode them and a
+small UNet can learn them in an hour or two.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Canvas:
         return float(self.rng.uniform(low, high))
 
     def colour(self, red: int, green: int, blue: int) -> Picture:
-        """One colour of the scene, given in 0..255, a little lighter or darker from picture to picture."""
+        """One colour of the scene, given in 0..255, slightly lighter or darker in each picture."""
         jitter = self.light + self.rng.uniform(-0.02, 0.02, 3)
         return np.clip(np.array([red, green, blue]) / 255 + jitter, 0, 1).astype(np.float32)
 
@@ -51,7 +51,7 @@ class Canvas:
         return self.edge((self.y - top - slope * np.abs(self.x - cx)) / (1 + slope))
 
     def fade(self, top: Picture, bottom: Picture, until: float = 1.0) -> Picture:
-        """A vertical gradient that has reached `bottom` at y = until."""
+        """A vertical gradient that reaches `bottom` at y = until."""
         return mix(top, bottom, np.clip(self.y / until, 0, 1))
 
 

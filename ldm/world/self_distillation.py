@@ -1,4 +1,4 @@
-"""Training a small ViT without labels, as DINO does, for the evaluation of the embedded base."""
+"""Training a small ViT without labels, as in DINO, to evaluate the embedded base."""
 
 import copy
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from ldm.world.from_scratch import keyed_weights, settings_of, update_average, w
 
 
 class Head(nn.Module):
-    """Features [B, D] to scores of K prototypes, [B, K]; cosines, so that no prototype wins by its length."""
+    """Features [B, D] to scores of K prototypes, [B, K]: cosines, so that a prototype's norm does not matter."""
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int):
         super().__init__()
@@ -46,11 +46,11 @@ class Head(nn.Module):
 
 
 class SelfDistillation(pl.LightningModule):
-    """A student learns the answers of its own moving average to another view (Caron et al., arXiv 2104.14294).
+    """A student learns its own moving average's outputs for another view (Caron et al., arXiv 2104.14294).
 
-    network: keywords of `ViTConfig`. The teacher's answers are balanced over each batch by Sinkhorn and Knopp's
-    iteration (Caron et al., arXiv 2006.09882, section 3.1): with the running centre of the first paper a network
-    this small swung between one prototype for every picture and all of them alike.
+    network: keywords of `ViTConfig`. The teacher's outputs are balanced over each batch by Sinkhorn-Knopp
+    iterations (Caron et al., arXiv 2006.09882, section 3.1): with the first paper's running centre, a network this
+    small oscillated between one prototype for all pictures and a uniform distribution.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SelfDistillation(pl.LightningModule):
 
 
 def balanced(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Answers [N, K], rows summing to 1, of `scores` [N, K]: every prototype gets about N / K of all of them."""
+    """Targets [N, K], with rows summing to 1, from `scores` [N, K]; every prototype gets about N / K of the total."""
     answers = torch.exp((scores - scores.max()).double() / temperature)
     for _ in range(iterations):
         answers = answers / answers.sum(dim=0, keepdim=True).clamp(min=1e-30)
@@ -133,9 +133,9 @@ def balanced(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 def distillation_loss(student: Tensor, answers: Tensor, student_temperature: float) -> Tensor:
-    """Cross-entropy of every student view's scores [B, V, K] with the teacher's answers to every other [B, G, K].
+    """Cross-entropy of every student view's scores [B, V, K] with the teacher's outputs for every other one [B, G, K].
 
-    The first G of the student's views are the teacher's (eq. 1 to 3 of the paper); none is compared with itself.
+    The student's first G views are the teacher's (eq. 1 to 3 of the paper); no view is compared with itself.
     """
     log_answer = F.log_softmax(student / student_temperature, dim=-1)
     errors = -torch.einsum("bgk,bvk->bgv", answers, log_answer)  # [B, G, V]

@@ -1,4 +1,4 @@
-"""What several subjects in one model cost each of them: trained together, beside each of them alone."""
+"""Compares subjects trained together in one model with each trained alone."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,15 +22,15 @@ GROUPS = {
     "two nouns": ("cat", "car"),
     "six": ("cat", "backpack", "boot", "vase", "car", "teddy_bear"),
 }
-"""Withheld subjects that are trained together."""
+"""Withheld subjects to train together."""
 
 Command = Callable[[Sequence[str]], int]
-"""A command line's `main`: arguments to exit code."""
+"""A script's `main`: from arguments to exit code."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Where it goes, and how its runs are trained and measured."""
+    """Output folder, and how runs are trained and measured."""
 
     out: Path
     base: Sequence[str]
@@ -44,7 +44,7 @@ class Experiment:
     evaluate: Command
 
     def result(self, subjects: Sequence[str], seed: int) -> dict[str, Any]:
-        """Train and measure `subjects` together; what is there already is not made again."""
+        """Train and measure `subjects` together; existing results are reused."""
         folder = self.out / "+".join(subjects) / f"seed-{seed}"
         name = "concepts.json" if len(subjects) > 1 else "metrics.json"
         path = folder / "evaluation" / name
@@ -52,7 +52,7 @@ class Experiment:
             run = self._trained(subjects, seed, folder)
             words = ["--ckpt", str(run), "--outdir", str(folder / "evaluation"), *self.evaluation]
             self._must(self.evaluate, words)
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
     def _trained(self, subjects: Sequence[str], seed: int, folder: Path) -> Path:
@@ -92,7 +92,7 @@ Row = dict[str, Any]
 
 
 def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
-    """For every group and subject: its metrics alone and together, over `seeds`, and its highest confusion."""
+    """For each group and subject: metrics alone and together, over `seeds`, and the highest confusion."""
     rows = []
     for group, subjects in groups.items():
         together = [experiment.result(subjects, seed) for seed in seeds]
@@ -111,7 +111,7 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, each number a mean over the seeds with its standard deviation."""
+    """The table of means over the seeds, with standard deviations."""
     keys = ["dino_alone", "dino", "confusion", "clip_t_alone", "clip_t", "pres_alone", "pres"]
     titles = ["DINO alone", "DINO", "highest with another", "CLIP-T alone", "CLIP-T", "PRES alone", "PRES"]
     lines = [f"| group | subject | {' | '.join(titles)} |", "|---|---|" + "---:|" * len(keys)]

@@ -46,10 +46,10 @@ class TextToImage(pl.LightningModule):
 
     first_stage, tokenizer: folders. unet, text_encoder, scheduler: configs of the networks and the schedule.
     start: a base whose UNet and text encoder, of these configs, are trained further; None starts from random weights.
-    token_std: of the initial token embeddings. A token that no caption holds keeps its initial embedding, which
-    should weigh in a sentence as much as a trained one does: it may become a subject's identifier.
-    min_snr_gamma: clips the weight of nearly clean samples (arXiv 2303.09556).
-    latent_cache: where the latents of all pictures are kept, so that each is encoded once.
+    token_std: of the initial token embeddings. A token that occurs in no caption keeps its initial embedding, whose
+    norm should be that of trained ones, since it may become a subject's identifier.
+    min_snr_gamma: limits the weight of nearly clean samples (arXiv 2303.09556).
+    latent_cache: file of the latents of all pictures, so that each is encoded once.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def encoded(
 ) -> NDArray[np.float16]:
     """Posterior means of `pixels` [N, S, S, 3] at unit variance, [N, C, h, w]; cached in `cache`.
 
-    The posterior's own noise is a hundredth of the latents' variance or less, so it is left out.
+    The posterior's own noise is a hundredth of the latents' variance or less, so it is ignored.
     """
     path = cache / f"{weights_hash(vae)}-{len(pixels)}.npy"
     if not path.exists():

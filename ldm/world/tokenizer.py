@@ -15,7 +15,7 @@ RARE = (
     "sks zwx ohw qlt vxq jzk wqp kfg bxt ukj yqn hzl gqv pxd mzr tqf nvk xug lwj rqz dkx fzb cvw qyh "
     "zpl wkt jqb vhn kzu xof ijw ugz ywq oqx epz aqk iqj uxv hq zx qk wv jx kq xv bq fz vj"
 ).split()
-"""Short tokens that no caption holds, for a rare-token search to find."""
+"""Short tokens that occur in no caption, for the search for rare tokens."""
 
 TEMPLATE_WORDS = (
     "a an the in on of top with floating around it at and photo picture drawing jungle snow beach "
@@ -26,11 +26,11 @@ TEMPLATE_WORDS = (
     "stuffed animal toy bowl can candle cartoon sunglasses orange brown grey dark bright close up "
     "painting sky space"
 ).split()
-"""The words of the DreamBooth paper's prompts, its subject classes, and some a user may try."""
+"""The words of the DreamBooth paper's prompts, its subject classes, and others that users may try."""
 
 
 def byte_letters() -> list[str]:
-    """The 256 printable stand-ins that byte-level BPE writes for bytes (the table of GPT-2's encoder)."""
+    """The 256 printable characters that stand for bytes in byte-level BPE (the table of GPT-2's encoder)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -41,7 +41,7 @@ def byte_letters() -> list[str]:
 
 
 def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, learnt until each of `words` is one token (Sennrich et al., arXiv 1508.07909)."""
+    """Byte-pair merges, learned until each of `words` is one token (Sennrich et al., arXiv 1508.07909)."""
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges = []
     while any(len(word) > 1 for word in pieces):

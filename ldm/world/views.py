@@ -1,4 +1,4 @@
-"""Views of the embedded world's drawings for self-supervised learning: several of one drawing, without its name."""
+"""Views of the embedded world's drawings for self-supervised learning: several of one drawing, without a label."""
 
 from typing import Annotated
 
@@ -19,8 +19,8 @@ from ldm.world.drawing import World
 class WorldViews(pl.LightningDataModule):
     """Endless batches {"large": [B, G, 3, S, S], "small": [B, L, 3, s, s]} in [-1, 1].
 
-    All views of a sample show one drawing in one hue, each cropped, mirrored and lit differently, and on a
-    background of its own, so they share only the drawing (background augmentation, Ryali et al., arXiv
+    All views of a sample show one drawing in one hue, each cropped, mirrored and lit differently, on its
+    own background, so they share only the drawing (background augmentation, Ryali et al., arXiv
     2103.12719). small_size: s, px.
     """
 

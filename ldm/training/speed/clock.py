@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.training.arithmetic import flops_of
@@ -17,7 +17,7 @@ from ldm.training.step_callback import StepCallback
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
-Row = dict[str, Any]
+Row = dict[str, object]
 """Seconds per repeat, images and FLOPs or bytes per repeat, peak memory."""
 
 
@@ -58,7 +58,7 @@ class StepClock(StepCallback):
         self.row: Row = {}
         self.flops = FlopCounterMode(display=False)
 
-    def on_step(self, trainer: Any, pl_module: Any) -> None:
+    def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         if step == self.warm:
             if self.trace:
