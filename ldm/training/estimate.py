@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
+from ldm.data.datamodule import DreamBoothData
 from ldm.methods.base_latents import prior_sampling
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.arithmetic import arithmetic_of
@@ -38,7 +39,7 @@ def estimate(data: LightningDataModule, model: LightningModule, trainer: Trainer
     return "\n".join(lines)
 
 
-def _arithmetic(data: LightningDataModule, model: DreamBooth, examples: int) -> str:
+def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:
     """The arithmetic of a run on `examples` subject samples."""
     has_prior = model.prior_loss_weight > 0
     classes = [prior for prior in data.classes if has_prior and not prior.files]
