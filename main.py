@@ -15,6 +15,7 @@ from ldm.errors import (
     ReportedError,
     UserError,
     exit_code_of,
+    is_out_of_memory,
     say,
 )
 from ldm.values import Seed, option
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted; --resume continues from the last checkpoint, if there is one")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             say("error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files")
             return EXIT_USER_ERROR
         if options.debug:

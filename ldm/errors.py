@@ -54,6 +54,12 @@ def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
         warnings.showwarning = before
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no memory for a tensor, of a GPU or of the machine (where Linux limits the process)."""
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
 def say(line: str) -> None:
     """Print one line on stderr, above any progress bars."""
     if tqdm := sys.modules.get("tqdm"):

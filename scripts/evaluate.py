@@ -17,6 +17,7 @@ from ldm.command_line import (
     Help,
     Parser,
     add_base_options,
+    add_compile,
     add_trust,
     base_options,
     collect_overrides,
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
         outdir=options.outdir,
         with_base=not options.no_base,
         precision=options.precision,
+        compile=options.compile,
         device=options.device,
         base_options=base_options(options),
         trust=options.trust,
@@ -93,6 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--outdir", type=Path, help="default: <run>/evaluation, or outputs/evaluation")
     parser.add_argument("--precision", choices=PRECISIONS, help="as for txt2img.py")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
+    add_compile(parser)
     add_base_options(parser)
     add_trust(parser)
     parser.add_argument(

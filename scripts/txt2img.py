@@ -16,9 +16,12 @@ from ldm.command_line import (
     Help,
     Parser,
     add_base_options,
+    add_compile,
     add_part_options,
     add_trust,
     base_options,
+    batch_size,
+    interval,
 )
 from ldm.errors import exit_code_of
 from ldm.samplers import SAMPLERS, SPACINGS
@@ -99,10 +102,29 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
         help="classifier-free guidance; 1 for none (default: the base's, else 7.5)",
     )
     parser.add_argument(
+        "--guidance_interval",
+        type=interval,
+        metavar="FROM,TO",
+        help="timesteps with guidance, from the first to below the second, such as 200,800 (default: all)",
+    )
+    parser.add_argument(
+        "--deepcache",
+        type=option(Count),
+        metavar="N",
+        help="compute the UNet's deep features in one pass of N and reuse them between: faster, less exact"
+        " (default: in every pass)",
+    )
+    parser.add_argument(
         "--seed", type=option(Seed), default=42, help="seed of a prompt's first image; the next has seed + 1"
     )
     parser.add_argument("--n_iter", type=option(Count), default=1, help="batches per prompt")
-    parser.add_argument("--n_samples", type=option(Count), default=4, help="images per batch")
+    parser.add_argument("--n_samples", type=option(Count), default=4, help="images per row, or batch")
+    parser.add_argument(
+        "--batch_size",
+        type=batch_size,
+        metavar="N",
+        help="images drawn together, or auto: as many as memory holds (default: n_samples, on a GPU auto)",
+    )
     parser.add_argument(
         "--n_rows", type=option(NonNegativeInt), default=0, help="images per row of the grid; 0: n_samples"
     )
@@ -123,6 +145,7 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
         help="full: fp32; autocast: fp16 on a GPU (default: autocast on a GPU, else full)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU, if any)")
+    add_compile(parser)
     add_part_options(parser)
     add_base_options(parser)
     other_defaults = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_parts": None}

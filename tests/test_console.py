@@ -7,7 +7,7 @@ import pytest
 
 from ldm import console
 from ldm.console import counted, phase, progress_bar, run_bar
-from ldm.training.messages import advice_on_threads, duration
+from ldm.training.messages import advice_on_threads, busy_cores, duration
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK
@@ -116,6 +116,19 @@ def test_runs_are_named_after_all_their_configs(tiny_config, tmp_path, capsys):
     ("load", "threads", "advised"), [(0.3, 2, False), (1.2, 2, True), (1.2, 1, False), (3.0, 4, False)]
 )
 def test_a_shared_machine_is_noticed(monkeypatch, load, threads, advised):
-    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("ldm.training.messages.busy_cores", lambda: load)
     monkeypatch.setattr("os.cpu_count", lambda: 8 if threads == 4 else 2)
     assert ("OMP_NUM_THREADS=1" in advice_on_threads(threads)) is advised
+
+
+def test_other_work_is_measured_as_it_is_now(monkeypatch):
+    ticks = iter([(100, 400), (110, 440)])  # idle for 10 of 40
+    monkeypatch.setattr("ldm.training.messages.core_times", lambda: next(ticks))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert busy_cores(seconds=0) == 1.5
+
+
+def test_without_proc_the_load_average_tells(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
+    monkeypatch.setattr("os.getloadavg", lambda: (1.2, 0.0, 0.0))
+    assert busy_cores() == 1.2

@@ -64,18 +64,22 @@ def test_sample_images_txt2img_and_evaluation_follow_the_bases_advice(
     monkeypatch.setattr(LatentDiffusion, "images", noted)
     words = ["--base", RECIPE, str(tiny_config), "-l", str(tmp_path / "logs"), f"model.params.base={told}"]
     words += ["lightning.callbacks.samples.params.steps=null", "lightning.trainer.max_steps=1"]
+    words.append("lightning.callbacks.samples.params.guidance_interval=[200,800]")
     assert main(words) == 0
     (run,) = (tmp_path / "logs").iterdir()
     for model in (told, run, run / "model"):
-        assert (
-            txt2img.main(["--ckpt", str(model), "--outdir", str(tmp_path / "out"), "--n_samples", "1"]) == 0
-        )
+        words = ["--ckpt", str(model), "--outdir", str(tmp_path / "out"), "--n_samples", "1"]
+        assert txt2img.main([*words, "--guidance_interval", "200,800"]) == 0
     clip, dino = tiny_features(tmp_path / "features")
     words = ["--ckpt", str(run), "--outdir", str(tmp_path / "evaluation"), f"networks.clip={clip}"]
     words += [f"networks.dino={dino}", "sampling.images_per_prompt=1", "sampling.class_images=1"]
+    compiled = []
+    monkeypatch.setattr(LatentDiffusion, "compile_blocks", lambda model: compiled.append(model))
+    words += ["--compile", "sampling.guidance_interval=[200,800]", "sampling.batch_size=auto"]
     assert evaluate.main(words) == 0
+    assert len(compiled) == 2  # the run and its base
     assert len(used) > 5
-    assert set(used) == {Sampling(**advice)}
+    assert set(used) == {Sampling(**advice, guidance_interval=(200, 800))}
     result = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert {key: result["about"]["sampling"][key] for key in advice} == advice
 

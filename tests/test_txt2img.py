@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm.data.png import png_text
 from ldm.files import PROJECT
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import SAMPLERS
 from main import main
 from scripts import txt2img
@@ -50,7 +51,7 @@ def nearly(one: Path, other: Path) -> bool:
         ["--spacing", "base"],
         ["--plms", "--fixed_code", "--n_iter", 2],
         ["--sampler", "euler_a", "--noise_seed", 5],
-        ["--H", 48, "--W", 64],
+        ["--H", 48, "--W", 64, "--guidance_interval", "200,800", "--deepcache", 2],
         ["--negative_prompt", "a cat", "--scale", 3],
         ["--precision", "bf16"],
         ["--from-file", "prompts.txt"],
@@ -261,3 +262,45 @@ def test_options_that_mean_nothing_end_in_one_line(capsys, words, says):
     said = capsys.readouterr().err.strip()
     assert says in said
     assert "\n" not in said
+
+
+def test_pictures_do_not_depend_on_how_many_are_drawn_together(draw, monkeypatch):
+    """By --batch_size, or by free memory: here enough for no more than one."""
+    asked: list[int] = []
+    images = LatentDiffusion.images
+
+    def counted(model, prompts, *args, **kwargs):
+        asked.append(len(prompts))
+        return images(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(LatentDiffusion, "images", counted)
+    words = ["--steps", 2, "--n_samples", 3, "--n_iter", 2]
+    plain = sorted((draw(*words) / "samples").iterdir())
+    five = sorted((draw(*words, "--batch_size", 5, out="five") / "samples").iterdir())
+    monkeypatch.setattr("ldm.models.memory.free_bytes", lambda device: 1)
+    alone = sorted((draw(*words, "--batch_size", "auto", out="auto") / "samples").iterdir())
+    assert asked == [3, 3, 5, 1, *[1] * 6]
+    assert all(nearly(a, b) and nearly(a, c) for a, b, c in zip(plain, five, alone, strict=True))
+
+
+def test_the_unet_is_compiled_when_asked(draw, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(LatentDiffusion, "compile_blocks", lambda model: compiled.append(model.unet.dtype))
+    draw("--steps", 1, "--n_samples", 1, "--compile", "--precision", "bf16")
+    draw("--steps", 1, "--n_samples", 1, out="plain")
+    assert compiled == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--guidance_interval", "800,200"),
+        ("--guidance_interval", "200"),
+        ("--batch_size", "0"),
+        ("--deepcache", "0"),
+    ],
+)
+def test_wrong_settings_of_speed_are_one_line(draw, capsys, option, word):
+    with pytest.raises(SystemExit, match="2"):
+        draw(option, word)
+    assert option in capsys.readouterr().err

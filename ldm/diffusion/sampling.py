@@ -41,6 +41,9 @@ class Sampling:
     """DDIM's stochasticity, 0 to 1."""
     spacing: str = ""
     """A name of SPACINGS; empty for the sampler's default."""
+    deepcache: int | None = None
+    """One pass in this many computes the UNet's deep features, which the others reuse, at some cost in accuracy
+    (`ldm.models.deep_features`); None computes them in every pass."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -49,6 +52,10 @@ class Sampling:
             object.__setattr__(self, "spacing", SAMPLERS[self.sampler].spacing)
         if self.spacing not in SPACINGS:
             raise UserError(f"unknown spacing '{self.spacing}': one of {', '.join(SPACINGS)}")
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if self.deepcache is not None and self.deepcache < 1:
+            raise UserError(f"deep features once in {self.deepcache} passes: at least 1 is needed")
         if self.steps < 1:
             raise UserError(f"{self.steps} sampler steps: at least 1 is needed")
         if self.eta and self.sampler != "ddim":

@@ -26,12 +26,16 @@ from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, save_picture
 from ldm.methods.load import LoadedModel, load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.memory import pictures_at_once
 
 EMBEDDED_SIDE = 64
 """Side of the embedded world's pictures, px."""
 
 ADVISED = ("sampler", "steps", "guidance_scale")
 """Settings of the section `sampling` that a base may advise."""
+
+SHORTCUTS = ("guidance_interval", "deepcache")
+"""Settings of the section `sampling` that draw faster; none by default."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Evaluation:
     with_base: bool = True
     """Of a run: whether its untrained base is measured too, as the row to compare with."""
     precision: str | None = None
+    compile: bool = False
+    """Whether the UNet's transformer blocks are compiled."""
     device: str | None = None
     base_options: Mapping[str, object] = field(default_factory=dict)
     """Options for reading a base, as in `load_for_sampling`."""
@@ -91,7 +97,7 @@ def load_measuring(evaluation: Evaluation) -> tuple[Networks, LoadedModel | None
         return networks, None
     loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)
     refuse_embedded_networks(networks, loaded.model.native_size)
-    loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device))
+    loaded.model.for_sampling(device, choose_dtype(evaluation.precision, device), evaluation.compile)
     return networks, loaded
 
 
@@ -157,7 +163,7 @@ def metrics_of_base(
     """The metrics of the model before it was trained, on the same prompts without [V], from the same seeds."""
     model, device = read_base().eval(), choose_device(evaluation.device)
     base = LoadedModel(model, weights=model.fingerprint)
-    model.for_sampling(device, choose_dtype(evaluation.precision, device))
+    model.for_sampling(device, choose_dtype(evaluation.precision, device), evaluation.compile)
     # Beside the run's own images, which can be read from their folder again.
     folder = evaluation.out.with_name(f"{evaluation.out.name}-base")
     items = plan(evaluation.config, subject.class_word, folder, evaluation.prompt_noun, learned=False)
@@ -202,7 +208,7 @@ def refuse_embedded_networks(networks: Networks, side: int) -> None:
 
 def sampling_of(loaded: LoadedModel, evaluation: Evaluation) -> Sampling:
     """How the images are drawn: what the config leaves open is the base's own advice."""
-    settings = {key: evaluation.config["sampling"][key] for key in ADVISED}
+    settings = {key: evaluation.config["sampling"][key] for key in (*ADVISED, *SHORTCUTS)}
     return advised_sampling(loaded.model.source, **settings)
 
 
@@ -214,7 +220,7 @@ def sampling_facts(loaded: LoadedModel, evaluation: Evaluation) -> dict[str, obj
 
 def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> None:
     """Draw and save those of `items` that do not exist yet with the same facts in their PNGs."""
-    settings, side = evaluation.config["sampling"], loaded.model.native_size
+    side, size = loaded.model.native_size, evaluation.config["sampling"]["batch_size"]
     sampling = sampling_of(loaded, evaluation)
     loaded.model.passes(sampling)
     about = {"model": str(evaluation.ckpt), **evaluation.base_options}
@@ -231,8 +237,10 @@ def draw(loaded: LoadedModel, items: Sequence[Item], evaluation: Evaluation) -> 
         item for item in items if not (item.path.is_file() and is_same(png_text(item.path), facts(item)))
     ]
     done = len(items) - len(missing)
+    if size == "auto" and missing:
+        size = pictures_at_once(loaded.model, side, side)
     with progress_bar(len(items), "sampling", "image", initial=done) as bar:
-        for batch in batches(missing, settings["batch_size"]):
+        for batch in batches(missing, size):
             for item, image in zip(batch, drawing.draw([picture(item) for item in batch]), strict=True):
                 save_picture(image, item.path, facts(item))
             bar.update(len(batch))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ldm.values import Count, Must, NonNegativeFloat, Prompts, SamplerName, Seed, Text
+from ldm.values import Count, Must, NonNegativeFloat, Prompts, SamplerName, Seed, Text, TimestepInterval
 
 PairPrompts = Annotated[
     Prompts,
@@ -38,7 +38,9 @@ class SamplingSettings:
     sampler: SamplerName | None
     steps: Count | None
     guidance_scale: NonNegativeFloat | None
-    batch_size: Count
+    batch_size: Count | Literal["auto"]
+    guidance_interval: TimestepInterval | None = None
+    deepcache: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ldm.formats.knowledge import advised_sampling
 from ldm.methods.draw import Drawing, Picture, batches, next_path, save_picture
 from ldm.methods.load import load_for_sampling
 from ldm.methods.parts import FACTS, Parts, add_parts, word_near
+from ldm.models.memory import pictures_at_once
 
 OPTIONS = {
     "negative_prompt": "negative_prompt",
@@ -26,6 +27,8 @@ OPTIONS = {
     "spacing": "spacing",
     "eta": "ddim_eta",
     "guidance_scale": "scale",
+    "guidance_interval": "guidance_interval",
+    "deepcache": "deepcache",
     "height": "H",
     "width": "W",
     "precision": "precision",
@@ -48,13 +51,11 @@ def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> 
         check_writable(folder)
     drawing = load(options, base_options)
     prompts = [drawing.loaded.with_identifier(prompt) for prompt in prompts]
-    groups = batches(plan(options, prompts), options.n_samples)
-    count, steps = (
-        len(groups) * options.n_samples,
-        len(groups) * drawing.loaded.model.passes(drawing.sampling),
-    )
+    pictures = plan(options, prompts)
+    groups = batches(pictures, batch_size(options, drawing))
+    steps = len(groups) * drawing.loaded.model.passes(drawing.sampling)
     drawn = []
-    with progress_bar(steps, f"sampling {count} images", "step") as bar:
+    with progress_bar(steps, f"sampling {len(pictures)} images", "step") as bar:
         for group in groups:
             images = drawing.draw(group, on_step=bar.update)
             drawn += images
@@ -94,13 +95,22 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
+def batch_size(options: argparse.Namespace, drawing: Drawing) -> int:
+    """How many pictures are drawn together: those of --batch_size, or on a GPU by default, what its memory holds."""
+    model = drawing.loaded.model
+    asked: int | str | None = options.batch_size
+    if asked is None and model.device.type == "cpu":
+        return int(options.n_samples)
+    return asked if isinstance(asked, int) else pictures_at_once(model, drawing.height, drawing.width)
+
+
 def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Drawing:
     """The model of --ckpt, ready to draw with the command line's settings."""
     device = choose_device(options.device)
     loaded = load_for_sampling(options.ckpt, device, base_options, options.trust)
     parts = Parts.of(options) or options.drawn_parts or Parts()
     add_parts(loaded, parts)
-    loaded.model.for_sampling(device, choose_dtype(options.precision, device))
+    loaded.model.for_sampling(device, choose_dtype(options.precision, device), options.compile)
     height, width = options.H or loaded.model.native_size, options.W or loaded.model.native_size
     loaded.model.latent_shape(height, width)
     model, weights = options.drawn_with
@@ -114,6 +124,8 @@ def load(options: argparse.Namespace, base_options: Mapping[str, object]) -> Dra
         negative_prompt=loaded.with_identifier(options.negative_prompt),
         eta=options.ddim_eta,
         spacing=options.spacing,
+        guidance_interval=options.guidance_interval,
+        deepcache=options.deepcache,
     )
     about = {"model": options.ckpt, **base_options, **parts.facts()}
     return Drawing(loaded, sampling, height, width, about)

@@ -17,12 +17,14 @@ from ldm.diffusion.conditioning import Conditioning, whole_image
 from ldm.diffusion.guidance import guided
 from ldm.diffusion.sampling import Sampling, initial_noise, make_scheduler, sample, scheduler_for
 from ldm.diffusion.schedule import VariancePreserving
+from ldm.errors import is_out_of_memory, say
 from ldm.formats.base import Components, load_base
 from ldm.formats.diffusers_folder import save_diffusers_folder
 from ldm.formats.knowledge import note_for_copies
 from ldm.formats.subject import notes_of
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
+from ldm.models.deep_features import reused_deep_features
 from ldm.models.text_conditioning import Remembered, text_conditioning, warn_of_cut
 from ldm.randomness import image_generator
 
@@ -50,6 +52,8 @@ class LatentDiffusion(nn.Module):
         self.zero_unconditional = components.zero_unconditional
         self.text = text_conditioning(components, clip_skip)
         self.clip_skip = clip_skip
+        self.at_once: int | None = None
+        """The most pictures that are drawn together, once memory has run out; None so far."""
         # From diffusers, so that training adds noise exactly as its samplers remove it.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
         self.alphas_cumprod: Tensor
@@ -175,22 +179,50 @@ class LatentDiffusion(nn.Module):
 
         height, width: in pixels; by default the model's own size. batch_size: pictures drawn together; by default
         all. noise_seeds: start picture i from the noise of `noise_seeds[i]` instead of its own seed's; None: its own.
+        Where memory runs out, half as many are drawn together from then on.
         """
         shape = self.latent_shape(height or self.native_size, width or self.native_size)
         size = batch_size or max(len(prompts), 1)
-        pictures = []
-        for part in (slice(first, first + size) for first in range(0, len(prompts), size)):
-            generators = [image_generator(seed) for seed in seeds[part]]
-            # From a picture's own generator, so that a stochastic sampler does not draw the same noise again.
-            others = [None] * len(generators) if noise_seeds is None else noise_seeds[part]
-            starts = [
-                own if other in (None, seed) else image_generator(other)
-                for own, seed, other in zip(generators, seeds[part], others, strict=True)
-            ]
-            noise = initial_noise(starts, shape)
-            latents = self.sample(prompts[part], generators, shape, sampling, noise, on_step)
-            pictures.append(self.decode(latents))
+        others = [None] * len(prompts) if noise_seeds is None else noise_seeds
+        pictures: list[Tensor] = []
+        first = 0
+        while first < len(prompts):
+            part = slice(first, first + min(size, self.at_once or size))
+            try:
+                drawn = self._drawn(prompts[part], seeds[part], others[part], shape, sampling, on_step)
+            except RuntimeError as error:
+                count = len(prompts[part])
+                if count == 1 or not is_out_of_memory(error):
+                    raise
+                self.at_once = count // 2
+            else:
+                pictures.append(drawn)
+                first = part.stop
+                continue
+            # Not in the handler, where the error still holds the failed pass's tensors.
+            say(f"{count} pictures at once need more memory than there is: {self.at_once} from here on")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return torch.cat(pictures)
+
+    def _drawn(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        noise_seeds: Sequence[int | None],
+        latent_shape: Sequence[int],
+        sampling: Sampling,
+        on_step: Callable[[], object] | None,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] drawn together; parameters as in `images`."""
+        generators = [image_generator(seed) for seed in seeds]
+        # From a picture's own generator, so that a stochastic sampler does not draw the same noise again.
+        starts = [
+            own if other in (None, seed) else image_generator(other)
+            for own, seed, other in zip(generators, seeds, noise_seeds, strict=True)
+        ]
+        noise = initial_noise(starts, latent_shape)
+        return self.decode(self.sample(prompts, generators, latent_shape, sampling, noise, on_step))
 
     @torch.no_grad()
     def sample(
@@ -214,14 +246,15 @@ class LatentDiffusion(nn.Module):
         negative = self.embed([sampling.negative_prompt] * len(prompts), size_ids)
         if self.zero_unconditional and not sampling.negative_prompt:
             negative = negative.without_text()
-        return sample(
-            guided(self.predict, positive, negative, sampling.guidance_scale, sampling.guidance_interval),
-            sampling,
-            self.scheduler_config,
-            noise.to(self.unet.device),
-            generators,
-            on_step,
-        )
+        with reused_deep_features(self.unet, sampling.deepcache):
+            return sample(
+                guided(self.predict, positive, negative, sampling.guidance_scale, sampling.guidance_interval),
+                sampling,
+                self.scheduler_config,
+                noise.to(self.unet.device),
+                generators,
+                on_step,
+            )
 
     def passes(self, sampling: Sampling) -> int:
         """Number of sampling steps, each with one call of `on_step`.
@@ -230,8 +263,12 @@ class LatentDiffusion(nn.Module):
         """
         return len(scheduler_for(sampling, self.scheduler_config)[1])
 
-    def for_sampling(self, device: torch.device | str, dtype: torch.dtype) -> "LatentDiffusion":
+    def for_sampling(
+        self, device: torch.device | str, dtype: torch.dtype, compiled: bool = False
+    ) -> "LatentDiffusion":
         """This model on `device`, its text encoders and UNet in `dtype`, and if that is bf16, the VAE too.
+
+        compiled: its UNet's transformer blocks are compiled.
 
         With fp16 the VAE stays in fp32 unless its config allows fp16 (`force_upcast`): activations of Stable
         Diffusion's VAE exceed fp16's 65504.
@@ -242,7 +279,10 @@ class LatentDiffusion(nn.Module):
             nn.Module.to(
                 network, wanted
             )  # diffusers' own `to` warns about fp32 modules, even if there are none
-        return self.to(device)
+        self.to(device)
+        if compiled:
+            self.compile_blocks()
+        return self
 
     def save(
         self, folder: Path, dtype: torch.dtype, subject: Mapping[str, Any], card: str | None = None

@@ -31,7 +31,7 @@ from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import append_rows, read_rows, truncate_rows
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
-from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text
+from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text, TimestepInterval
 
 BEST_FIDELITY = "best-fidelity.ckpt"
 
@@ -61,6 +61,7 @@ class Fidelity(StepCallback):
         clip_revision: Text | None = None,
         drift_weight: NonNegativeFloat = 1.0,
         keep_best: bool = True,
+        guidance_interval: TimestepInterval | None = None,
         validation: Validation | None = None,
     ):
         """per_prompt: images per prompt, with seeds `seed`, `seed + 1`, ...; dino, clip: folders or hub ids."""
@@ -73,13 +74,14 @@ class Fidelity(StepCallback):
         self.per_prompt = per_prompt
         self.seeds = [seed + k for _ in prompts for k in range(per_prompt)]
         self.settings = (sampler, steps, guidance_scale)
+        self.guidance_interval = guidance_interval
         self.networks = (dino, dino_revision), (clip, clip_revision)
         self.drift_weight = drift_weight
         self.keep_best = keep_best
 
     def sampling(self, pl_module: LightningModule) -> Sampling:
         """How images are drawn: what is null in the config is the base's own advice."""
-        return advised_sampling(pl_module.base, *self.settings)
+        return advised_sampling(pl_module.base, *self.settings, guidance_interval=self.guidance_interval)
 
     def check(self, pl_module: LightningModule) -> None:
         """Raise UserError if the model cannot be sampled with these settings."""

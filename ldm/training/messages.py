@@ -1,6 +1,7 @@
 """The messages of a run: at its start the plan, at its end the results."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -65,10 +66,31 @@ def advice_on_threads(threads: int) -> str:
 
     OpenMP's threads wait for each other by spinning, which takes the time of the one that is waited for.
     """
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1  # the last minute's, so hardly this process's own
-    if threads == 1 or load < 0.8 or load + threads <= cores:
+    if threads == 1:
         return ""
-    return f" (load average {load:.1f} on {cores} cores: beside other work OMP_NUM_THREADS=1 is faster)"
+    busy, cores = busy_cores(), os.cpu_count() or 1
+    if busy < 0.8 or busy + threads <= cores:
+        return ""
+    return f" (other work keeps {busy:.1f} of {cores} cores busy: beside it OMP_NUM_THREADS=1 is faster)"
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many cores work while this process waits for `seconds`; without /proc/stat, the last minute's load.
+
+    A load average would count work for up to a minute after it has ended.
+    """
+    if not Path("/proc/stat").exists():
+        return os.getloadavg()[0]
+    before = core_times()
+    time.sleep(seconds)
+    idle, total = (after - earlier for earlier, after in zip(before, core_times(), strict=True))
+    return (os.cpu_count() or 1) * (1 - idle / total) if total else 0.0
+
+
+def core_times() -> tuple[int, int]:
+    """Ticks of all cores since the machine started: idle or waiting for a disk, and in all."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def photographs(folder: Path, images: SubjectImages) -> str:

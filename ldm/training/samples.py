@@ -19,7 +19,7 @@ from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.loggers import log_image
 from ldm.training.step_callback import StepCallback, is_due
-from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed
+from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, TimestepInterval
 
 
 class SampleImages(StepCallback):
@@ -35,18 +35,20 @@ class SampleImages(StepCallback):
         steps: Count | None,
         guidance_scale: NonNegativeFloat | None,
         at_end: bool = True,
+        guidance_interval: TimestepInterval | None = None,
     ):
         """per_prompt: images per prompt, with seeds `seed`, `seed + 1`, ...; at_end: also draw after the last step."""
         self.every_steps = every_steps
         self.prompts = list(prompts)
         self.seeds = range(seed, seed + per_prompt)
         self.settings = (sampler, steps, guidance_scale)
+        self.guidance_interval = guidance_interval
         self.at_end = at_end
         self._priors_shown: set[str] = set()
 
     def sampling(self, pl_module: LightningModule) -> Sampling:
         """How images are drawn: what is null in the config is the base's own advice."""
-        return advised_sampling(pl_module.base, *self.settings)
+        return advised_sampling(pl_module.base, *self.settings, guidance_interval=self.guidance_interval)
 
     def check(self, pl_module: LightningModule) -> None:
         """Raise UserError if the model cannot be sampled with these settings."""

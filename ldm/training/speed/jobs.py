@@ -20,6 +20,7 @@ GROUPS = (
     "memory",
     "prior",
     "txt2img",
+    "shortcuts",
     "checkpoint",
     "start-up",
     "processes",

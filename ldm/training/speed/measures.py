@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ldm.files import PROJECT
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.methods.base_latents import BaseLatents
 from ldm.training.speed.clock import CUDA, DEVICE, Row, StepClock, now, timed
-from ldm.training.speed.drawing import txt2img
+from ldm.training.speed.drawing import shortcuts, txt2img
 from ldm.training.speed.jobs import Job
 from ldm.training.speed.on_paper import memory_without_data
 from ldm.training.speed.opponents import OPPONENTS
@@ -130,7 +130,10 @@ def checkpoint(job: Job) -> list[Row]:
 
 
 def start_up(job: Job) -> list[Row]:
-    """From the command to the first sampling step of the prior samples, against only importing the libraries."""
+    """From the command to the first prior samples and past the first step, against only importing the libraries.
+
+    The first step comes after a single prior sample of one sampling step.
+    """
     imports = (
         "import torch, pytorch_lightning, diffusers, transformers; from diffusers import AutoencoderKL, "
         "UNet2DConditionModel; from transformers import CLIPTextModel, CLIPTokenizer"
@@ -138,24 +141,36 @@ def start_up(job: Job) -> list[Row]:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", imports], check=True)
     bare = time.perf_counter() - start
+    one = [f"data.params.prior.{key}=1" for key in ("count", "chunk_size", "steps")]
+    one += ["data.params.batch_size=1", "lightning.trainer.max_steps=1"]
+    one += [f"lightning.callbacks.{name}=null" for name in ("validation", "samples")]
+    return [
+        {"variant": "bare imports", "seconds": bare},
+        {"variant": "main.py to the first prior chunk", "seconds": seconds_until(b"prior samples", job)},
+        {
+            "variant": "main.py to the end of its first step",
+            "seconds": seconds_until(b"training: 1", job, one),
+        },
+    ]
+
+
+def seconds_until(text: bytes, job: Job, overrides: Sequence[str] = ()) -> float:
+    """Seconds from starting main.py until it prints `text` on stderr; then it is killed."""
     with tempfile.TemporaryDirectory() as logs:
-        arguments = ["main.py", "--base", *job.configs, "-l", logs, NO_CACHE, *job.overrides]
+        arguments = ["main.py", "--base", *job.configs, "-l", logs, NO_CACHE, *job.overrides, *overrides]
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *arguments], cwd=PROJECT, stderr=subprocess.PIPE)
         assert process.stderr is not None
         seen = b""
-        while b"prior samples" not in seen:
+        while text not in seen:
             piece = os.read(process.stderr.fileno(), 65_536)
             if not piece:
-                raise RuntimeError(f"main.py ended before drawing prior samples: {seen.decode()[-2000:]}")
+                raise RuntimeError(f"main.py ended before it printed {text!r}: {seen.decode()[-2000:]}")
             seen += piece
         seconds = time.perf_counter() - start
         process.kill()
         process.wait()
-    return [
-        {"variant": "bare imports", "seconds": bare},
-        {"variant": "main.py to the first prior chunk", "seconds": seconds},
-    ]
+    return seconds
 
 
 MEASURES: dict[str, Callable[[Job], list[Row]]] = {
@@ -168,6 +183,7 @@ MEASURES: dict[str, Callable[[Job], list[Row]]] = {
         memory_without_data,
         prior,
         txt2img,
+        shortcuts,
         checkpoint,
         start_up,
     )

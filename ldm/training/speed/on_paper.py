@@ -4,17 +4,14 @@ The tensors are torch's fake ones, with shapes and lifetimes but no memory. Ever
 on a GPU whose attention keeps no matrices. A GPU's context and its allocator's fragments come on top.
 """
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ldm.devices import DTYPES
 from ldm.files import PROJECT
@@ -24,44 +21,13 @@ from ldm.formats.modules import empty_module
 from ldm.formats.network_configs import networks_of, read_network_configs, read_scheduler_config
 from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.memory import Alive
 from ldm.training.speed.clock import Row, now
 from ldm.training.speed.jobs import Job
 from ldm.training.speed.setting_up import config_of
 
 STATE_BYTES = {"bitsandbytes.optim.AdamW8bit": 2}
 """Of a trained number in the optimizer; 8 for torch's AdamW."""
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations inside have made and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.storages:
-            self.storages[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._forget, storage._cdata)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.storages.pop(key, 0)
 
 
 def memory_on_paper(config: Mapping[str, Any], configs: Path) -> dict[str, int]:

@@ -58,6 +58,7 @@ def line_of(
         line |= share("share_of_copy", line["bytes_per_second"], group, rates, "copy")
     if "largest_difference" in found[0]:
         line["largest_difference"] = max(row["largest_difference"] for row in found)
+        line["mean_difference"] = max(row["mean_difference"] for row in found)
     return line
 
 
@@ -102,7 +103,9 @@ def note(row: Row) -> str:
     if "bytes_per_second" in row:
         share = f", {row['share_of_copy']:.0%} of the copy's" if "share_of_copy" in row else ""
         return f"{row['bytes_per_second'] / 1e9:.2f} GB/s{share}"
-    return f"pictures differ by {row['largest_difference']}/255" if "largest_difference" in row else ""
+    if "largest_difference" not in row:
+        return ""
+    return f"pictures differ by {row['largest_difference']}/255, {row['mean_difference']:.2f} on average"
 
 
 def shown(value: float | None, pattern: str, unit: float = 1) -> str:
