@@ -1,12 +1,17 @@
 """Devices and precisions."""
 
 import platform
+from collections.abc import Mapping
+from typing import get_args
 
 import torch
 
 from ldm.errors import UserError
+from ldm.values import Precision
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, name.replace("fp", "float").replace("bf", "bfloat")) for name in get_args(Precision)
+}
 """Precisions by their names in configs."""
 
 

@@ -24,7 +24,7 @@ class Means(TypedDict):
 
 
 def means(results: Results) -> Means:
-    """Each metric's mean over subjects and seeds, with 95 % interval (see `interval_levels`)."""
+    """Each metric's mean over subjects and seeds, with its 95 % interval (see `interval_levels`)."""
     one = next(iter(results.values())) if len(results) == 1 else None
     ours = {key: one["metrics"][key] if one else _over_cells(results, "metrics", key) for key in METRICS}
     real = {
@@ -36,7 +36,7 @@ def means(results: Results) -> Means:
 
 
 def differences(results: Results, reference: Results) -> dict[str, Estimate]:
-    """Each metric's mean of `results` minus `reference`, paired by subject and seed, with 95 % interval.
+    """Each metric's mean of `results` minus `reference`, paired by subject and seed, with its 95 % interval.
 
     Only cells in both are compared. For a single cell, the interval is over prompts, and metrics of the class,
     which has one prompt, have none.

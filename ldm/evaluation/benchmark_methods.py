@@ -1,4 +1,4 @@
-"""The methods that a quality benchmark compares: what is over the recipe for each, what they cost, and their plot."""
+"""The methods that a quality benchmark compares: their overlays on the recipe, their costs, and their plot."""
 
 import json
 import statistics
@@ -32,7 +32,7 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class Prior:
-    """What the prior's loss is in a row: the ends of the row's name and title, and overrides."""
+    """The prior loss of a row: suffixes of the row's name and title, and overrides."""
 
     suffix: str = ""
     words: str = ""
@@ -48,7 +48,7 @@ PRIORS = {
     ),
     "none": Prior("-no-prior", ", no prior loss", ["model.params.prior_loss_weight=0"]),
 }
-"""By the words of a method's `prior`."""
+"""By the values of a method's `prior`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Method:
 
 
 def read_methods(path: Path) -> dict[str, Method]:
-    """The rows that `path` describes, by the names of their folders. Raises UserError for two of one name."""
+    """The rows that `path` describes, by the names of their folders. Raises UserError for duplicate names."""
     rows: dict[str, Method] = {}
     for item in load_settings([path], MethodsFile)["methods"]:
         own = MethodSettings(**item)
@@ -87,13 +87,13 @@ def read_methods(path: Path) -> dict[str, Method]:
 
 
 def read_cost(task_folder: Path) -> dict[str, float] | None:
-    """What training one task has cost; None where that was not measured."""
+    """The cost of training one task; None if not measured."""
     found = sorted((task_folder / "run").glob(f"*/{COST_FILE}"))
     return json.loads(found[-1].read_text()) if found else None
 
 
 def mean_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over tasks; of the memory the most, which is what must be there."""
+    """Means over tasks, but the maximum of the memory, which must be available."""
     keys = costs[0].keys() if costs else ()
     means = {key: statistics.mean(cost[key] for cost in costs) for key in keys}
     return means | ({"peak_bytes": max(cost["peak_bytes"] for cost in costs)} if costs else {})
@@ -115,7 +115,7 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def fidelity_plot(variants: Mapping[str, Means], titles: Mapping[str, str]) -> str:
-    """SVG: fidelity to the subject against what is kept of the class, a point for each method."""
+    """SVG: subject fidelity against preservation of the class, with a point for each method."""
     points = []
     for name, variant in variants.items():
         x, y = (variant["metrics"][key]["value"] for key in ("class_div", "dino"))

@@ -1,4 +1,4 @@
-"""The benchmark as one HTML page: the table of means with the paper's folded beside it, then every subject."""
+"""The benchmark as one HTML page: the table of means, with the paper's folded away, and every subject."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -21,8 +21,11 @@ class Content(TypedDict):
 def benchmark_page(
     rows: Sequence[Line], done: Mapping[str, Results], titles: Mapping[str, str], data: Content
 ) -> str:
-    """rows: lines of the table; data: what benchmark.json holds; done: results by variant, whose reports
-    lie below the page's folder."""
+    """The page.
+
+    rows: of the table. data: the content of benchmark.json. done: results by variant, whose reports are in subfolders
+    of the page's folder.
+    """
     some = next(result for results in done.values() for result in results.values())
     names = sorted({name for results in done.values() for name, _ in results})
     measured = [(name.partition(" (")[0], values, kind) for name, values, kind in rows if kind != "paper"]

@@ -163,7 +163,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
 def methods_texts(
     tasks: Sequence[Task], benchmark: Benchmark, variants: Mapping[str, Means]
 ) -> dict[str, str]:
-    """Files that a comparison of methods has beside the table: costs.md, costs.json and fidelity.svg."""
+    """Further files of a comparison of methods: costs.md, costs.json and fidelity.svg."""
     costs = {}
     for variant, method in benchmark.methods.items():
         own = [task for task in tasks if task.variant == variant and task.result.is_file()]

@@ -62,7 +62,7 @@ class Benchmark:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Of all variants, by name."""
+        """Titles of all variants, by name."""
         return {**VARIANTS, **{name: method.title for name, method in self.methods.items()}}
 
     @property
@@ -137,7 +137,7 @@ def claim(task: Task) -> IO[str] | None:
 
 
 def in_a_folder(subject: BenchmarkSubject, outdir: Path) -> BenchmarkSubject:
-    """A subject whose only photograph lies among others' gets a folder of its own below `outdir`."""
+    """A subject whose only photograph shares a folder with others' gets its own folder in `outdir`."""
     if subject.folder.is_dir():
         return subject
     own = outdir / "photographs" / subject.name
@@ -147,7 +147,7 @@ def in_a_folder(subject: BenchmarkSubject, outdir: Path) -> BenchmarkSubject:
 
 
 def prompt_overrides(task: Task) -> list[str]:
-    """Words for evaluate.py that take the dataset's own prompts, where it has some."""
+    """Arguments for evaluate.py to use the dataset's own prompts, if it has any."""
     if not task.subject.prompts:
         return []
     return [f"prompt_sets.own={json.dumps(task.subject.prompts)}", "prompts=own"]

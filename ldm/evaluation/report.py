@@ -1,4 +1,4 @@
-"""The evaluation as one HTML page: scores beside the untrained base's, and every image with its own."""
+"""The evaluation as one HTML page: scores next to the untrained base's, and every image with its scores."""
 
 import json
 import math
@@ -16,15 +16,15 @@ from ldm.pages.page import render
 from ldm.pages.pictures import Figure, figure
 
 SHOWN = 8
-"""Images in each of the strips of best and worst."""
+"""Number of best and of worst images."""
 
 Line = tuple[str, Mapping[str, Estimate], str]
-"""A row of a table of metrics: its name, its metrics, and its kind; "ours" stands out."""
+"""A row of a table of metrics: name, metrics and kind; "ours" is highlighted."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the page, with its scores."""
+    """An image on the page, with its scores."""
 
     figure: Figure
     prompt: str
@@ -39,8 +39,11 @@ def report(
     real: Sequence[Path],
     published: Sequence[Mapping[str, object]],
 ) -> str:
-    """The page. result: what metrics.json holds; rows: one an image, files relative to `root`; real: the
-    photographs that the scores are against; published: rows of the paper's tables."""
+    """The page.
+
+    result: the content of metrics.json. rows: one per image, with files relative to `root`. real: the reference
+    photographs. published: rows of the paper's tables.
+    """
     about = result["about"]
     subject = [row for row in rows if row.kind == "subject"]
     bare = sorted((row for row in rows if row.kind == "class"), key=lambda row: -row.scores["pres"])
@@ -89,7 +92,7 @@ def report(
 
 
 def lines(result: Result) -> list[Line]:
-    """The rows that can be compared: measured on the same prompts, by the same networks."""
+    """Comparable rows: measured on the same prompts, by the same networks."""
     found: list[Line] = [("This evaluation", result["metrics"], "ours")]
     if "base" in result:
         found.append(("The untrained base", result["base"], "base"))
@@ -109,7 +112,7 @@ def published_lines(published: Sequence[Mapping[str, object]]) -> list[Line]:
 
 
 def notes(result: Result) -> list[str]:
-    """What a reader of these scores would stumble over."""
+    """Notes on scores that may be misread."""
     found = []
     for key, metric in METRICS.items():
         value = result["metrics"][key]["value"]
@@ -129,7 +132,7 @@ def notes(result: Result) -> list[str]:
 
 
 def charts(rows: Sequence[Line]) -> list[Bars]:
-    """Of each metric a chart with a bar for each of `rows` that has it."""
+    """A chart for each metric, with a bar for each of `rows` that has it."""
     found = []
     for key, metric in METRICS.items():
         bars = [
@@ -143,12 +146,12 @@ def charts(rows: Sequence[Line]) -> list[Bars]:
 
 
 def direction(metric: Metric) -> str:
-    """Which way is better, in words."""
+    """The better direction, in words."""
     return f"{'lower' if metric.lower_is_better else 'higher'} is better"
 
 
 def class_kept(groups: Sequence[tuple[str, Sequence[tuple[Mapping[str, Estimate], str]]]]) -> Plane | None:
-    """Subject fidelity against class kept. groups: by name, metrics and their labels."""
+    """Subject fidelity against preservation of the class. groups: metrics with labels, by name."""
     points = [
         (
             name,
@@ -178,13 +181,13 @@ def _planes(result: Result) -> list[Plane]:
 
 
 def changes_look(prompt: str) -> bool:
-    """Whether a prompt asks for another look of the subject: "a red [V] dog", but not "a photo of [V] dog"."""
+    """Whether a prompt changes the subject's look: "a red [V] dog", but not "a photo of [V] dog"."""
     before = re.search(r"([\w-]+) " + re.escape(PLACEHOLDER), prompt)
     return before is not None and before[1].lower() not in ("a", "an", "the", "of", "my", "with", "and")
 
 
 def extremes(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The best and the worst images at both tasks at once, the subject (DINO) and the prompt (CLIP-T); one a prompt."""
+    """The best and the worst images by both subject (DINO) and prompt (CLIP-T), at most one per prompt."""
     ranks: dict[str, float] = {}
     for changed in (False, True):
         ranks |= _mean_ranks([row for row in rows if changes_look(row.prompt) == changed])
@@ -200,7 +203,7 @@ def _one_a_prompt(rows: Sequence[Row]) -> list[Row]:
 
 
 def _mean_ranks(rows: Sequence[Row]) -> dict[str, float]:
-    """The mean of each image's ranks in DINO and CLIP-T, from 0, the best, to 1."""
+    """Mean of each image's ranks in DINO and CLIP-T, from 0 (best) to 1."""
     ranks = {row.file: 0.0 for row in rows}
     for key in ("dino", "clip_t"):
         for rank, row in enumerate(sorted(rows, key=lambda row: -row.scores[key])):
@@ -230,5 +233,5 @@ def _explanation(result: Result) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash for what was not measured."""
+    """Three decimals; a dash if not measured."""
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -49,7 +49,7 @@ class Together(TypedDict):
 
 @dataclass(frozen=True)
 class Measured:
-    """One subject of several: what it is called, its own result, DINO features of its pictures and photographs."""
+    """One of several subjects: its name, its result, and DINO features of its pictures and photographs."""
 
     learned: Learned
     result: Result
@@ -60,8 +60,8 @@ class Measured:
 def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
     """Measure every subject of the model, or the one of the placeholder `concept`; returns the tables as text.
 
-    Of several, each has a folder of its own in `evaluation.out`, with all that the evaluation of one has; what is
-    between them is in `concepts.json` and `report.html`.
+    Each of several has its own folder in `evaluation.out`, like the evaluation of a single one; comparisons between them
+    are in `concepts.json` and `report.html`.
     """
     networks, loaded = load_measuring(evaluation)
     subjects = loaded.subjects if loaded else ()
@@ -76,7 +76,9 @@ def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
         return evaluate(evaluation, networks, loaded and replace(loaded, subjects=tuple(subjects)))
     for given, option in ((evaluation.real, "--real"), (evaluation.identifier, "--identifier")):
         if given:
-            raise UserError(f"{option} is of one subject, and this model has several: name it with --concept")
+            raise UserError(
+                f"{option} is of one subject, but this model has several: choose one with --concept"
+            )
     return evaluate_several(evaluation, networks, loaded)
 
 
@@ -144,7 +146,7 @@ def confusion(measured: Sequence[Measured]) -> list[list[float]]:
 def measure_pairs(
     evaluation: Evaluation, networks: Networks, loaded: LoadedModel, measured: Sequence[Measured]
 ) -> list[Pair]:
-    """Pictures of every two subjects together: mean DINO with each of them, and of each picture the lower one."""
+    """Pictures of every two subjects together: mean DINO with each subject, and the mean of the lower of both."""
     found: list[Pair] = []
     for (i, one), (j, other) in combinations(enumerate(measured), 2):
         items = pair_items(evaluation, one.learned, other.learned)
@@ -166,7 +168,7 @@ def measure_pairs(
 
 
 def pair_items(evaluation: Evaluation, one: Learned, other: Learned) -> list[Item]:
-    """The pictures that are drawn of two subjects together."""
+    """The pictures to draw of two subjects together."""
     sampling, items = evaluation.config["sampling"], []
     folder = evaluation.out / "pairs" / f"{one.name}-{other.name}"
     for place, template in enumerate(evaluation.config["pair_prompts"]):
@@ -184,11 +186,11 @@ def with_article(noun: str) -> str:
 
 
 Table = list[list[str]]
-"""Rows of cells; the first has the titles, and each row's first cell its name."""
+"""Rows of cells; the first row has the titles, each first cell the name of its row."""
 
 
 def tables_of(result: Together, measured: Sequence[Measured]) -> list[tuple[str, Table]]:
-    """The tables, each with its title."""
+    """The tables with their titles."""
     names = [f"{one.learned.placeholder} {one.learned.class_word or ''}".strip() for one in measured]
     rows = [["", *(metric.title for metric in METRICS.values())]]
     for name, one in zip(names, measured, strict=True):
@@ -222,7 +224,7 @@ def as_text(rows: Table) -> str:
 
 
 def report(result: Together, measured: Sequence[Measured], out: Path) -> str:
-    """The page: the tables, links to the subjects' own pages, and the pictures of every two."""
+    """The page: tables, links to the subjects' pages, and the pictures of every two subjects."""
 
     def names(pair: Pair) -> str:
         return " and ".join(measured[place].learned.placeholder for place in pair["subjects"])

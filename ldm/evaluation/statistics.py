@@ -29,12 +29,11 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval of the mean of `values` (Efron, 1979); equal calls give equal answers.
 
-    The percentiles of the resampled means, moved away from the mean by `widening`: bare percentiles of six
-    subjects hold the truth in 86 of 100 cases rather than in 95.
-    clusters: which values belong together, such as the prompt of each image. Images of one prompt are nearly
-    copies of each other, so whole clusters are drawn, with all that is in them (Davison and Hinkley, 1997,
-    section 3.8: drawing again within them would count the spread inside clusters twice). A single cluster says
-    nothing about others, and its values are drawn instead.
+    The percentiles of the resampled means, widened by `widening`: without it, intervals over six subjects contain the
+    true mean in 86 of 100 cases instead of 95.
+    clusters: the cluster of each value, such as the prompt of each image. Images of one prompt are similar, so whole
+    clusters are resampled (Davison and Hinkley, 1997, section 3.8: resampling within them too would count their
+    spread twice). If there is only one cluster, its values are resampled instead.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     names = list(dict.fromkeys(clusters or ()))
@@ -53,11 +52,11 @@ def bootstrap_interval(
 
 
 def widening(count: int, level: float) -> float:
-    """How much wider than a bootstrap's percentiles an interval from `count` draws has to be; 1 for a single one.
+    """Factor from a bootstrap's percentiles to an interval for `count` samples; 1 for a single one.
 
-    The bootstrap takes the spread of the draws for that of what they were drawn from, and their mean for normal
-    (Hesterberg, arXiv 1411.5279, section 3.2): hence sqrt(n / (n - 1)) and Student's quantile over the normal's,
-    by its expansion (Abramowitz and Stegun, 26.7.5).
+    The bootstrap underestimates the spread of small samples and assumes a normal mean (Hesterberg, arXiv 1411.5279,
+    section 3.2). The factor is sqrt(n / (n - 1)) times the ratio of Student's quantile to the normal one, by its
+    expansion (Abramowitz and Stegun, 26.7.5).
     """
     if count < 2:
         return 1.0
@@ -81,7 +80,7 @@ def outermost(*levels: Sequence[Hashable]) -> Sequence[Hashable] | None:
 
 
 def summary(values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | None = None) -> Estimate:
-    """Mean of `values`, its 95 % bootstrap interval, and how many there are; nothing measured gives None.
+    """Mean of `values`, its 95 % bootstrap interval, and their number; None if nothing was measured.
 
     clusters: as for `bootstrap_interval`.
     """
@@ -100,6 +99,6 @@ def summary(values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | Non
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Mean of what is a number among `values`; None where nothing is."""
+    """Mean of `values` without NaN; None if there are none."""
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else None

@@ -28,7 +28,7 @@ class RunReport(StepCallback):
         self._album = Album()
         self._record: RunRecord | None = None
         self._first_step: int | None = None
-        """None if this start takes no step, and only exports."""
+        """None if this start only exports."""
         self.seconds = 0.0
         """Time spent on pages so far."""
 

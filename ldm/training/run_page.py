@@ -1,4 +1,4 @@
-"""A run's page, `report.html` in its folder: one file that opens from disk, made of what the folder holds."""
+"""A run's page, `report.html` in its folder: one self-contained file, made from the folder's files."""
 
 import functools
 import shlex
@@ -23,7 +23,7 @@ PAGE = "report.html"
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
 HIGHER_IS_BETTER = ("val/dino", "val/clip_i", "val/clip_t")
-"""Starts of the names of such curves; several subjects have one each."""
+"""Prefixes of the names of such curves; with several subjects each has one."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Track:
     """Pictures of one prompt and seed over the steps."""
 
     label: str
-    """What tells it from the prompt's other tracks: its seed, or its run."""
+    """Its seed or run, which distinguishes it from the prompt's other tracks."""
     frames: Sequence[tuple[int, Figure]]
 
 
 @dataclass
 class Album:
-    """The pictures of a run's sheets; each sheet is read once, and again only where it was written anew."""
+    """The pictures of a run's sheets, each of which is read again only if it has changed."""
 
     _read: dict[Path, tuple[tuple[int, int], list[tuple[Cell, Figure]]]] = field(default_factory=dict)
 
     def pictures(self, path: Path) -> list[tuple[Cell, Figure]]:
-        """The pictures of a sheet; of one that does not say where they are, the sheet as a whole."""
+        """The pictures of a sheet, or the whole sheet if it does not say where they are."""
         stat = path.stat()
         stamp = (stat.st_mtime_ns, stat.st_size)
         if path not in self._read or self._read[path][0] != stamp:
@@ -50,7 +50,7 @@ class Album:
         return self._read[path][1]
 
     def tracks(self, sheets: Sequence[Path]) -> tuple[list[tuple[str, list[Track]]], list[int]]:
-        """By prompt, the pictures of each seed over the steps; and the steps."""
+        """The tracks of each prompt, and the steps."""
         found: dict[str, dict[int | None, list[tuple[int, Figure]]]] = {}
         steps: list[int] = []
         for path in sheets:
@@ -75,14 +75,14 @@ class Album:
 
 
 def is_photograph(cell: Cell) -> bool:
-    """Whether a cell of a sheet of samples is neither a sample nor the sheet as a whole."""
+    """Whether a cell of a sheet of samples is neither a sample nor the whole sheet."""
     return cell.seed is None and cell.scale > 0
 
 
 def _pictures(path: Path) -> list[tuple[Cell, Figure]]:
     try:
         sheet, cells, _ = read_sheet(path)
-    except UserError:  # a page can do without
+    except UserError:  # the page is useful without it
         return []
     if not cells:
         whole = Cell("all prompts", None, 0, 0, *sheet.size, scale=0)
@@ -95,7 +95,7 @@ def _alt(cell: Cell) -> str:
 
 
 def run_page(record: RunRecord, state: State, album: Album) -> str:
-    """The page of a run. album: has the pictures that earlier pages of the run had."""
+    """The page of a run. album: keeps the pictures of its earlier pages."""
     sheets = record.sheets
     tracks, steps = album.tracks(sheets)
     prior = [
@@ -124,7 +124,7 @@ def run_page(record: RunRecord, state: State, album: Album) -> str:
 
 
 def command(record: RunRecord, state: State) -> list[tuple[str, str]]:
-    """What can be done with the run now: (purpose, command line)."""
+    """Commands for the run in this state: (purpose, command line)."""
     folder = shlex.quote(str(record.folder))
     if state.kind != "finished":
         return [("go on, where it was cut off", f"python main.py --resume {folder}")]
@@ -137,7 +137,7 @@ def command(record: RunRecord, state: State) -> list[tuple[str, str]]:
 
 
 def facts(record: RunRecord, state: State) -> list[tuple[str, str, str]]:
-    """The numbers that people look for first: (name, value, what stands small beside it)."""
+    """The most important numbers: (name, value, small print)."""
     found = [("steps", f"{state.step:,} of {state.steps:,}", "")]
     for name in ("val/subject_loss", "val/drift", "val/score", "val/dino", "val/clip_i", "val/clip_t"):
         if points := record.series(name):
@@ -182,7 +182,7 @@ def plots(record: RunRecord) -> list[Plot]:
 
 
 def validation_table(record: RunRecord) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: every measurement of the run."""
+    """Header and rows of all validations."""
     names = [name for name in record.names() if name.startswith("val/")]
     by_name = {name: dict(record.series(name)) for name in names}
     steps = sorted({step for points in by_name.values() for step in points})
@@ -194,7 +194,7 @@ def validation_table(record: RunRecord) -> tuple[list[str], list[list[str]]]:
 
 
 def differences(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Settings that are not the recipe's: (key, the recipe's, the run's)."""
+    """Settings that differ from the recipe: (key, the recipe's, the run's)."""
     if record.config.get("model", {}).get("target") != _recipe().get("model.target"):
         return []
     ours, recipe = record.settings, dict(_recipe())
@@ -214,14 +214,14 @@ def _recipe() -> dict[str, Any]:
 
 
 def text(value: object) -> str:
-    """A setting for people."""
+    """A setting as readable text."""
     if value is None:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def starts(record: RunRecord) -> list[list[tuple[str, str]]]:
-    """Of each start: its command, steps, time, machine and versions, with their names."""
+    """Command, steps, time, machine and versions of each start, with their names."""
     return [_start(start, record.usage, number) for number, start in enumerate(record.starts)]
 
 
@@ -249,5 +249,5 @@ def _start(start: dict[str, Any], usage: Sequence[dict[str, Any]], number: int) 
 
 
 def capitalized(words: str) -> str:
-    """`words` as the head of a plot."""
+    """`words` as the title of a plot."""
     return words[:1].upper() + words[1:]

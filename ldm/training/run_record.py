@@ -1,4 +1,4 @@
-"""What a run folder tells of its run: settings, curves, samples, state. Nothing in it is believed to be whole."""
+"""Reads a run from its folder: settings, curves, samples, state. Any of its files may be missing or damaged."""
 
 import contextlib
 import fcntl
@@ -30,18 +30,18 @@ Kind = Literal["running", "stopped", "finished", "damaged"]
 
 @dataclass(frozen=True)
 class State:
-    """What has become of a run."""
+    """The state of a run."""
 
     kind: Kind
     step: int
-    """The last that is known: trained so far, or to go on from."""
+    """The last known step: trained so far, or of the state to resume from."""
     steps: int
-    """How many there are to be."""
+    """Total number of steps."""
     problem: str = ""
 
     @property
     def words(self) -> str:
-        """As a list of runs says it."""
+        """The state in words, for lists of runs."""
         if self.kind == "damaged":
             return f"damaged: {self.problem}"
         if self.kind == "stopped":
@@ -51,7 +51,7 @@ class State:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, as its folder tells it."""
+    """A run, read from its folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -59,15 +59,17 @@ class RunRecord:
     validation: Rows
     fidelity: Rows
     starts: Rows
-    """Of each start: command, time, versions, machine."""
+    """Command, time, versions and machine of each start."""
     usage: Rows = field(default_factory=list)
-    """Of each start: steps, seconds, memory."""
+    """Steps, seconds and memory of each start."""
 
     @classmethod
     def read(cls, folder: Path, earlier: "RunRecord | None" = None) -> "RunRecord":
-        """The record of `folder`; of `earlier`, read by the same start of the run, what has not changed since.
+        """The record of `folder`.
 
-        Raises UserError where `folder` is no run, or a record in it is damaged."""
+        earlier: a record read by the same start of the run, whose unchanged parts are reused.
+        Raises UserError if `folder` is not a run, or a record in it is damaged.
+        """
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} is no run folder ({CONFIG} is missing)")
         return cls(
@@ -82,7 +84,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The folder's name."""
         return self.folder.resolve().name
 
     @property
@@ -92,13 +94,13 @@ class RunRecord:
 
     @property
     def steps(self) -> int:
-        """How many optimizer steps the run is to take."""
+        """Total number of optimizer steps."""
         steps = self.settings.get("lightning.trainer.max_steps")
         return steps if isinstance(steps, int) else 0
 
     @property
     def subject(self) -> str:
-        """Identifiers and class words, for people; a placeholder where the identifier is found by the run."""
+        """Identifiers and class words as text, with placeholders for identifiers that the run chooses."""
         own = self.settings.get("model.params.identifier")
         given = [concept.get("identifier") for concept in self._concepts] or [own]
         pairs = zip(given, self.subjects, strict=True)
@@ -134,7 +136,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Of all starts together."""
+        """Duration of all starts."""
         return float(sum(row.get("seconds", 0) for row in self.usage))
 
     def series(self, name: str) -> list[tuple[float, float]]:
@@ -145,7 +147,7 @@ class RunRecord:
         return sorted(found.items())
 
     def names(self) -> list[str]:
-        """The numbers that there are, as `series` takes them."""
+        """Names of the recorded numbers, for `series`."""
         rows = {"train": self.losses[-1:], "val": [*self.validation[-1:], *self.fidelity[-1:]]}
         found = [
             f"{kind}/{key}" for kind, last in rows.items() for row in last for key in row if key != "step"
@@ -154,7 +156,7 @@ class RunRecord:
 
 
 def state_of(folder: Path, every_byte: bool = False) -> State:
-    """What has become of the run in `folder`. every_byte: read checkpoints whole, to be sure that they are."""
+    """The state of the run in `folder`. every_byte: check every byte of its checkpoints."""
     try:
         record = RunRecord.read(folder)
     except UserError as error:
@@ -172,7 +174,7 @@ def state_of(folder: Path, every_byte: bool = False) -> State:
 
 
 def _resumable(folder: Path, steps: int, every_byte: bool) -> State:
-    """The newest state that loads; a run without any starts again."""
+    """The newest checkpoint that loads; without any, the run starts again."""
     checkpoints = folder / "checkpoints"
     problem = ""
     for path in (checkpoints / LAST, *older_states(checkpoints)):
@@ -189,7 +191,7 @@ def _resumable(folder: Path, steps: int, every_byte: bool) -> State:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the run folder, as `run_folder.lock` does."""
+    """Whether a process has locked the run folder with `run_folder.lock`."""
     try:
         with open(folder / ".lock", "rb", opener=no_link) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -201,7 +203,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def size_on_disk(folder: Path) -> int:
-    """Bytes of all files below `folder`; one that has several names counts once."""
+    """Bytes of all files in `folder`; hard links to one file count once."""
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in _files(folder)}.values())
 
 
@@ -213,12 +215,12 @@ def _files(folder: Path) -> Iterator[os.stat_result]:
 
 
 def read_starts(folder: Path) -> Rows:
-    """What each start of the run wrote about itself."""
+    """The notes of each start of the run."""
     return [_read_object(path) for path in sorted((folder / CONFIG).parent.glob("start-*.json"))]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none to be read."""
+    """A JSON object; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         value = json.loads(path.read_bytes())
         return value if isinstance(value, dict) else {}
