@@ -27,7 +27,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     """Precision of weights and activations for the scripts' option `--precision`."""
-    if precision in DTYPES:
+    if precision and precision in DTYPES:
         return DTYPES[precision]
     if precision in (None, "autocast") and device.type == "cuda":
         return torch.float16

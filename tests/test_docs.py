@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import types
 from functools import cache
@@ -20,7 +21,7 @@ from ldm.methods.load import load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import SAMPLERS
 from ldm.world.drawing import World, caption
-from scripts import export, txt2img
+from scripts import evaluate, export, txt2img
 from tests.conftest import PROJECT
 from tests.tiny_features import tiny_features
 
@@ -144,6 +145,35 @@ def test_the_metric_of_contributing_is_measured(monkeypatch, tmp_path):
     expected = metrics.cosine(features[1:3], features).mean()
     assert result["metrics"][metric.key]["value"] == pytest.approx(float(expected), rel=1e-5)
     assert metric.key in rows[0].cells()
+
+
+def test_the_metric_of_contributing_with_a_network_of_its_own(monkeypatch, tmp_path, capsys):
+    """Through the script, on pictures made elsewhere."""
+    blocks = re.findall(r"```python\n(.*?)```", text_of("CONTRIBUTING.md"), re.S)
+    names: dict = {"Dino": Dino}
+    exec(next(block for block in blocks if "OTHERS" in block), names)
+    monkeypatch.setattr("ldm.evaluation.features.OTHERS", names["OTHERS"])
+    metric = eval(next(block for block in blocks if '"dinov2",' in block), vars(metrics))
+    monkeypatch.setitem(metrics.METRICS, metric.key, metric)
+    clip, dino = tiny_features(tmp_path / "features")
+    _, other = tiny_features(tmp_path / "others", seed=1)
+    dog = PROJECT / "assets" / "subject" / "dog"
+    shutil.copytree(dog, tmp_path / "made" / "a_sks_dog")
+    words = ["--images", tmp_path / "made", "--real", dog, "--class_word", "dog", "--identifier", "sks"]
+    words += ["--outdir", tmp_path / "out", f"networks.clip={clip}", f"networks.dino={dino}"]
+    assert evaluate.main([*map(str, words)]) == 2
+    assert "config networks.others has no dinov2" in capsys.readouterr().err
+    settings = (PROJECT / "configs" / "evaluation.yaml").read_text()
+    config = tmp_path / "evaluation.yaml"
+    config.write_text(settings.replace("others: {}", "others: {dinov2: facebook/dinov2-small}"))
+    monkeypatch.setattr(evaluate, "CONFIG", config)
+    assert evaluate.main([*map(str, words), f"networks.others.dinov2={other}"]) == 0
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    features = Dino(str(other)).images(map(load_image, image_files(dog)))
+    expected = metrics.subject_fidelity(features, features).mean()
+    assert result["metrics"]["dinov2"]["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert result["networks"]["others"]["dinov2"]["network"] == str(other)
+    assert f"with the real images ({other})" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_options_in_migrating_md_are_options_here(capsys):

@@ -13,7 +13,7 @@ from ldm.data.png import png_text
 from ldm.devices import choose_device, choose_dtype
 from ldm.diffusion.sampling import Sampling
 from ldm.errors import UserError
-from ldm.evaluation.features import load_networks
+from ldm.evaluation.features import load_networks, load_others
 from ldm.evaluation.folder import read_folder
 from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
 from ldm.evaluation.references import Subject, subject_in_folder, subject_of_run
@@ -92,7 +92,7 @@ def load_measuring(evaluation: Evaluation) -> tuple[Networks, LoadedModel | None
         check_writable(folder)
     config = evaluation.config["networks"]
     device = choose_device(evaluation.device)
-    networks = Networks(*load_networks(config, device), config["diversity"])
+    networks = Networks(*load_networks(config, device), config["diversity"], load_others(config, device))
     if evaluation.ckpt is None:
         return networks, None
     loaded = load_for_sampling(evaluation.ckpt, device, evaluation.base_options, evaluation.trust)

@@ -5,7 +5,7 @@ identify it in results.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,6 +141,21 @@ class Lpips:
             for i in range(len(pixels))
         ]
         return torch.stack(rows)
+
+
+OTHERS: Mapping[str, Callable[[str, str | None, Device, int], FeatureNetwork]] = {}
+"""Classes of metrics' own networks for images, by name; the config's `networks.others` says where each is."""
+
+
+def load_others(settings: Mapping[str, Any], device: Device = "cpu") -> dict[str, FeatureNetwork]:
+    """The networks of OTHERS, by name. Raises UserError if the config section `networks` lacks one."""
+    missing = next((name for name in OTHERS if name not in settings["others"]), None)
+    if missing:
+        raise UserError(f"config networks.others has no {missing}: give its folder or hub id")
+    return {
+        name: make(settings["others"][name], None, device, settings["batch_size"])
+        for name, make in OTHERS.items()
+    }
 
 
 def load_networks(settings: Mapping[str, Any], device: Device = "cpu") -> tuple[Dino, Clip, Lpips | None]:

@@ -5,7 +5,7 @@ metrics: scores, tables, pages and the benchmark read it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -87,6 +87,10 @@ class Seen:
     """[R, D]"""
     real_clip: Tensor
     """[R, E]"""
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    """Features of other networks, by name in `features.OTHERS`, [N, F] each."""
+    real_others: Mapping[str, Tensor] = field(default_factory=dict)
+    """[R, F] each"""
     groups: Sequence[Sequence[int]] = ()
     """Indices of images to compare with each other, such as those of one prompt."""
     distances: Callable[[Sequence[int]], Tensor] | None = None

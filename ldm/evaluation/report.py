@@ -225,7 +225,12 @@ def _sentence(text: str) -> str:
 
 def _explanation(result: Result) -> list[str]:
     networks = result["networks"]
-    names = {key: networks[key]["network"] for key in ("dino", "clip")} | {"div": networks["div"]}
+    feature_networks = {
+        "dino": networks["dino"],
+        "clip": networks["clip"],
+        **networks.get("others", {}),
+    }
+    names = {key: facts["network"] for key, facts in feature_networks.items()} | {"div": networks["div"]}
     return [
         *(metric.explanation.format(**names) for metric in METRICS.values() if metric.explanation),
         "Intervals: 95 %, bootstrap over prompts; of the bare class, which has one prompt, over images.",

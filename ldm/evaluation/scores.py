@@ -3,16 +3,16 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from ldm.data.images import load_image
 from ldm.errors import UserError
-from ldm.evaluation.features import Clip, Dino, Lpips
+from ldm.evaluation.features import Clip, Dino, FeatureNetwork, Lpips
 from ldm.evaluation.metrics import METRICS, Seen, feature_distances
 from ldm.evaluation.protocol import Item, groups
 from ldm.evaluation.statistics import Estimate, mean, summary
@@ -27,6 +27,7 @@ class NetworkFacts(TypedDict):
     dino: Mapping[str, object]
     clip: Mapping[str, object]
     div: str
+    others: NotRequired[Mapping[str, Mapping[str, object]]]
 
 
 class About(TypedDict, total=False):
@@ -80,6 +81,14 @@ class Row:
         return {name: getattr(self, name) for name in FACTS} | scores
 
 
+class Features(NamedTuple):
+    """Features [N, D] of N images by DINO, CLIP and the other networks."""
+
+    dino: Tensor
+    clip: Tensor
+    others: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Networks:
     """The feature networks. diversity: "dino" or "clip", whose features give DIV without LPIPS."""
@@ -88,6 +97,8 @@ class Networks:
     clip: Clip
     lpips: Lpips | None = None
     diversity: str = "dino"
+    others: Mapping[str, FeatureNetwork] = field(default_factory=dict)
+    """Of single metrics, by name in `features.OTHERS`."""
 
     def __post_init__(self) -> None:
         if self.diversity not in ("dino", "clip"):
@@ -101,7 +112,18 @@ class Networks:
             if self.lpips
             else f"mean pairwise 1 - cosine in {name} features"
         )
-        return {"dino": self.dino.facts, "clip": self.clip.facts, "div": div}
+        facts: NetworkFacts = {"dino": self.dino.facts, "clip": self.clip.facts, "div": div}
+        if self.others:
+            facts["others"] = {name: network.facts for name, network in self.others.items()}
+        return facts
+
+    def images(self, paths: Sequence[Path]) -> Features:
+        """Every network's features of images."""
+        return Features(
+            self.dino.images(map(load_image, paths)),
+            self.clip.images(map(load_image, paths)),
+            {name: network.images(map(load_image, paths)) for name, network in self.others.items()},
+        )
 
 
 def score(
@@ -116,11 +138,8 @@ def score(
     references: real images by role ("held_out", "training", ...); rows and metrics use the first. class_group:
     how many class images DIV compares at a time. root: file names in rows are relative to it.
     """
-    real = {
-        name: (networks.dino.images(map(load_image, paths)), networks.clip.images(map(load_image, paths)))
-        for name, paths in references.items()
-    }
-    seen = extract_features(items, *next(iter(real.values())), networks, class_group)
+    real = {name: networks.images(paths) for name, paths in references.items()}
+    seen = extract_features(items, next(iter(real.values())), networks, class_group)
     place = {index: number for number, group in enumerate(seen.groups) for index in group}
     columns = {key: metric.measure(seen).tolist() for key, metric in METRICS.items()}
     rows = [
@@ -147,20 +166,19 @@ def score(
             if metric.of_real is not None
         },
         "against": {
-            name: against(items, replace(seen, real_dino=real_dino, real_clip=real_clip))
-            for name, (real_dino, real_clip) in real.items()
+            name: against(
+                items, replace(seen, real_dino=own.dino, real_clip=own.clip, real_others=own.others)
+            )
+            for name, own in real.items()
         },
         "prompts": per_prompt(rows),
     }
     return result, rows
 
 
-def extract_features(
-    items: Sequence[Item], real_dino: Tensor, real_clip: Tensor, networks: Networks, class_group: int
-) -> Seen:
+def extract_features(items: Sequence[Item], real: Features, networks: Networks, class_group: int) -> Seen:
     """The networks' features of `items`, with those of the real images."""
-    dino = networks.dino.images(load_image(item.path) for item in items)
-    clip = networks.clip.images(load_image(item.path) for item in items)
+    dino, clip, others = networks.images([item.path for item in items])
     texts = networks.clip.texts([item.text for item in items])
     diverse = {"dino": dino, "clip": clip}[networks.diversity]
 
@@ -169,7 +187,17 @@ def extract_features(
             return networks.lpips.distances([load_image(items[index].path) for index in group])
         return feature_distances(diverse[list(group)])
 
-    return Seen(dino, clip, texts, real_dino, real_clip, groups(items, class_group), distances)
+    return Seen(
+        dino,
+        clip,
+        texts,
+        real.dino,
+        real.clip,
+        others,
+        real.others,
+        groups(items, class_group),
+        distances,
+    )
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Estimate]:

@@ -24,6 +24,7 @@ class NetworkSettings:
     clip: Text
     clip_revision: Text | None
     lpips: Literal["alex", "vgg", "squeeze"] | None
+    others: Mapping[str, Text]
     diversity: Literal["dino", "clip"]
     batch_size: Count
 

@@ -60,8 +60,8 @@ class Measured:
 def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
     """Measure every subject of the model, or the one of the placeholder `concept`; returns the tables as text.
 
-    Each of several has its own folder in `evaluation.out`, like the evaluation of a single one; comparisons between them
-    are in `concepts.json` and `report.html`.
+    Each of several has its own folder in `evaluation.out`, as a single one would have; comparisons between them are
+    in `concepts.json` and `report.html`.
     """
     networks, loaded = load_measuring(evaluation)
     subjects = loaded.subjects if loaded else ()
