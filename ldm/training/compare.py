@@ -1,4 +1,4 @@
-"""Runs beside one another: a list of those in a folder, and one page that compares some of them."""
+"""A list of the runs in a folder, and a page that compares runs."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from ldm.training.run_page import Album, Track, capitalized, text
 from ldm.training.run_record import RunRecord, State, size_on_disk, state_of
 
 SEEDS = 2
-"""Of each prompt, how many pictures are compared: each stands there once a run and step."""
+"""Number of pictures per prompt that are compared, for each run and step."""
 
 
 def run_folders(logdir: Path) -> list[Path]:
-    """The run folders in `logdir`, the oldest first."""
+    """The run folders in `logdir`, oldest first."""
     if not logdir.is_dir():
         raise UserError(f"{logdir}: no such folder of runs; --logdir names the one that main.py wrote to")
     found = [path.parent.parent for path in logdir.glob(f"*/{CONFIG}")]
@@ -28,7 +28,7 @@ def run_folders(logdir: Path) -> list[Path]:
 
 
 def listing(logdir: Path, every_byte: bool = False) -> str:
-    """The runs in `logdir` as a table of text. every_byte: read their checkpoints whole."""
+    """The runs in `logdir` as a text table. every_byte: check every byte of their checkpoints."""
     rows = [("run", "subject", "state", "subject loss", "drift", "size")]
     for folder in run_folders(logdir):
         state = state_of(folder, every_byte)
@@ -50,7 +50,7 @@ def _last(record: RunRecord, name: str) -> str:
 
 
 def comparison(folders: Sequence[Path]) -> str:
-    """The page that compares the runs in `folders`. Raises UserError where one is no run."""
+    """The page that compares the runs in `folders`. Raises UserError if one is not a run."""
     records = [RunRecord.read(folder) for folder in folders]
     states = [state_of(folder) for folder in folders]
     labels = [_label(number, record) for number, record in enumerate(records)]
@@ -71,7 +71,7 @@ def comparison(folders: Sequence[Path]) -> str:
 
 
 def _label(number: int, record: RunRecord) -> str:
-    """Short enough for a legend: a letter, and the name behind the time."""
+    """A name for legends: a letter, and the run's name without its time."""
     letter = chr(ord("A") + number) if number < 26 else str(number)
     return f"{letter} {record.name.partition('_')[2] or record.name}"
 
@@ -83,7 +83,7 @@ def _facts(label: str, record: RunRecord, state: State) -> list[str]:
 
 
 def plots(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Plot]:
-    """Every number that a run has, its curves over each other; those of training are smoothed."""
+    """A plot for every recorded number, with one curve per run; those of training are smoothed."""
     names = list(dict.fromkeys(name for record in records for name in record.names()))
     names = [name for name in CURVES if name in names] + [name for name in names if name not in CURVES]
     found = []
@@ -102,7 +102,7 @@ def plots(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Plot]:
 def side_by_side(
     records: Sequence[RunRecord], labels: Sequence[str]
 ) -> tuple[list[tuple[str, list[Track]]], list[int]]:
-    """Of each prompt and its first seeds, the pictures of every run over the steps; and the steps."""
+    """The tracks of all runs for each prompt and its first seeds, and the steps."""
     found: dict[str, list[Track]] = {}
     steps: set[int] = set()
     album = Album()
@@ -117,7 +117,7 @@ def side_by_side(
 
 
 def differences(records: Sequence[RunRecord]) -> list[list[str]]:
-    """Settings that are not the same in all runs: the key, then each run's value."""
+    """Settings that differ between runs: the key, then each run's value."""
     settings = [record.settings for record in records]
     keys = sorted({key for own in settings for key in own})
     values = {key: [text(own.get(key)) for own in settings] for key in keys}
@@ -127,7 +127,7 @@ def differences(records: Sequence[RunRecord]) -> list[list[str]]:
 def evaluations(
     records: Sequence[RunRecord], labels: Sequence[str]
 ) -> list[tuple[str, dict[str, object], str]]:
-    """Lines of a table of metrics: of each run that scripts/evaluate.py has measured."""
+    """Rows of a table of metrics, one for each run evaluated by scripts/evaluate.py."""
     lines: list[tuple[str, dict[str, object], str]] = []
     for record, label in zip(records, labels, strict=True):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
