@@ -104,7 +104,7 @@ def published_lines(published: Sequence[Mapping[str, object]]) -> list[Line]:
     return [
         (
             f"Paper, table {row['table']}: {row['name']}",
-            {key: {"value": value} for key in METRICS if isinstance(value := row.get(key), float)},
+            {key: {"value": value} for key in METRICS if isinstance(value := row.get(key), int | float)},
             "paper",
         )
         for row in published
