@@ -17,8 +17,12 @@ CONFIGS = PROJECT / "configs"
 RUNS = [
     *[[RECIPE, path] for path in sorted(CONFIGS.glob("*.yaml")) if path.stem != "evaluation"],
     *[[RECIPE, CONFIGS / "stable-diffusion" / f"{version}.yaml"] for version in ("v1", "v2")],
-    *[[path] for path in sorted((CONFIGS / "toy").glob("*.yaml")) if path.stem != "base-further"],
-    [CONFIGS / "toy" / "base.yaml", CONFIGS / "toy" / "base-further.yaml"],
+    *[
+        [path]
+        for path in sorted((CONFIGS / "toy").glob("*.yaml"))
+        if path.stem not in ("base-further", "base-again")
+    ],
+    [CONFIGS / "toy" / f"{stem}.yaml" for stem in ("base", "base-further", "base-again")],
 ]
 
 COUNT = ["abc", 1.5, 0, -1, True, None, [64], {"x": 1}, math.nan]
