@@ -130,7 +130,7 @@ def checkpoint(job: Job) -> list[Row]:
 
 
 def start_up(job: Job) -> list[Row]:
-    """From the command to the first prior samples and past the first step, against only importing the libraries.
+    """From the command to the end of the first step, against only importing the libraries.
 
     The first step comes after a single prior sample of one sampling step.
     """
@@ -146,7 +146,6 @@ def start_up(job: Job) -> list[Row]:
     one += [f"lightning.callbacks.{name}=null" for name in ("validation", "samples")]
     return [
         {"variant": "bare imports", "seconds": bare},
-        {"variant": "main.py to the first prior chunk", "seconds": seconds_until(b"prior samples", job)},
         {
             "variant": "main.py to the end of its first step",
             "seconds": seconds_until(b"training: 1", job, one),
