@@ -180,6 +180,8 @@ WRONG = {
 EVALUATION = {
     "images_per_prompt": COUNT,
     "class_images": COUNT,
+    "deepcache": STEPS_OR_NONE,
+    "others": [None, 5, "abc", [5], {"a": 5}, {"a": ""}],
     "class_prompt": TEXT,
     "prompts": TEXT,
     "lpips": ["vgg16", 5, True, ""],
