@@ -9,6 +9,7 @@ from ldm.config import load_config
 from ldm.files import PROJECT
 from ldm.training.build import build as build_run
 from ldm.training.build import quiet
+from ldm.training.run_folder import write_record
 from ldm.training.speed.jobs import Job
 from ldm.values import Config
 
@@ -30,6 +31,7 @@ def build(
     steps = [] if max_steps is None else [f"lightning.trainer.max_steps={max_steps}"]
     config = config_of(job, [*overrides, *steps])
     folder = tempfile.TemporaryDirectory()
+    write_record(Path(folder.name), config, [])  # the export's card and the run's page read it
     return *build_run(config, Path(folder.name)), folder
 
 
