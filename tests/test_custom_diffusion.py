@@ -18,6 +18,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from main import main
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
+from tests.pictures import drawn
 from tests.runs import QUICK, state
 
 OVERLAY = str(PROJECT / "configs" / "custom-diffusion.yaml")
@@ -126,22 +127,6 @@ def test_what_is_a_part_of_a_model_is_told(run, tmp_path, capsys):
     assert f"add --delta {run / 'model'}" in capsys.readouterr().err
     assert txt2img.main([*words[:-1], "assets/base", "--delta", str(tmp_path)]) == 2
     assert f"a folder with {DELTAS_FILE}" in capsys.readouterr().err
-
-
-def drawn(out, model, *more):
-    words = [
-        *map(str, more),
-        "--prompt",
-        "a photo of sks dog",
-        "--steps",
-        "4",
-        "--n_samples",
-        "1",
-        "--skip_grid",
-    ]
-    words += ["--spacing", "base", "--outdir", str(out), "--ckpt", str(model)]
-    assert txt2img.main(words) == 0
-    return np.asarray(Image.open(next((out / "samples").iterdir()))).astype(int)
 
 
 def drawn_by(pipeline):

@@ -22,6 +22,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from main import main
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
+from tests.pictures import drawn
 from tests.runs import QUICK
 from tests.tiny_xl import tiny_xl
 
@@ -54,23 +55,6 @@ def exported(run, out, *words):
     return out
 
 
-def drawn(out, *words):
-    """A picture of txt2img, as an array."""
-    common = [
-        "--prompt",
-        "a photo of sks dog",
-        "--steps",
-        "4",
-        "--n_samples",
-        "1",
-        "--skip_grid",
-        "--spacing",
-        "base",
-    ]
-    assert txt2img.main([str(word) for word in (*common, "--outdir", out, *words)]) == 0
-    return np.asarray(Image.open(next((out / "samples").iterdir()))).astype(int)
-
-
 def drawn_by_diffusers(base, *loras):
     """The same picture by a pipeline of diffusers with `load_lora_weights`; loras: (file or folder, scale)."""
     pipeline = StableDiffusionPipeline.from_pretrained(base)
@@ -93,13 +77,11 @@ def drawn_by_diffusers(base, *loras):
 @pytest.mark.parametrize("kind", KINDS)
 def test_diffusers_draws_the_same_picture_from_what_a_run_has_written(runs, tiny, tmp_path, kind):
     run = runs[kind]
-    ours = drawn(tmp_path / "run", "--ckpt", run)
-    assert abs(ours - drawn(tmp_path / "base", "--ckpt", tiny)).max() > 5
+    ours = drawn(tmp_path / "run", run)
+    assert abs(ours - drawn(tmp_path / "base", tiny)).max() > 5
     theirs = drawn_by_diffusers(tiny, (run / "model" / LORA_FILE, 1.0))
     assert abs(ours - theirs).max() <= 1
-    added = drawn(
-        tmp_path / "added", "--ckpt", tiny, "--lora", run / "model", "--prompt", "a photo of [V] dog"
-    )
+    added = drawn(tmp_path / "added", tiny, "--lora", run / "model", "--prompt", "a photo of [V] dog")
     assert abs(ours - added).max() <= 1
     about = json.loads((run / "model" / "dreambooth.json").read_text())
     assert about == {"identifier": "sks", "class_word": "dog", "step": 6}
@@ -160,8 +142,8 @@ def test_kohyas_layout_has_the_keys_and_alphas_of_diffusers_conversion(runs, tin
         assert torch.equal(ours[key], value), key
     assert any(key.startswith("lora_te1_text_model_encoder_layers_0") for key in ours)
     assert any("conv1" in key for key in ours)
-    picture = drawn(tmp_path / "run", "--ckpt", runs["lora"])
-    assert abs(picture - drawn(tmp_path / "added", "--ckpt", tiny, "--lora", path)).max() <= 1
+    picture = drawn(tmp_path / "run", runs["lora"])
+    assert abs(picture - drawn(tmp_path / "added", tiny, "--lora", path)).max() <= 1
     assert abs(picture - drawn_by_diffusers(tiny, (path, 1.0))).max() <= 1
     assert (tmp_path / "dog.safetensors.md").is_file()
 
@@ -213,9 +195,9 @@ def test_several_at_once_and_their_scales_are_those_of_diffusers(runs, tiny, tmp
     one = runs["lora"] / "model" / LORA_FILE
     other = exported(runs["full"], tmp_path / "other.safetensors", "--form", "kohya", "--rank", "4")
     words = ["--lora", f"{one}:0.5", f"{other}:1.5"]
-    ours = drawn(tmp_path / "ours", "--ckpt", tiny, *words)
+    ours = drawn(tmp_path / "ours", tiny, *words)
     assert abs(ours - drawn_by_diffusers(tiny, (one, 0.5), (other, 1.5))).max() <= 1
-    assert abs(ours - drawn(tmp_path / "half", "--ckpt", tiny, "--lora", f"{one}:0.5")).max() > 1
+    assert abs(ours - drawn(tmp_path / "half", tiny, "--lora", f"{one}:0.5")).max() > 1
     picture = next((tmp_path / "ours" / "samples").iterdir())
     assert json.loads(png_text(picture)["loras"]) == words[1:]
     assert txt2img.main(["--from-image", str(picture), "--outdir", str(tmp_path / "again")]) == 0
@@ -226,11 +208,11 @@ def test_several_at_once_and_their_scales_are_those_of_diffusers(runs, tiny, tmp
 def test_a_merged_model_draws_the_picture(runs, tiny, tmp_path, kind):
     folder = exported(runs[kind], tmp_path / "merged")
     assert not [key for key in load_base(folder).unet.state_dict() if "lora" in key]
-    picture = drawn(tmp_path / "run", "--ckpt", runs[kind])
-    assert abs(picture - drawn(tmp_path / "out", "--ckpt", folder)).max() <= 1
+    picture = drawn(tmp_path / "run", runs[kind])
+    assert abs(picture - drawn(tmp_path / "out", folder)).max() <= 1
     baked = tmp_path / "baked"
     assert export.main(["--ckpt", str(tiny), "--lora", str(runs[kind] / "model"), "--out", str(baked)]) == 0
-    assert abs(picture - drawn(tmp_path / "again", "--ckpt", baked)).max() <= 2  # fp16
+    assert abs(picture - drawn(tmp_path / "again", baked)).max() <= 2  # fp16
 
 
 def test_extraction_is_the_best_of_its_rank_and_tells_its_error(runs, tmp_path, capsys):

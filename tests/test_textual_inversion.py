@@ -21,6 +21,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import add_tokens, with_all_vectors
 from main import main
 from scripts import export, txt2img
+from tests import pictures
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
 
@@ -58,21 +59,8 @@ def run(trained):
     return trained(TWO_VECTORS, *words)
 
 
-def drawn(out, model, prompt="a photo of <my-subject> on the moon", *more):
-    words = [
-        *map(str, more),
-        "--prompt",
-        prompt,
-        "--steps",
-        "4",
-        "--n_samples",
-        "1",
-        "--skip_grid",
-        "--spacing",
-        "base",
-    ]
-    assert txt2img.main([*words, "--outdir", str(out), "--ckpt", str(model)]) == 0
-    return np.asarray(Image.open(next((out / "samples").iterdir()))).astype(int)
+def drawn(out, model, prompt="a photo of <my-subject> on the moon", *words):
+    return pictures.drawn(out, model, *words, prompt=prompt)
 
 
 def drawn_by(pipeline, prompt="a photo of <my-subject> on the moon"):
