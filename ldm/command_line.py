@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from ldm.errors import EXIT_USER_ERROR, printable
 from ldm.files import PROJECT
@@ -151,15 +151,6 @@ def interval(word: str) -> tuple[int, int]:
         if first < end:
             return first, end
     raise argparse.ArgumentTypeError(f"'{word}': it must be two increasing timesteps, as in 200,800")
-
-
-def batch_size(word: str) -> int | Literal["auto"]:
-    """A `type=` for argparse that reads a count or auto."""
-    if word == "auto":
-        return "auto"
-    if word.isdecimal() and int(word) > 0:
-        return int(word)
-    raise argparse.ArgumentTypeError(f"'{word}': it must be a whole number of at least 1, or auto")
 
 
 def parse_bool(word: str) -> bool:

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,7 +21,6 @@ from ldm.command_line import (
     add_part_options,
     add_trust,
     base_options,
-    batch_size,
     interval,
 )
 from ldm.errors import exit_code_of
@@ -121,7 +121,7 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
     parser.add_argument("--n_samples", type=option(Count), default=4, help="images per row, or batch")
     parser.add_argument(
         "--batch_size",
-        type=batch_size,
+        type=option(Count | Literal["auto"]),
         metavar="N",
         help="images drawn together, or auto: as many as memory holds (default: n_samples, on a GPU auto)",
     )
