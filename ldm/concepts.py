@@ -116,7 +116,7 @@ def concepts_of(settings: Sequence[ConceptSettings], prompt: str, prior_prompt: 
             one.class_word,
             prompt if one.prompt is None else one.prompt,
             prior_prompt if one.prior_prompt is None else one.prior_prompt,
-            one.placeholder or (f"[V{number + 1}]" if several else PLACEHOLDER),
+            one.placeholder or default_placeholder(number, len(settings)),
             one.identifier or (AUTO if several else None),
             one.weight,
             Path(one.reg_data_root) if one.reg_data_root else None,
@@ -132,6 +132,11 @@ def concepts_of(settings: Sequence[ConceptSettings], prompt: str, prior_prompt: 
                 " its own, such as [V1]; [V] means each of them in turn"
             )
     return concepts
+
+
+def default_placeholder(number: int, count: int) -> str:
+    """The placeholder of subject `number`, from 0, of `count`, if its config names none."""
+    return f"[V{number + 1}]" if count > 1 else PLACEHOLDER
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldm import config as configs
-from ldm.concepts import PLACEHOLDER
+from ldm.concepts import PLACEHOLDER, default_placeholder
 from ldm.errors import UserError
 from ldm.files import no_link
 from ldm.formats.checkpoint_files import CONFIG, LAST, older_states, problem_with
@@ -111,13 +111,13 @@ class RunRecord:
     @property
     def subjects(self) -> list[tuple[str, str]]:
         """Placeholder and class word of each subject."""
-        several = len(self._concepts) > 1
+        concepts = self._concepts
         return [
             (
-                str(concept.get("placeholder") or (f"[V{number}]" if several else PLACEHOLDER)),
+                str(concept.get("placeholder") or default_placeholder(number, len(concepts))),
                 str(concept.get("class_word") or ""),
             )
-            for number, concept in enumerate(self._concepts, start=1)
+            for number, concept in enumerate(concepts)
         ] or [(PLACEHOLDER, str(self.settings.get("data.params.class_word") or ""))]
 
     @property
