@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:
         if is_out_of_memory(error):
-            say("error: the GPU is out of memory: add configs/low-memory.yaml after the other --base files")
+            say("error: out of memory: add configs/low-memory.yaml after the other --base files")
             return EXIT_USER_ERROR
         if options.debug:
             import pdb
