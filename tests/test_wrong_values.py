@@ -20,9 +20,10 @@ RUNS = [
     *[
         [path]
         for path in sorted((CONFIGS / "toy").glob("*.yaml"))
-        if path.stem not in ("base-further", "base-again")
+        if path.stem not in ("base-further", "base-again", "decoder")
     ],
     [CONFIGS / "toy" / f"{stem}.yaml" for stem in ("base", "base-further", "base-again")],
+    [CONFIGS / "toy" / f"{stem}.yaml" for stem in ("autoencoder", "decoder")],
 ]
 
 COUNT = ["abc", 1.5, 0, -1, True, None, [64], {"x": 1}, math.nan]

@@ -13,8 +13,8 @@ from einops import reduce
 from torch import Tensor
 
 from ldm.data.images import pixels_of
-from ldm.files import replacing_folder
-from ldm.formats.diffusers_folder import write_network
+from ldm.files import find, replacing_folder
+from ldm.formats.diffusers_folder import read_weights, write_network
 from ldm.values import (
     Count,
     KeywordsOf,
@@ -23,6 +23,7 @@ from ldm.values import (
     PositiveFloat,
     Probability,
     Seed,
+    Text,
     Unaffecting,
 )
 from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
@@ -35,6 +36,8 @@ class Autoencoder(pl.LightningModule):
     and a discriminator would double the cost.
 
     network: the `AutoencoderKL` config.
+    start: a VAE of this config whose decoder alone is trained further, so that a base trained on its latents fits it
+    still; None starts from random weights.
     edge_weight: weight of the L1 error of horizontal and vertical differences, which keeps outlines crisp.
     kl_weight: weight of the posterior's divergence from N(0, 1), per latent number; only bounds the latents.
     average_decay: of the exponential moving average of the weights, which is exported.
@@ -50,12 +53,23 @@ class Autoencoder(pl.LightningModule):
         edge_weight: NonNegativeFloat = 0.1,
         kl_weight: NonNegativeFloat = 1e-6,
         average_decay: Probability = 0.998,
+        start: Text | None = None,
         seed: Seed = 0,
     ):
         super().__init__()
         with keyed_weights(seed, "vae"), settings_of("network"):
             self.vae = AutoencoderKL.from_config(network)
-        start_deterministic(self.vae)
+        if start is None:
+            start_deterministic(self.vae)
+        else:
+            with settings_of("start"):
+                self.vae.load_state_dict(read_weights(find(start), "vae", None))
+                scaling = AutoencoderKL.load_config(find(start))["scaling_factor"]
+                self.vae.register_to_config(scaling_factor=scaling)
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
+        self.start = start
         self.average = copy.deepcopy(self.vae).requires_grad_(False)
         self.learning_rate, self.average_decay = learning_rate, average_decay
         self.steps = (warmup_steps, total_steps, decay_steps)
@@ -64,7 +78,8 @@ class Autoencoder(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """batch: `pixels` [B, 3, H, W] in [-1, 1] and `noise` [B, C, h, w], standard normal."""
         pixels = batch["pixels"]
-        posterior = self.vae.encode(pixels).latent_dist
+        with torch.set_grad_enabled(self.start is None):
+            posterior = self.vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * batch["noise"]
         output = self.vae.decode(latents).sample
         loss = F.mse_loss(output.float(), pixels) + self.edge_weight * edge_error(output.float(), pixels)
@@ -76,9 +91,10 @@ class Autoencoder(pl.LightningModule):
     def export(self, run: Path) -> str:
         """Write the averaged VAE to `run/vae`; returns a message for the user.
 
-        scaling_factor, which gives the latents unit variance, is measured on the first pictures.
+        scaling_factor, which gives the latents unit variance, is measured on the first pictures, or is the start's.
         """
-        self.average.register_to_config(scaling_factor=round(1 / self.latent_std(), 4))
+        if self.start is None:
+            self.average.register_to_config(scaling_factor=round(1 / self.latent_std(), 4))
         with replacing_folder(run / "vae") as folder:
             write_network(self.average, "vae", folder, torch.float16)
         return f"done: the VAE is in {run / 'vae'}; copy it to assets/base/vae to train a base on it"
@@ -91,7 +107,10 @@ class Autoencoder(pl.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.AdamW(
-            self.vae.parameters(), self.learning_rate, weight_decay=0.01, foreach=True
+            [p for p in self.vae.parameters() if p.requires_grad],
+            self.learning_rate,
+            weight_decay=0.01,
+            foreach=True,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_stable_decay(step, *self.steps)
