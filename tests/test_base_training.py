@@ -13,7 +13,7 @@ from ldm.world.autoencoder import Autoencoder, psnr, start_deterministic
 from ldm.world.drawing import World
 from ldm.world.from_scratch import warm_stable_decay
 from ldm.world.judge import exam, features, members_told_apart, spread, trained_judge, verdicts
-from ldm.world.text_to_image import TextToImage
+from ldm.world.text_to_image import TextToImage, liken_to_names
 from main import main
 from tests.runs import spoil_loss
 from tests.tiny import tiny_base, tiny_unet, tiny_vae
@@ -72,6 +72,26 @@ def test_the_vae_learns_and_is_exported(tmp_path, shrunk):
     assert vae.config.scaling_factor != 0.18215
 
 
+def test_a_decoder_trained_further_leaves_the_latents_as_they_are(tmp_path, shrunk):
+    network = {"block_out_channels": [8, 8, 8]}
+    words = shrunk({"network": network, "total_steps": 2})
+    assert main(["--base", "configs/toy/autoencoder.yaml", *words]) == 0
+    start = only_run(tmp_path) / "vae"
+    further = ["configs/toy/decoder.yaml", *words, f"model.params.start={start}"]
+    assert (
+        main(["--base", "configs/toy/autoencoder.yaml", *further, "--logdir", str(tmp_path / "further")]) == 0
+    )
+    (run,) = (tmp_path / "further").iterdir()
+    before, after = (AutoencoderKL.from_pretrained(folder) for folder in (start, run / "vae"))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    changed = {
+        name.split(".")[0]
+        for name, value in before.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 def base_params(tmp_path: Path) -> dict:
     """Settings of configs/toy/base.yaml for a tiny base; its VAE sees the world's 64 px as 16 x 16 latents."""
     base = tiny_base(tmp_path / "base")
@@ -114,6 +134,22 @@ def test_the_base_trains_resumes_and_opens_as_a_pipeline(tmp_path, shrunk):
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a photo of a dog", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
+
+
+def test_unused_tokens_share_what_names_share_and_are_as_long():
+    embeddings = torch.tensor([[3.0, 4.0, 0.0], [3.0, -4.0, 0.0], [9.0, 9.0, 9.0], [0.0, 0.0, 0.5]])
+    before = embeddings.clone()
+    liken_to_names(embeddings, used=torch.tensor([0, 1, 2]), names=torch.tensor([0, 1]))
+    assert torch.equal(embeddings[:3], before[:3])
+    assert torch.equal(
+        embeddings[3], torch.tensor([6.0, 0.0, 0.0])
+    )  # twice what is shared is longer than a name
+    embeddings[:2] = torch.tensor([[1.5, 2.0, 0.0], [1.5, -2.0, 0.0]]) / 3
+    embeddings[3] = before[3]
+    embeddings[:2, 2] = torch.tensor([2.0, -2.0])
+    liken_to_names(embeddings, used=torch.tensor([0, 1, 2]), names=torch.tensor([0, 1]))
+    assert float(embeddings[3].norm()) == pytest.approx(float(embeddings[0].norm()))
+    assert torch.allclose(embeddings[3, :2], torch.tensor([1.0, 0.0]))
 
 
 def test_the_loss_is_the_denoising_error_of_the_pictures_latents(tmp_path):

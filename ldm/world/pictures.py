@@ -62,6 +62,11 @@ class WorldPictures(pl.LightningDataModule):
         self.pixels = drawn(self.world, self.seed, self.count, self.cache)
         """[N, S, S, 3] in 0..255, memory-mapped."""
 
+    def every_caption(self, count: int = 3000) -> list[str]:
+        """The captions of the first `count` pictures, with and without names, which have every word of the world."""
+        facts = [self.world.facts(self.seed, index) for index in range(min(count, self.count))]
+        return [caption(fact, by_name) for fact in facts for by_name in (False, True)]
+
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         first = trainer.global_step * trainer.accumulate_grad_batches

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from ldm.values import (
     Text,
     Unaffecting,
 )
+from ldm.world.drawing import NAMES
 from ldm.world.from_scratch import keyed_weights, settings_of, update_average, warm_stable_decay
 
 
@@ -46,8 +48,8 @@ class TextToImage(pl.LightningModule):
 
     first_stage, tokenizer: folders. unet, text_encoder, scheduler: configs of the networks and the schedule.
     start: a base whose UNet and text encoder, of these configs, are trained further; None starts from random weights.
-    token_std: of the initial token embeddings. A token that occurs in no caption keeps its initial embedding, whose
-    norm should be that of trained ones, since it may become a subject's identifier.
+    token_std: of the initial token embeddings. Those of tokens that occur in no caption, of which one may become a
+    subject's identifier, are exported alike to names.
     min_snr_gamma: limits the weight of nearly clean samples (arXiv 2303.09556).
     latent_cache: file of the latents of all pictures, so that each is encoded once.
     """
@@ -146,10 +148,32 @@ class TextToImage(pl.LightningModule):
         return f"done: {run / 'model'} holds the model; copy it to assets/base to build on it"
 
     def averaged(self) -> Components:
-        """The parts with the averaged weights."""
+        """The parts with the averaged weights, and with unused tokens alike to names."""
         parts = self.model.components()
-        parts.unet, parts.text_encoders = self.average["unet"], {"text_encoder": self.average["text_encoder"]}
+        average = copy.deepcopy(self.average)
+        parts.unet, parts.text_encoders = average["unet"], {"text_encoder": average["text_encoder"]}
+        tokenizer = parts.tokenizers["tokenizer"]
+        captions = tokenizer(self.trainer.datamodule.every_caption()).input_ids
+        used = torch.tensor(sorted({token for ids in captions for token in ids}))
+        names = torch.tensor(tokenizer(" ".join(NAMES), add_special_tokens=False).input_ids)
+        reader = parts.text_encoders["text_encoder"]
+        liken_to_names(reader.get_input_embeddings().weight, used, names)
         return parts
+
+
+@torch.no_grad()
+def liken_to_names(embeddings: Tensor, used: Tensor, names: Tensor) -> None:
+    """Make the rows of `embeddings` [V, D] that are not in `used` [U] alike to those of `names` [N].
+
+    A word that no caption has is then read as the name of an individual, so that fine-tuning can bind it to one. Each
+    becomes twice the names' mean, which is what names share, and its own direction, as long as names are together.
+    Without it such a word hardly changes a prediction: weight decay has shortened it, and its direction means nothing.
+    """
+    unused = torch.ones(len(embeddings), dtype=torch.bool)
+    unused[used] = False
+    common, length = 2 * embeddings[names].mean(dim=0), embeddings[names].norm(dim=1).mean()
+    own = F.normalize(embeddings[unused], dim=1)
+    embeddings[unused] = common + own * (length.square() - common.square().sum()).clamp(min=0).sqrt()
 
 
 @torch.no_grad()
