@@ -168,7 +168,7 @@ def test_a_run_is_sampled_from_any_folder(draw, run, tmp_path, tiny, monkeypatch
     monkeypatch.chdir(tmp_path / "elsewhere")
     out = draw("--prompt", "a [V] dog", "--steps", 1, "--n_samples", 1, ckpt=run)
     assert len(list((out / "samples").iterdir())) == 1
-    draw("--steps", 1, "--n_samples", 1, "--H", 16, "--W", 16, ckpt="assets/base", out="project")
+    draw("--steps", 2, "--n_samples", 1, "--H", 16, "--W", 16, ckpt="assets/base", out="project")
 
 
 def test_a_runs_vae_can_be_replaced_and_nothing_else_of_its_base(draw, run, tmp_path, capsys):
