@@ -42,7 +42,7 @@ def xl(tmp_path_factory) -> Path:
 def tiny_config(tiny, tmp_path_factory) -> Path:
     """An overlay on the recipe: the tiny base, 8 prior samples, 10 steps on the CPU."""
     overlay = {
-        "model": {"params": {"base": str(tiny)}},
+        "model": {"params": {"base": str(tiny), "ema": None}},
         "data": {
             "params": {
                 "size": SIDE,

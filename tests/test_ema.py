@@ -105,7 +105,7 @@ def test_a_resume_is_exact(run_with, monkeypatch, words):
 def test_its_memory_is_told(capsys, monkeypatch):
     monkeypatch.chdir(PROJECT)
     told = []
-    for words in ([], ["model.params.ema=0.99"]):
+    for words in (["model.params.ema=null"], []):
         assert main(["-b", RECIPE, "-t", "false", *words]) == 0
         told.append(next(line for line in capsys.readouterr().out.splitlines() if "memory" in line))
     assert told[0] != told[1]

@@ -30,6 +30,7 @@ RECIPES = {
     "low-memory, bf16-weights": ("v1", ["low-memory", "bf16-weights"]),
     "frozen-text-encoder": ("v1", ["frozen-text-encoder"]),
     "ancestor": ("v1", ["ancestor"]),
+    "keep-class": ("v1", ["keep-class"]),
     "xl": ("xl", []),
 }
 """Each recipe's Stable Diffusion version and its overlays."""
