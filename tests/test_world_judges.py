@@ -5,11 +5,14 @@ import json
 import pytest
 from PIL import Image
 
+import ldm.world.figure
 from ldm.world import base_judge, distances, judge, prior_judge
 from ldm.world.drawing import World
+from ldm.world.figure import by_likeness
 from scripts.figure import main as figure
 from scripts.judge_base import main as judge_base
 from scripts.judge_prior import main as judge_prior
+from tests.tiny_features import tiny_features
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def small_world(monkeypatch, tmp_path):
 
 def test_the_base_is_judged(small_world, tmp_path, capsys):
     out = tmp_path / "table.json"
-    assert judge_base(["--steps", "1", "--distances", "24", "--out", str(out)]) == 0
+    assert judge_base(["--steps", "2", "--distances", "24", "--out", str(out)]) == 0
     table = json.loads(out.read_text())
     (found,) = [sets for way, sets in table.pop("distances").items() if way != distances.FLOOR]
     assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())
@@ -70,10 +73,19 @@ def test_one_picture_of_a_noun_has_no_distances(capsys):
     assert "at least 2" in capsys.readouterr().err
 
 
-def test_the_figure_shows_a_row_each_of_subject_base_and_both_runs(train, tmp_path):
-    run = train()
-    out = tmp_path / "figure.png"
-    assert figure(["--run", str(run), "--without_prior", str(run), "--out", str(out), "--steps", "1"]) == 0
-    sheet = Image.open(out)
-    assert sheet.width == 10 * (32 + 2) - 2
-    assert sheet.height == 5 * (32 + 24)
+def test_the_figures_have_their_rows_and_find_the_likest_pictures(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(ldm.world.figure, "PER_SCENE", 1)
+    run, out = train(), tmp_path / "figure.png"
+    _, dino = tiny_features(tmp_path / "features")
+    settings = ["--out", str(out), "--steps", "1", "--zoom", "1", "--dino", str(dino)]
+    assert figure(["--run", str(run), "--without_prior", str(run), *settings]) == 0
+    assert Image.open(out).size == (8 * (32 + 2) - 2, 6 * (32 + 24))
+    assert figure(["--runs", str(run), str(run), *settings]) == 0
+    assert Image.open(out).size == (8 * (32 + 2) - 2, 2 * (32 + 24))
+    with pytest.raises(SystemExit, match="2"):
+        figure(["--run", str(run)])
+
+
+def test_the_likest_picture_comes_first(tmp_path):
+    grey, red = (Image.new("RGB", (32, 32), colour) for colour in ("grey", "red"))
+    assert by_likeness([red, grey, red], [grey], str(tiny_features(tmp_path / "features")[1]))[0] == 1

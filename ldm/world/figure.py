@@ -1,58 +1,126 @@
-"""The README's figure: what DreamBooth learns, and what the prior-preservation loss preserves."""
+"""The README's figures: what DreamBooth learns, and what the prior-preservation loss preserves."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.config import read_plain
 from ldm.data.images import grid, image_files, load_image, resize_and_crop, to_image
+from ldm.diffusion.sampling import Sampling
+from ldm.evaluation.features import Dino
+from ldm.evaluation.metrics import subject_fidelity
 from ldm.formats.knowledge import advised_sampling
-from ldm.methods.load import load_for_sampling
+from ldm.methods.load import LoadedModel, load_for_sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 
-SCENES = ("in the snow", "on the moon", "in the jungle", "under water", "on a red background")
-COLUMNS = 10
+SCENES = (
+    "in the snow",
+    "on the moon",
+    "in the jungle",
+    "on the beach",
+    "under water",
+    "in the desert",
+    "at night",
+    "on a red background",
+)
+COLUMNS = len(SCENES)
+PER_SCENE = 8
+"""Pictures of the subject in each scene, of which the likest and the unlikest are shown too."""
 
 Settings = tuple[str | None, int | None, float | None]
+"""Sampler, steps and guidance; None for the base's advice."""
 
 Row = tuple[str, list[Image.Image]]
 """A title and the pictures below it."""
 
 
-def figure(run: Path, without_prior: Path, settings: Settings, seed: int, zoom: int) -> Image.Image:
-    """The whole sheet.
+def figure(
+    run: Path, without_prior: Path, settings: Settings, seed: int, zoom: int, dino: str
+) -> Image.Image:
+    """One subject: the class before and after, with the prior loss and without it, and the subject in scenes.
 
     run: folder of a finished run. without_prior: of one that differs only in `prior_loss_weight=0`.
-    settings: sampler, steps and guidance; None for the base's advice.
-    seed: of each row's first picture. zoom: factor by which pictures are enlarged.
+    seed: of each row's first picture; rows of the bare class have the same seeds.
+    zoom: factor by which pictures are enlarged. dino: folder or hub id of the network that finds the likest pictures.
     """
     config = read_plain(run / "configs" / "config.yaml")
-    data, base = config["data"]["params"], config["model"]["params"]["base"]
-    word, sampling = data["class_word"], advised_sampling(base, *settings)
+    base, word = config["model"]["params"]["base"], config["data"]["params"]["class_word"]
+    sampling = advised_sampling(base, *settings)
     bare = [f"a photo of a {word}"] * COLUMNS
-    scenes = [f"a photo of [V] {word} {scene}" for scene in SCENES for _ in range(COLUMNS // len(SCENES))]
-    tuned, without = load_for_sampling(run), load_for_sampling(without_prior)
+    photographs = subject_images(config)
+    tuned = load_for_sampling(run)
+    drawn = in_scenes(tuned, word, sampling, seed)
+    order = by_likeness(drawn, photographs, dino)
+    half = COLUMNS // 2
 
-    def sampled(model: LatentDiffusion, prompts: Sequence[str]) -> list[Image.Image]:
-        pictures = model.images(prompts, range(seed, seed + len(prompts)), sampling)
-        return [to_image(pixels) for pixels in pictures]
+    def bare_class(model: LatentDiffusion) -> list[Image.Image]:
+        return sampled(model, bare, sampling, seed)
 
-    subject = [
-        resize_and_crop(load_image(path, data["size"]), data["size"])
-        for path in image_files(data["data_root"])
-    ]
     rows = [
-        ("the subject's images", subject),
-        (f'base: "{bare[0]}"', sampled(LatentDiffusion.from_base(base).eval(), bare)),
+        ("the subject's images", photographs),
+        (f"[V] {word} " + ", ".join(SCENES), drawn[::PER_SCENE]),
         (
-            f'fine-tuned: "... [V] {word}" ' + ", ".join(SCENES),
-            sampled(tuned.model, [tuned.with_identifier(prompt) for prompt in scenes]),
+            f"the {half} likest (left) and the {half} unlikest (right) of {len(drawn)} such pictures, by DINO",
+            [drawn[index] for index in [*order[:half], *order[-half:]]],
         ),
-        (f'fine-tuned: "{bare[0]}"', sampled(tuned.model, bare)),
-        (f'fine-tuned without the prior loss: "{bare[0]}"', sampled(without.model, bare)),
+        (f'"{bare[0]}", before', bare_class(LatentDiffusion.from_base(base).eval())),
+        (f'"{bare[0]}", after', bare_class(tuned.model)),
+        (
+            f'"{bare[0]}", after training without the prior loss',
+            bare_class(load_for_sampling(without_prior).model),
+        ),
     ]
     return sheet(rows, zoom)
+
+
+def figure_of_subjects(runs: Sequence[Path], settings: Settings, seed: int, zoom: int) -> Image.Image:
+    """A row for each run: two photographs, and the subject in the other columns' scenes. `seed` as in `figure`."""
+    rows = []
+    for run in runs:
+        config = read_plain(run / "configs" / "config.yaml")
+        word = config["data"]["params"]["class_word"]
+        sampling = advised_sampling(config["model"]["params"]["base"], *settings)
+        tuned, scenes = load_for_sampling(run), SCENES[: COLUMNS - 2]
+        prompts = [tuned.with_identifier(f"a photo of [V] {word} {scene}") for scene in scenes]
+        pictures = subject_images(config)[:2] + sampled(tuned.model, prompts, sampling, seed)
+        rows.append((f"two of its images; [V] {word} " + ", ".join(scenes), pictures))
+    return sheet(rows, zoom)
+
+
+def subject_images(config: dict[str, Any]) -> list[Image.Image]:
+    """The photographs of a run's subject, as training sees them."""
+    data = config["data"]["params"]
+    paths = image_files(data["data_root"])
+    return [resize_and_crop(load_image(path, data["size"]), data["size"]) for path in paths]
+
+
+def in_scenes(tuned: LoadedModel, word: str, sampling: Sampling, seed: int) -> list[Image.Image]:
+    """PER_SCENE pictures of the subject in each scene, scene by scene."""
+    prompts = [
+        tuned.with_identifier(f"a photo of [V] {word} {scene}") for scene in SCENES for _ in range(PER_SCENE)
+    ]
+    return sampled(tuned.model, prompts, sampling, seed)
+
+
+def sampled(
+    model: LatentDiffusion, prompts: Sequence[str], sampling: Sampling, seed: int, batch: int = 16
+) -> list[Image.Image]:
+    """A picture of each prompt, the first from `seed`, the next from `seed + 1`, ..."""
+    pictures = []
+    for first in range(0, len(prompts), batch):
+        part = prompts[first : first + batch]
+        pixels = model.images(part, range(seed + first, seed + first + len(part)), sampling)
+        pictures += [to_image(one) for one in pixels]
+    return pictures
+
+
+def by_likeness(drawn: Sequence[Image.Image], photographs: Sequence[Image.Image], dino: str) -> list[int]:
+    """Indices of `drawn`, the likest to the photographs first."""
+    network = Dino(dino)
+    likeness = subject_fidelity(network.images(drawn), network.images(photographs))
+    return likeness.argsort(descending=True).tolist()
 
 
 def sheet(rows: Sequence[Row], zoom: int) -> Image.Image:
