@@ -167,6 +167,12 @@ def test_other_settings_take_another_folder(pretend, tmp_path, capsys):
     assert "another overrides" in capsys.readouterr().err
 
 
+def test_a_wrong_setting_of_the_evaluation_is_told_before_any_training(pretend, tmp_path, capsys):
+    assert main(["--outdir", str(tmp_path), "--evaluation", "model.params.learning_rate=1"]) == 2
+    assert "unknown key 'model'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_base_is_measured_as_the_trainings_read_it(pretend, tmp_path):
     words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "base", "--trust", "my_package"]
     words += ["data.params.hold_out=2", "model.params.use_ema=false", "model.params.vae=some/vae"]

@@ -24,6 +24,7 @@ from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT, check_writable, replacing
 
+EVALUATION = PROJECT / "configs" / "evaluation.yaml"
 REFERENCE = "prior"
 """The variant to compare the others with, if measured; else the first."""
 
@@ -53,7 +54,11 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
 
 
 def check_settings(benchmark: Benchmark) -> None:
-    """Raise UserError if the folder has results of other settings, which must not share a table."""
+    """Raise UserError if the folder has results of other settings, which must not share a table.
+
+    Or if the evaluation's settings are wrong, which would otherwise be noticed after the first training.
+    """
+    load_settings([EVALUATION, *benchmark.config], EvaluationSettings, benchmark.evaluation)
     settings: dict[str, object] = {
         "data": str(benchmark.data.resolve()),
         "base": [str(path.resolve()) for path in benchmark.base],
@@ -133,7 +138,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name, task.seed] = json.loads(task.result.read_text())
-    published = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings)["published"]
+    published = load_settings([EVALUATION], EvaluationSettings)["published"]
     if not set(ABLATION) & set(benchmark.variants):
         published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}
