@@ -16,6 +16,7 @@ from ldm.evaluation.benchmark_tasks import (
     Benchmark,
     Task,
     claim,
+    evaluation_settings,
     last_line,
     plan,
     run_task,
@@ -24,7 +25,6 @@ from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
 from ldm.files import PROJECT, check_writable, replacing
 
-EVALUATION = PROJECT / "configs" / "evaluation.yaml"
 REFERENCE = "prior"
 """The variant to compare the others with, if measured; else the first."""
 
@@ -58,7 +58,7 @@ def check_settings(benchmark: Benchmark) -> None:
 
     Or if the evaluation's settings are wrong, which would otherwise be noticed after the first training.
     """
-    load_settings([EVALUATION, *benchmark.config], EvaluationSettings, benchmark.evaluation)
+    evaluation_settings(benchmark)
     settings: dict[str, object] = {
         "data": str(benchmark.data.resolve()),
         "base": [str(path.resolve()) for path in benchmark.base],
@@ -138,7 +138,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
     for task in tasks:
         if task.result.is_file():
             done[task.variant][task.subject.name, task.seed] = json.loads(task.result.read_text())
-    published = load_settings([EVALUATION], EvaluationSettings)["published"]
+    published = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings)["published"]
     if not set(ABLATION) & set(benchmark.variants):
         published = [row for row in published if row["table"] != 4]
     variants = {variant: means(results) for variant, results in done.items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
@@ -186,10 +186,15 @@ def seed_overrides(task: Task, benchmark: Benchmark) -> list[str]:
     """Overrides for evaluate.py that give a repetition its own image seeds."""
     if not task.seed:
         return []
-    paths = [PROJECT / "configs" / "evaluation.yaml", *benchmark.config]
-    sampling = load_settings(paths, EvaluationSettings, benchmark.evaluation)["sampling"]
+    sampling = evaluation_settings(benchmark)["sampling"]
     stride = max(sampling["images_per_prompt"], sampling["class_images"])
     return [f"sampling.seed={sampling['seed'] + task.seed * stride}"]
+
+
+def evaluation_settings(benchmark: Benchmark) -> dict[str, Any]:
+    """The evaluation's config with the benchmark's overlays and overrides. Raises UserError if they are wrong."""
+    paths = [PROJECT / "configs" / "evaluation.yaml", *benchmark.config]
+    return load_settings(paths, EvaluationSettings, benchmark.evaluation)
 
 
 def base_arguments(task: Task, benchmark: Benchmark) -> list[object]:
