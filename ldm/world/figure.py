@@ -51,7 +51,7 @@ def figure(
     bare = [f"a photo of a {word}"] * COLUMNS
     photographs = subject_images(config)
     tuned = load_for_sampling(run)
-    drawn = in_scenes(tuned, word, sampling, seed)
+    drawn = in_scenes(tuned, word, SCENES, PER_SCENE, sampling, seed)
     order = by_likeness(drawn, photographs, dino)
     half = COLUMNS // 2
 
@@ -82,10 +82,10 @@ def figure_of_subjects(runs: Sequence[Path], settings: Settings, seed: int, zoom
         config = read_plain(run / "configs" / "config.yaml")
         word = config["data"]["params"]["class_word"]
         sampling = advised_sampling(config["model"]["params"]["base"], *settings)
-        tuned, scenes = load_for_sampling(run), SCENES[: COLUMNS - 2]
-        prompts = [tuned.with_identifier(f"a photo of [V] {word} {scene}") for scene in scenes]
-        pictures = subject_images(config)[:2] + sampled(tuned.model, prompts, sampling, seed)
-        rows.append((f"two of its images; [V] {word} " + ", ".join(scenes), pictures))
+        scenes = SCENES[: COLUMNS - 2]
+        drawn = in_scenes(load_for_sampling(run), word, scenes, 1, sampling, seed)
+        title = f"two of its images; [V] {word} " + ", ".join(scenes)
+        rows.append((title, subject_images(config)[:2] + drawn))
     return sheet(rows, zoom)
 
 
@@ -96,24 +96,20 @@ def subject_images(config: dict[str, Any]) -> list[Image.Image]:
     return [resize_and_crop(load_image(path, data["size"]), data["size"]) for path in paths]
 
 
-def in_scenes(tuned: LoadedModel, word: str, sampling: Sampling, seed: int) -> list[Image.Image]:
-    """PER_SCENE pictures of the subject in each scene, scene by scene."""
-    prompts = [
-        tuned.with_identifier(f"a photo of [V] {word} {scene}") for scene in SCENES for _ in range(PER_SCENE)
-    ]
-    return sampled(tuned.model, prompts, sampling, seed)
+def in_scenes(
+    tuned: LoadedModel, word: str, scenes: Sequence[str], per_scene: int, sampling: Sampling, seed: int
+) -> list[Image.Image]:
+    """`per_scene` pictures of the subject in each of the scenes, scene by scene."""
+    prompts = [f"a photo of [V] {word} {scene}" for scene in scenes for _ in range(per_scene)]
+    return sampled(tuned.model, [tuned.with_identifier(prompt) for prompt in prompts], sampling, seed)
 
 
 def sampled(
-    model: LatentDiffusion, prompts: Sequence[str], sampling: Sampling, seed: int, batch: int = 16
+    model: LatentDiffusion, prompts: Sequence[str], sampling: Sampling, seed: int
 ) -> list[Image.Image]:
     """A picture of each prompt, the first from `seed`, the next from `seed + 1`, ..."""
-    pictures = []
-    for first in range(0, len(prompts), batch):
-        part = prompts[first : first + batch]
-        pixels = model.images(part, range(seed + first, seed + first + len(part)), sampling)
-        pictures += [to_image(one) for one in pixels]
-    return pictures
+    pixels = model.images(prompts, range(seed, seed + len(prompts)), sampling, batch_size=16)
+    return [to_image(one) for one in pixels]
 
 
 def by_likeness(drawn: Sequence[Image.Image], photographs: Sequence[Image.Image], dino: str) -> list[int]:
