@@ -34,6 +34,13 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` of the host on `device`. The host does not wait for a GPU, which may still be at earlier work."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def set_tf32(allowed: bool) -> None:
     """Set whether a GPU's fp32 matrix products and convolutions may round their inputs to TF32's 10 bits.
 

@@ -20,7 +20,7 @@ from ldm.command_line import Parser
 from ldm.errors import UserError, exit_code_of
 from ldm.files import PROJECT
 from ldm.training.speed.jobs import CONFIGS, GROUPS, WITH_BITSANDBYTES, Plan, jobs_of, one_of_each
-from ldm.values import Count, option
+from ldm.values import Count, PositiveFloat, option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=count, default=3, help="how often every variant is measured")
     parser.add_argument("--repeats", type=count, default=20, help="timed steps, or calls, per round")
     parser.add_argument("--size", type=count, help="side of the images in px (default: the recipe's)")
+    parser.add_argument(
+        "--gpu_memory",
+        type=option(PositiveFloat),
+        metavar="GB",
+        help="for memory: limit torch to this much of a GPU's, to see what fits; it takes more where there is more",
+    )
     parser.add_argument("--out", type=Path, help="also write all figures there, as JSON")
     parser.add_argument(
         "--profile", metavar="TRACE.json", help="also profile training steps: a Chrome trace and a .txt table"
@@ -56,7 +62,15 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--model sd-xl is too large to run here; its memory is counted: add --only memory")
     base = base_of(options.model)
     gpu = torch.cuda.is_available()
-    plan = Plan(options.model, base, options.size, options.repeats, gpu=gpu, quick=options.quick)
+    plan = Plan(
+        options.model,
+        base,
+        options.size,
+        options.repeats,
+        gpu=gpu,
+        quick=options.quick,
+        gpu_gigabytes=options.gpu_memory,
+    )
     jobs = [job for group in options.only for job in jobs_of(group, plan)]
     if not find_spec("bitsandbytes"):
         jobs = [job for job in jobs if job.variant not in WITH_BITSANDBYTES]

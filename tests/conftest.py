@@ -24,6 +24,12 @@ torch.set_num_threads(1)  # tiny networks lose time to more
 RECIPE = str(PROJECT / "configs" / "dreambooth.yaml")
 
 
+def pytest_configure(config):
+    """Hide GPUs from all tests but those that `-m gpu` asks for: exact comparisons are between CPU results."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A base model of a few thousand random weights, in diffusers' layout."""

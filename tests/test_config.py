@@ -117,7 +117,7 @@ def test_each_class_says_which_of_its_settings_leave_the_loss_record_as_it_is():
         *(f"lightning.trainer.{key}" for key in ("devices", "num_nodes", "strategy")),
         *(
             f"model.params.{key}"
-            for key in ("base", "compile", "ema", "export_dtype", "gradient_checkpointing")
+            for key in ("base", "compile", "cuda_graphs", "ema", "export_dtype", "gradient_checkpointing")
         ),
         *(f"model.params.{key}" for key in ("revision", "use_ema", "vae", "variant")),
     }

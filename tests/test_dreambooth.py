@@ -273,13 +273,31 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones(tiny):
         torch.testing.assert_close(gradients[True][name], gradient, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compile for")
-def test_compiling_without_a_gpu_is_refused_before_anything_is_written(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
+def test_what_needs_a_gpu_is_refused_before_anything_is_written(tiny, tmp_path, capsys, key):
     from main import main
 
-    words = ["--base", RECIPE, str(PROJECT / "configs" / "gpu-speed.yaml"), "--actual_resume", str(tiny)]
+    words = ["--base", RECIPE, "--actual_resume", str(tiny), f"model.params.{key}=true"]
     assert main([*words, "--logdir", str(tmp_path / "logs")]) == 2
-    assert "model.params.compile needs a GPU" in capsys.readouterr().err
+    assert f"model.params.{key} needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.params.compile=true",
+        "model.params.gradient_checkpointing=true",
+        "lightning.trainer.accumulate_grad_batches=2",
+    ],
+)
+def test_what_graphs_cannot_record_is_refused(tiny_config, tmp_path, monkeypatch, capsys, change):
+    from main import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    words = ["--base", RECIPE, str(tiny_config), "model.params.cuda_graphs=true", change]
+    assert main([*words, "--logdir", str(tmp_path / "logs")]) == 2
+    assert f"model.params.cuda_graphs: {change.partition('=')[0]}"[:20] in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
 
 

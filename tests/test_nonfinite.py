@@ -180,7 +180,6 @@ def test_a_run_that_skipped_every_update_learned_nothing_and_says_so(train, monk
     assert not (run / "model").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="auto finds a GPU")
 def test_fp16_without_a_gpu_is_fp16_and_a_run_that_was_bf16_is_not_gone_on_with_as_fp16(train, capsys):
     """Lightning would train in bf16 without a scaler, and the checkpoint would say fp16."""
     words = ("lightning.trainer.precision=16-mixed", "lightning.trainer.accelerator=auto")

@@ -192,7 +192,7 @@ def test_a_recipe_takes_a_real_step_on_a_scaled_down_model(name, small_bases, tm
     if load_config(files(name))["lightning"]["trainer"]["precision"] == "16-mixed":
         words.append("lightning.trainer.precision=32-true")  # a CPU has no fp16 autocast with a scaler
     if name == "gpu-speed":
-        words.append("model.params.compile=false")  # refused without a GPU
+        words.append("model.params.cuda_graphs=false")  # refused without a GPU
     assert main(["--base", *files(name), "-l", str(tmp_path), *words]) == 0
     run = next(tmp_path.iterdir())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -118,8 +118,11 @@ class LoadedBatch:
     """The prior sample of each example of the second half, [B], or none."""
 
     def to(self, device: torch.device | str, **options: Any) -> "LoadedBatch":
-        """The batch with its tensors on `device`. Lightning calls this to move it."""
-        return self._with_tensors(lambda tensor: tensor.to(device, **options))
+        """The batch with its tensors on `device`. Lightning calls this to move it.
+
+        The host does not wait for the copies from page-locked memory, so it stays ahead of a GPU.
+        """
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True, **options))
 
     def pin_memory(self) -> "LoadedBatch":
         """The batch with its tensors in page-locked memory. The loader calls this if there is a GPU."""

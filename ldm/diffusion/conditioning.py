@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm.devices import sent
+
 
 def whole_image(height: int, width: int) -> Tensor:
     """Size ids of an uncropped image of `height` x `width` px, [6]."""
@@ -25,7 +27,7 @@ class Conditioning:
 
     def rows(self, indices: Sequence[int]) -> "Conditioning":
         """The rows `indices`, in order; rows may repeat."""
-        chosen = list(indices)
+        chosen = sent(torch.tensor(list(indices), dtype=torch.long), self.states.device)
         return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
 
     def without_text(self) -> "Conditioning":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -78,6 +78,7 @@ class DreamBooth(LightningModule):
         gradient_checkpointing: Annotated[bool, Unaffecting] = False,
         weights_precision: Literal["fp32", "bf16"] = "fp32",
         compile: Annotated[bool, Unaffecting] = False,
+        cuda_graphs: Annotated[bool, Unaffecting] = False,
         tf32: bool = False,
         revision: Annotated[Text | None, Unaffecting] = None,
         variant: Annotated[FolderName | None, Unaffecting] = None,
@@ -118,6 +119,7 @@ class DreamBooth(LightningModule):
         )
         for network in self.model.trainable.values():
             network.to(DTYPES[weights_precision])
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.base = base
@@ -131,7 +133,7 @@ class DreamBooth(LightningModule):
         self.average: WeightAverage | None = None
         self._average_state: Mapping[str, object] | None = None
         self.export_dtype = export_dtype
-        self.compile_blocks, self.tf32 = compile, tf32
+        self.compile_blocks, self.cuda_graphs, self.tf32 = compile, cuda_graphs, tf32
         self._gradient_norm: Tensor | None = None
         self.tuning = tuning(
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
@@ -179,17 +181,20 @@ class DreamBooth(LightningModule):
         """`prompt` with placeholders replaced by the run's identifiers."""
         return fill_in_identifiers(prompt, self.subjects)
 
-    def check(self, data: DreamBoothData) -> None:
-        """Raise UserError if this model cannot be trained on `data`, before anything is written."""
+    def check(self, data: DreamBoothData, trainer: Trainer) -> None:
+        """Raise UserError if `trainer` cannot train this model on `data`, before anything is written."""
         for width, height in {
             shape for images in (*data.subjects, *data.validation) for shape in images.shapes
         }:
             self.model.latent_shape(height, width)
         for prior in data.classes:
             warn_of_unknown_class(self.base, prior.class_word)
-        if self.compile_blocks and not torch.cuda.is_available():
-            # On a CPU, compiled convolutions of torch 2.13 had zero gradients.
-            raise UserError("model.params.compile needs a GPU, and there is none: leave it false")
+        # On a CPU, compiled convolutions of torch 2.13 had zero gradients.
+        for key, wanted in (("compile", self.compile_blocks), ("cuda_graphs", self.cuda_graphs)):
+            if wanted and not torch.cuda.is_available():
+                raise UserError(f"model.params.{key} needs a GPU, and there is none: leave it false")
+        if self.cuda_graphs and (reason := self.no_graphs(trainer)):
+            raise UserError(f"model.params.cuda_graphs: {reason}; leave it false")
         for subject, images in zip(self.subjects, data.subjects, strict=True):
             check_prompts(subject, images)
         data.timesteps(generator(0, "check"), self.model.schedule.num_timesteps)
@@ -197,6 +202,16 @@ class DreamBooth(LightningModule):
             self.model.passes(prior_sampling(data.prior))
         if self.model.dropouts():
             raise UserError(f"base {self.base}: it has dropout, whose draws are not repeatable; set it to 0")
+
+    def no_graphs(self, trainer: Trainer) -> str | None:
+        """Why this run's passes cannot be recorded as CUDA graphs; None if they can."""
+        if self.compile_blocks:
+            return "model.params.compile is not tested with it"
+        if self.gradient_checkpointing:
+            return "a recorded pass cannot be computed again, as model.params.gradient_checkpointing asks"
+        if trainer.accumulate_grad_batches > 1:
+            return "a replay overwrites the gradients that lightning.trainer.accumulate_grad_batches sums up"
+        return "with several devices it is not tested" if trainer.world_size > 1 else None
 
     def setup(self, stage: str) -> None:
         set_tf32(self.tf32)
@@ -222,6 +237,8 @@ class DreamBooth(LightningModule):
             self._average_state = None
         if self.compile_blocks and self.device.type == "cuda":
             self.model.compile_blocks()
+        if self.cuda_graphs:
+            self.model.record_graphs()
         self.trainer.datamodule.prepare_latents()
         self._release_untrained()
 

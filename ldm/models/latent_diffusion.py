@@ -25,6 +25,7 @@ from ldm.formats.subject import notes_of
 from ldm.models import codec
 from ldm.models.codec import NotFiniteError
 from ldm.models.deep_features import reused_deep_features
+from ldm.models.graphed import GraphedPasses
 from ldm.models.text_conditioning import Remembered, text_conditioning, warn_of_cut
 from ldm.randomness import image_generator
 
@@ -54,6 +55,8 @@ class LatentDiffusion(nn.Module):
         self.clip_skip = clip_skip
         self.at_once: int | None = None
         """The most pictures that are drawn together, once memory has run out; None so far."""
+        self.graphs: GraphedPasses | None = None
+        """Of the UNet's passes with gradients, if they are recorded."""
         # From diffusers, so that training adds noise exactly as its samplers remove it.
         alphas_cumprod = make_scheduler("ddpm", self.scheduler_config).alphas_cumprod
         self.alphas_cumprod: Tensor
@@ -161,7 +164,10 @@ class LatentDiffusion(nn.Module):
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction [B, C, h, w] in fp32 for noisy latents `x` [B, C, h, w] and timesteps [B]."""
         dtype = self.unet.dtype
-        return self.unet(x.to(dtype), timesteps, **self.text.keywords(conditioning, dtype)).sample.float()
+        keywords = self.text.keywords(conditioning, dtype)
+        if self.graphs and torch.is_grad_enabled():
+            return self.graphs(x.to(dtype), timesteps, keywords).float()
+        return self.unet(x.to(dtype), timesteps, **keywords).sample.float()
 
     @torch.no_grad()
     def images(
@@ -328,6 +334,10 @@ class LatentDiffusion(nn.Module):
 
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_GRAPHS)
         self.unet.compile_repeated_blocks(fullgraph=True, backend=backend)
+
+    def record_graphs(self) -> None:
+        """From now on record the UNet's passes with gradients as CUDA graphs, and replay them (`GraphedPasses`)."""
+        self.graphs = GraphedPasses(self.unet)
 
     def dropouts(self) -> list[nn.Module]:
         """Dropout layers, whose draws cannot be keyed by the sample number."""

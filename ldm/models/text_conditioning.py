@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm.devices import sent
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import UserError
 from ldm.formats.components import Components
@@ -75,7 +76,7 @@ class ClipStates:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, L, D]."""
-        ids = tokenize(self.tokenizer, prompts, self.window).to(self.text_encoder.device)
+        ids = sent(tokenize(self.tokenizer, prompts, self.window), self.text_encoder.device)
         if self.clip_skip == 1:
             return Conditioning(self.text_encoder(ids).last_hidden_state)
         states = self.text_encoder(ids, output_hidden_states=True).hidden_states[self.used]
@@ -114,7 +115,7 @@ class ClipPair:
         """States [B, L, D1 + D2] and pooled text [B, P]."""
         states = []
         for encoder, tokenizer, used in zip(self.text_encoders, self.tokenizers, self.used, strict=True):
-            ids = tokenize(tokenizer, prompts, self.window).to(encoder.device)
+            ids = sent(tokenize(tokenizer, prompts, self.window), encoder.device)
             output = encoder(ids, output_hidden_states=True)
             states.append(output.hidden_states[used])
         return Conditioning(torch.cat(states, dim=-1), output.text_embeds)

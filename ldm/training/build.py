@@ -59,7 +59,7 @@ def build(
     with weights_on(trainer.strategy.root_device):
         model = instantiate_from_config(config["model"], trust, **provided)
     if hasattr(model, "check"):
-        model.check(data)
+        model.check(data, trainer)
     for callback in callbacks:
         if hasattr(callback, "check"):
             callback.check(model)

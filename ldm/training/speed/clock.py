@@ -73,7 +73,8 @@ class StepClock(StepCallback):
             self.flops.__enter__()
         elif step == self.warm + self.repeats + 1:
             self.flops.__exit__(None, None, None)
-            self.row["flops"] = self.flops.get_total_flops() * trainer.world_size
+            if pl_module.model.graphs is None:  # what a graph computes is not seen
+                self.row["flops"] = self.flops.get_total_flops() * trainer.world_size
 
 
 def write_profile(profiler: torch.profiler.profile, path: Path) -> None:

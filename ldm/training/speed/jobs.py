@@ -51,6 +51,8 @@ class Job:
     """Environment variables of the process."""
     trace: str | None = None
     """File for a profile of the timed training steps; None: no profile."""
+    gpu_gigabytes: float | None = None
+    """What torch may take of a GPU's memory; None: all of it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Plan:
     gpu: bool
     quick: bool
     """Only check that everything runs."""
+    gpu_gigabytes: float | None = None
+    """For the group memory: see `Job`."""
 
 
 Change = tuple[list[str], list[str]]
@@ -87,7 +91,14 @@ LEAN: dict[str, Change] = {
 }
 """Single changes that save memory or time."""
 
-ON_A_GPU: dict[str, Change] = {"TF32 products": ([], ["model.params.tf32=true"])}
+PLAIN = ["model.params.cuda_graphs=false"]
+ON_A_GPU: dict[str, Change] = {
+    "TF32 products": ([], ["model.params.tf32=true"]),
+    "fp16 autocast": ([], ["lightning.trainer.precision=16-mixed"]),
+    "gpu-speed.yaml": (["configs/gpu-speed.yaml"], []),
+    "gpu-speed.yaml, neither recorded nor compiled": (["configs/gpu-speed.yaml"], PLAIN),
+    "gpu-speed.yaml, compiled instead": (["configs/gpu-speed.yaml"], [*PLAIN, "model.params.compile=true"]),
+}
 
 SMALLER: dict[str, Change] = {
     "the recipe": ([], []),
@@ -147,7 +158,7 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     elif group == "memory" and plan.model == "sd-xl":
         yield from variants(replace(short, measure="memory_without_data"), SMALLER_XL)
     elif group == "memory":
-        whole = replace(whole_recipe(short, plan), measure="memory")
+        whole = replace(whole_recipe(short, plan), measure="memory", gpu_gigabytes=plan.gpu_gigabytes)
         # At full size each variant takes 15 minutes on a CPU.
         affordable = plan.gpu or plan.model == "toy"
         yield from variants(whole, SMALLER | ADAPTERS | (LEAN if affordable else {}))

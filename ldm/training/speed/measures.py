@@ -60,6 +60,10 @@ def memory(job: Job) -> list[Row]:
     The run draws a chunk of prior samples, encodes the views, takes two steps, validates and draws sample images.
     Phases run in sequence, so one of each shows the peak of many.
     """
+    if CUDA and job.gpu_gigabytes:
+        # Where there is more memory, torch takes more of it, for faster convolutions.
+        share = job.gpu_gigabytes * 1e9 / torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
     overrides = [
         "lightning.callbacks.checkpoint=null",
         "lightning.callbacks.validation.params.monitor=null",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.data.datamodule import DreamBoothData
 from ldm.data.images import to_tensor
-from ldm.devices import DTYPES
+from ldm.devices import DTYPES, set_tf32
 from ldm.files import find
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.speed.clock import DEVICE, Row, now, timed
@@ -36,6 +36,7 @@ class Loop:
     @classmethod
     def of(cls, data: DreamBoothData, module: DreamBooth, foreach: bool | None) -> "Loop":
         """foreach: torch's AdamW updates all parameters in a few calls; None leaves it to torch."""
+        set_tf32(module.tf32)  # as a run does: torch's own default rounds a GPU's convolutions
         model = module.model.to(DEVICE)
         for network in model.trainable.values():
             network.train()
