@@ -2,15 +2,17 @@
 
 import re
 import sys
+import time
 
 import pytest
 
 from ldm import console
 from ldm.console import counted, phase, progress_bar, run_bar
+from ldm.methods.dreambooth import DreamBooth
 from ldm.training.messages import advice_on_threads, busy_cores, duration
 from main import main
 from tests.conftest import RECIPE
-from tests.runs import QUICK
+from tests.runs import QUICK, at_call
 
 
 @pytest.fixture
@@ -132,3 +134,12 @@ def test_without_proc_the_load_average_tells(monkeypatch):
     monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
     monkeypatch.setattr("os.getloadavg", lambda: (1.2, 0.0, 0.0))
     assert busy_cores() == 1.2
+
+
+def test_the_time_left_leaves_a_slow_first_step_out(train, monkeypatch, capsys):
+    """A first step of 4 s would make it 16 s at the pace of all ten."""
+    at_call(monkeypatch, DreamBooth, "training_step", {1}, lambda: time.sleep(4))
+    train(*QUICK, "lightning.callbacks.validation=null", "lightning.trainer.max_steps=50")
+    left = re.search(r"about (\d+) s left at the pace of steps 2 to 10", capsys.readouterr().err)
+    assert left is not None
+    assert int(left[1]) < 10

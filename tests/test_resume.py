@@ -98,9 +98,10 @@ def test_a_second_interrupt_quits_at_once(train, monkeypatch):
     train(*QUICK, expect=130)
 
 
-def test_without_checkpoints_a_signal_ends_the_run_at_once(train, monkeypatch, tmp_path):
+def test_without_checkpoints_a_signal_ends_the_run_at_once(train, monkeypatch, tmp_path, capsys):
     at_call(monkeypatch, DreamBooth, "training_step", {3}, send(signal.SIGTERM))
     train(*QUICK, "lightning.callbacks.checkpoint=null", expect=STOPPED)
+    assert "nothing is saved: start again with python main.py --resume" in capsys.readouterr().err
     run = next((tmp_path / "logs" / "run").iterdir())
     assert not (run / "model").exists()
 

@@ -46,12 +46,9 @@ class Progress(StepCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._first_step = step = trainer.global_step
-        self._announced, self._began = False, time.monotonic()
-        self._since = (step, self._began)
-        if not self.bar.disable:
-            self.bar.initial = self.bar.n = self.bar.last_print_n = step
-            self.bar.unpause()  # leave work before the first step out of the rate
-            self.bar.refresh()
+        self._announced = False
+        self._since = (step, time.monotonic())
+        self._start_rate(step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -67,6 +64,8 @@ class Progress(StepCallback):
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
         self.bar.update(step - self.bar.n)
+        if step == self._first_step + 1:
+            self._start_rate(step)
         if not self._is_due(trainer, step):
             return
         if self._record is not None:
@@ -83,8 +82,16 @@ class Progress(StepCallback):
             and step < trainer.max_steps
         ):
             self._announced = True
-            left = duration((time.monotonic() - self._began) / taken * (trainer.max_steps - step))
-            say(f"about {left} left at the pace of the first {taken} steps")
+            left = duration((time.monotonic() - self._began) / (taken - 1) * (trainer.max_steps - step))
+            say(f"about {left} left at the pace of steps 2 to {taken}")
+
+    def _start_rate(self, step: int) -> None:
+        """Leave what came before, as drawing the first prior samples and compiling, out of the rate."""
+        self._began = time.monotonic()
+        if not self.bar.disable:
+            self.bar.initial = self.bar.n = self.bar.last_print_n = step
+            self.bar.unpause()
+            self.bar.refresh()
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
         return is_due(step, self.log_every_steps, trainer.max_steps)

@@ -194,8 +194,14 @@ def train(
         close_loggers(trainer)
     if not trainer.is_global_zero:
         return 0  # for any other code Lightning would kill the first process
-    say(f"stopped, everything is saved: continue with python main.py --resume {folder}")
+    say(f"stopped, {what_is_saved(folder)} python main.py --resume {folder}")
     return EXIT_RESUME_ME
+
+
+def what_is_saved(folder: Path) -> str:
+    """For the message of a stopped run: whether --resume goes on with it or starts it again."""
+    saved = (folder / "checkpoints" / LAST).is_file()
+    return "everything is saved: continue with" if saved else "nothing is saved: start again with"
 
 
 def finish(folder: Path, parts: Parts, seconds: float) -> None:
