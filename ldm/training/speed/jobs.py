@@ -71,6 +71,9 @@ class Plan:
     """For the group memory: see `Job`."""
 
 
+WITHOUT_AVERAGE = "model.params.ema=null"
+"""For comparisons with loops that have no average of the weights."""
+
 Change = tuple[list[str], list[str]]
 """Overlays and overrides that turn the recipe into a variant."""
 
@@ -143,15 +146,23 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     if group == "machine":
         yield replace(short, measure="machine")
     elif group == "step":
+        steps = replace(steps, overrides=[*steps.overrides, WITHOUT_AVERAGE])
         yield replace(steps, variant="as diffusers' script", measure="script_step")
         yield replace(steps, variant="plain loop", measure="plain_step")
         yield replace(steps, variant="this project")
     elif group == "whole":
         few = ["data.params.prior.count=2", "lightning.trainer.max_steps=1"] if plan.quick else []
         whole = whole_recipe(short, plan)
-        whole = replace(whole, overrides=[*whole.overrides, *few], repeats=1, warm=0)
+        whole = replace(whole, overrides=[*whole.overrides, WITHOUT_AVERAGE, *few], repeats=1, warm=0)
         yield replace(whole, variant="as diffusers' script", measure="whole_script")
         yield replace(whole, variant="this project", measure="whole_run")
+        if not plan.quick:
+            configs = [*whole.configs, "configs/bf16.yaml"]
+            bf16 = replace(
+                whole, configs=configs, overrides=[*whole.overrides, "data.params.prior.precision=bf16"]
+            )
+            yield replace(bf16, variant="as diffusers' script, in bf16", measure="whole_script")
+            yield replace(bf16, variant="this project, in bf16", measure="whole_run")
     elif group == "lean":
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
+from pytorch_lightning import Trainer
 from torch import Tensor
 
 from ldm.data.datamodule import DreamBoothData
@@ -32,10 +33,12 @@ class Loop:
     """Subject images a step, and as many of the class."""
     prompts: list[str]
     """The subject's and the class's, [2 * count]."""
+    bf16: bool
+    """Whether passes are under bf16 autocast."""
 
     @classmethod
-    def of(cls, data: DreamBoothData, module: DreamBooth, foreach: bool | None) -> "Loop":
-        """foreach: torch's AdamW updates all parameters in a few calls; None leaves it to torch."""
+    def of(cls, data: DreamBoothData, module: DreamBooth, trainer: Trainer, foreach: bool | None) -> "Loop":
+        """trainer: for its precision. foreach: AdamW updates all parameters in a few calls; None leaves it to torch."""
         set_tf32(module.tf32)  # as a run does: torch's own default rounds a GPU's convolutions
         model = module.model.to(DEVICE)
         for network in model.trainable.values():
@@ -45,10 +48,15 @@ class Loop:
         scheduler = DDPMScheduler.from_config(model.scheduler_config)
         count = data.batch_size
         subject, prior = module.with_identifier(data.subjects[0].prompts[0]), data.concepts[0].prior_prompt
-        return cls(module, optimizer, scheduler, count, [subject] * count + [prior] * count)
+        bf16 = trainer.precision == "bf16-mixed"
+        return cls(module, optimizer, scheduler, count, [subject] * count + [prior] * count, bf16)
 
     def errors(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Squared errors [B, C, h, w] of one pass over `pixels` [B, 3, H, W], encoding them and their prompts."""
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.bf16):
+            return self._errors(pixels, prompts)
+
+    def _errors(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         model, scheduler = self.module.model, self.scheduler
         with torch.no_grad():
             latents = model.vae.encode(pixels).latent_dist.sample() * model.vae.config.scaling_factor
@@ -73,8 +81,8 @@ class Loop:
 
 def plain_step(job: Job) -> list[Row]:
     """Two passes of the UNet, one for the subject and one for the class; AdamW updates one parameter after another."""
-    data, module, _, folder = build(job, 1)
-    loop = Loop.of(data, module, foreach=False)
+    data, module, trainer, folder = build(job, 1)
+    loop = Loop.of(data, module, trainer, foreach=False)
     pixels, count = subject_pixels(data), loop.count
 
     def step() -> None:
@@ -87,8 +95,8 @@ def plain_step(job: Job) -> list[Row]:
 
 def script_step(job: Job) -> list[Row]:
     """As diffusers' train_dreambooth.py: one pass over both halves, every image and every prompt encoded anew."""
-    data, module, _, folder = build(job, 1)
-    loop = Loop.of(data, module, foreach=None)
+    data, module, trainer, folder = build(job, 1)
+    loop = Loop.of(data, module, trainer, foreach=None)
     pixels = subject_pixels(data).repeat(2, 1, 1, 1)
     with folder:
         return [timed(job, lambda: script_update(loop, pixels), images=loop.count)]
@@ -120,7 +128,7 @@ def whole_run(job: Job) -> list[Row]:
 def whole_script(job: Job) -> list[Row]:
     """The same course as diffusers' train_dreambooth.py takes it: prior samples in files, read again at each step."""
     data, module, trainer, folder = build(job, None)
-    loop = Loop.of(data, module, foreach=None)
+    loop = Loop.of(data, module, trainer, foreach=None)
     with folder, tempfile.TemporaryDirectory() as name:
         start = now()
         files = draw_prior(job, data, Path(name))
