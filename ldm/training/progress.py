@@ -63,9 +63,10 @@ class Progress(StepCallback):
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        self.bar.update(step - self.bar.n)
         if step == self._first_step + 1:
             self._start_rate(step)
+        else:
+            self.bar.update(step - self.bar.n)
         if not self._is_due(trainer, step):
             return
         if self._record is not None:
