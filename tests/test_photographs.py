@@ -320,7 +320,7 @@ def test_a_batch_in_buckets_holds_the_photographs_and_masks_at_their_shape(
     wide = data.subjects[0].pixels(0)
     assert wide.shape == (3, 24, 40)
     with pytest.raises(UserError, match="multiple"):
-        module.check(replace_shapes(data))
+        module.check(replace_shapes(data), trainer)
 
 
 def replace_shapes(data):

@@ -65,6 +65,7 @@ WRONG = {
     "clip_revision": TEXT_OR_NONE,
     "clip_skip": COUNT,
     "compile": TRUTH,
+    "cuda_graphs": TRUTH,
     "concepts": ["abc", 5, True, [], {"x": 1}, ["cat"], [{"class_word": "cat"}], [{"data_root": 5}]],
     "count": COUNT,
     "data_root": TEXT,

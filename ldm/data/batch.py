@@ -122,7 +122,8 @@ class LoadedBatch:
 
         The host does not wait for the copies from page-locked memory, so it stays ahead of a GPU.
         """
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True, **options))
+        options = {"non_blocking": torch.device(device).type == "cuda", **options}
+        return self._with_tensors(lambda tensor: tensor.to(device, **options))
 
     def pin_memory(self) -> "LoadedBatch":
         """The batch with its tensors in page-locked memory. The loader calls this if there is a GPU."""

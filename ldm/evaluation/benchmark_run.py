@@ -74,7 +74,7 @@ def check_settings(benchmark: Benchmark) -> None:
             key = next(key for key in settings if before.get(key) != settings[key])
             raise UserError(f"{benchmark.outdir} has a benchmark with another {key}: choose another --outdir")
         return
-    with replacing(path) as temporary:
+    with replacing(path, shared=True) as temporary:  # the tasks of an array start at once
         temporary.write_text(json.dumps(settings, indent=1))
 
 
