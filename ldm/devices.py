@@ -34,9 +34,9 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """`tensor` of the host on `device`. The host does not wait for a GPU, which may still be at earlier work."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

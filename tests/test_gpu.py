@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.config import load_config
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.training.loss_record import read_rows
 from scripts.txt2img import main as draw
 from tests.conftest import RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
@@ -26,7 +27,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 def losses(run) -> np.ndarray:
     """Loss of every step of `run`, [steps]."""
-    return np.array([json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()])
+    return np.array([row["loss"] for row in read_rows(run / "metrics.jsonl")])
 
 
 def test_fp32_has_the_loss_curve_of_the_cpu(train):

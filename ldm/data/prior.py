@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm import processes
 from ldm.data.prior_cache import PriorCache
+from ldm.devices import sent
 from ldm.files import replacing
 from ldm.values import (
     Count,
@@ -121,7 +122,7 @@ class PriorBank:
     def latents(self, indices: Sequence[int], device: torch.device | str) -> Tensor:
         """Latents of `indices`, [len(indices), C, h, w] in fp32; their chunks must have been filled."""
         rows = [self.chunks[index // self.chunk_size][index % self.chunk_size] for index in indices]
-        return torch.stack(rows).to(device, non_blocking=True)
+        return sent(torch.stack(rows), device)
 
     def _read_together(self, chunk: int) -> Tensor | None:
         """The chunk if every process can read it, otherwise None on all of them."""

@@ -69,10 +69,14 @@ def newest_checkpoint(run: Path) -> Path:
     return path
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a checkpoint folder has a state to resume from."""
+    return any(path.is_file() for path in (folder / LAST, *older_states(folder)))
+
+
 def what_is_kept(folder: Path) -> str:
-    """For messages of a run that ends or cannot save: whether its checkpoint folder has a state to resume from."""
-    states = [path for path in (folder / LAST, *older_states(folder)) if path.is_file()]
-    return "the last good checkpoint is kept" if states else "there is no checkpoint yet"
+    """For messages of a run that ends or cannot save, whose checkpoint folder is `folder`."""
+    return "the last good checkpoint is kept" if has_state(folder) else "there is no checkpoint yet"
 
 
 def problem_with(path: Path) -> str | None:

@@ -237,7 +237,7 @@ class DreamBooth(LightningModule):
             self._average_state = None
         if self.compile_blocks and self.device.type == "cuda":
             self.model.compile_blocks()
-        if self.cuda_graphs:
+        if self.cuda_graphs and self.device.type == "cuda":
             self.model.record_graphs()
         self.trainer.datamodule.prepare_latents()
         self._release_untrained()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ldm import processes
 from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ReportedError, UserError, printable, printable_lines, say
-from ldm.formats.checkpoint_files import LAST
+from ldm.formats.checkpoint_files import LAST, has_state
 from ldm.processes import agreed
 from ldm.training import resume, run_folder
 from ldm.training.averaged import averaged
@@ -194,14 +194,10 @@ def train(
         close_loggers(trainer)
     if not trainer.is_global_zero:
         return 0  # for any other code Lightning would kill the first process
-    say(f"stopped, {what_is_saved(folder)} python main.py --resume {folder}")
+    saved = has_state(folder / "checkpoints")
+    what = "everything is saved: continue" if saved else "nothing is saved: start again"
+    say(f"stopped, {what} with python main.py --resume {folder}")
     return EXIT_RESUME_ME
-
-
-def what_is_saved(folder: Path) -> str:
-    """For the message of a stopped run: whether --resume goes on with it or starts it again."""
-    saved = (folder / "checkpoints" / LAST).is_file()
-    return "everything is saved: continue with" if saved else "nothing is saved: start again with"
 
 
 def finish(folder: Path, parts: Parts, seconds: float) -> None:

@@ -157,10 +157,7 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         yield replace(whole, variant="as diffusers' script", measure="whole_script")
         yield replace(whole, variant="this project", measure="whole_run")
         if not plan.quick:
-            configs = [*whole.configs, "configs/bf16.yaml"]
-            bf16 = replace(
-                whole, configs=configs, overrides=[*whole.overrides, "data.params.prior.precision=bf16"]
-            )
+            bf16 = replace(whole, configs=[*whole.configs, "configs/bf16.yaml"])
             yield replace(bf16, variant="as diffusers' script, in bf16", measure="whole_script")
             yield replace(bf16, variant="this project, in bf16", measure="whole_run")
     elif group == "lean":
