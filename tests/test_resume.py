@@ -392,6 +392,7 @@ def test_wandb_goes_on_with_its_run(train, monkeypatch):
     )
     run = train(*words, expect=STOPPED)
     wandb.finish()
+    time.sleep(1.1)  # a folder of the same second would have another number at its name's end
     assert resume(run) == 0
     wandb.finish()
     assert len(set(ids)) == 1
