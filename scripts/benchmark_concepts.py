@@ -37,6 +37,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--steps", type=option(Count), default=300, help="optimizer steps for each subject of a run"
     )
     parser.add_argument(
+        "--alone",
+        type=Path,
+        metavar="OUTDIR",
+        help="take the single subjects' results from another comparison, to compare settings of the others alone",
+    )
+    parser.add_argument(
         "--evaluation",
         nargs="*",
         default=[],
@@ -58,7 +64,14 @@ def run(options: argparse.Namespace) -> None:
 
     check_writable(options.outdir)
     experiment = Experiment(
-        options.outdir, options.base, options.overrides, options.evaluation, options.steps, train, evaluate
+        options.outdir,
+        options.base,
+        options.overrides,
+        options.evaluation,
+        options.steps,
+        train,
+        evaluate,
+        options.alone,
     )
     groups = {
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups

@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ldm.data.images import image_files, load_image
 from ldm.data.masks import mask_of
 from ldm.evaluation.features import Clip, Dino
+from ldm.evaluation.several import Measured, nearest
 from ldm.world.drawing import World
 from ldm.world.mask_leakage import MEMBER, SCENE, make_photographs, measure
 from ldm.world.several_subjects import spread
@@ -79,12 +81,30 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
     assert rows[1]["dino"] == [both["subjects"][1]["metrics"]["dino"]["value"]]
     assert rows[1]["dino_alone"] == [alone["metrics"]["dino"]["value"]]
     assert rows[1]["confusion"] == [both["confusion"][1][0]]
+    assert rows[1]["mistaken"] == [both["nearest"][1][0]]
+    assert rows[1]["together"] == [both["pairs"][0]["dino_lower"]]
     assert f"| one noun | taxi | {rows[1]['dino_alone'][0]:.3f} | {rows[1]['dino'][0]:.3f} |" in told
+    lost = [row["dino"][0] - row["dino_alone"][0] for row in rows]
+    assert f"| one noun | {sum(lost) / 2:+.3f} (" in told
     stamp = path.stat().st_mtime_ns
     monkeypatch.chdir(PROJECT)
     assert benchmark_concepts.main(words) == 0  # all of it is there
     assert path.stat().st_mtime_ns == stamp
+    other = out.parent / "other"  # another setting, beside the same runs of single subjects
+    words[words.index("--outdir") + 1] = str(other)
+    assert benchmark_concepts.main(["--alone", str(out), *words]) == 0
+    assert [folder.name for folder in other.iterdir() if folder.is_dir() and folder.name != "data"] == [
+        "car+taxi"
+    ]
     assert spread([1.0, 2.0]) == "1.500 ± 0.707"
+
+
+def test_pictures_are_assigned_to_the_subject_they_are_likest():
+    first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    own, other = torch.tensor([1.0, 0.1]), torch.tensor([0.1, 1.0])
+    pictures = torch.stack([own, own, own, other]), torch.stack([other, other])
+    measured = [Measured(None, None, *both) for both in zip(pictures, (first, second), strict=True)]
+    assert nearest(measured) == [[0.75, 0.25], [0.0, 1.0]]
 
 
 def test_the_page_of_several_subjects_in_a_browser(compared, chromium):

@@ -113,13 +113,17 @@ def test_several_subjects_are_measured_alone_against_each_other_and_together(tra
         assert result["confusion"][place][place] == pytest.approx(own["metrics"]["dino"]["value"])
     assert len({value for row in result["confusion"] for value in row}) == 4
     assert result["photographs"][0][1] == pytest.approx(result["photographs"][1][0])
+    for name, shares in zip(("v1", "rex"), result["nearest"], strict=True):
+        pictures = len(list((out / name / "subject").glob("*.png")))
+        assert sum(shares) == pytest.approx(1)
+        assert all(share * pictures == pytest.approx(round(share * pictures)) for share in shares)
     (pair,) = result["pairs"]
     assert pair["dino_lower"] <= min(pair["dino"])
     drawn = {png_text(out / name)["prompt"] for name in pair["images"]}
     assert "a photo of sks cat and vup dog on the beach" in drawn
     assert len(pair["images"]) == 6
     assert "[rex] dog" in told
-    assert (out / "report.html").read_text().count("<table") == 3
+    assert (out / "report.html").read_text().count("<table") == 4
     alone, folder = evaluate("--ckpt", run, "--concept", "[rex]", out="alone")
     assert alone["metrics"] == result["subjects"][1]["metrics"]
     assert alone["about"]["real_images"]["held_out"] == ["03.png", "04.png"]

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from ldm.concepts import Learned
@@ -43,6 +44,7 @@ class Together(TypedDict):
 
     subjects: list[dict[str, object]]
     confusion: list[list[float]]
+    nearest: list[list[float]]
     photographs: list[list[float]]
     pairs: list[Pair]
 
@@ -99,6 +101,7 @@ def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedM
             for one in measured
         ],
         "confusion": confusion(measured),
+        "nearest": nearest(measured),
         "photographs": [
             [float(subject_fidelity(one.photographs, other.photographs).mean()) for other in measured]
             for one in measured
@@ -141,6 +144,18 @@ def confusion(measured: Sequence[Measured]) -> list[list[float]]:
         [float(subject_fidelity(one.pictures, other.photographs).mean()) for other in measured]
         for one in measured
     ]
+
+
+def nearest(measured: Sequence[Measured]) -> list[list[float]]:
+    """Row i, column j: share of the pictures of subject i that are likest (DINO) to the photographs of subject j."""
+    shares = []
+    for one in measured:
+        likeness = torch.stack(
+            [subject_fidelity(one.pictures, other.photographs) for other in measured], dim=1
+        )
+        counts = likeness.argmax(dim=1).bincount(minlength=len(measured))
+        shares.append((counts / len(one.pictures)).tolist())
+    return shares
 
 
 def measure_pairs(
@@ -201,6 +216,8 @@ def tables_of(result: Together, measured: Sequence[Measured]) -> list[tuple[str,
         [f"photographs of {name}", *map(number, row)]
         for name, row in zip(names, result["photographs"], strict=True)
     ]
+    shares = [["", *names]]
+    shares += [[name, *map(number, row)] for name, row in zip(names, result["nearest"], strict=True)]
     pairs = [["", "DINO, first", "DINO, second", "DINO, the lower", "CLIP-T"]]
     for pair in result["pairs"]:
         i, j = pair["subjects"]
@@ -209,6 +226,10 @@ def tables_of(result: Together, measured: Sequence[Measured]) -> list[tuple[str,
     return [
         ("each subject alone", rows),
         ("DINO of the pictures of the row's subject against the photographs of the column's", against),
+        (
+            "share of the pictures of the row's subject that are likest to the photographs of the column's",
+            shares,
+        ),
         ("two subjects in one picture", pairs),
     ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError
+from ldm.evaluation.statistics import summary
 from ldm.files import PROJECT
 from ldm.world.datasets import TUNING, make_dataset
 from ldm.world.drawing import World
@@ -42,10 +43,13 @@ class Experiment:
     """Optimizer steps for each subject of a run."""
     train: Command
     evaluate: Command
+    alone: Path | None = None
+    """Output folder of another comparison whose results of single subjects are taken; None: this one's own."""
 
     def result(self, subjects: Sequence[str], seed: int) -> dict[str, Any]:
         """Train and measure `subjects` together; existing results are reused."""
-        folder = self.out / "+".join(subjects) / f"seed-{seed}"
+        out = self.alone if self.alone and len(subjects) == 1 else self.out
+        folder = out / "+".join(subjects) / f"seed-{seed}"
         name = "concepts.json" if len(subjects) > 1 else "metrics.json"
         path = folder / "evaluation" / name
         if not path.is_file():
@@ -92,7 +96,11 @@ Row = dict[str, Any]
 
 
 def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
-    """For each group and subject: metrics alone and together, over `seeds`, and the highest confusion."""
+    """For each group and subject: metrics alone and together, over `seeds`, and how its pictures are like others.
+
+    confusion: the highest DINO with another subject. mistaken: the share of pictures likest to another subject.
+    together: pictures of this subject and each other one, the mean DINO of the less similar of both.
+    """
     rows = []
     for group, subjects in groups.items():
         together = [experiment.result(subjects, seed) for seed in seeds]
@@ -106,20 +114,59 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
                 [one["confusion"][place][j] for j in range(len(subjects)) if j != place] for one in together
             ]
             row["confusion"] = [max(values) for values in others]
+            row["mistaken"] = [1 - one["nearest"][place][place] for one in together]
+            row["together"] = [
+                fmean(pair["dino_lower"] for pair in one["pairs"] if place in pair["subjects"])
+                for one in together
+            ]
             rows.append(row)
     return rows
 
 
+COLUMNS = {
+    "dino_alone": "DINO alone",
+    "dino": "DINO",
+    "confusion": "highest with another",
+    "mistaken": "likest to another",
+    "together": "both in one picture",
+    "clip_t_alone": "CLIP-T alone",
+    "clip_t": "CLIP-T",
+    "pres_alone": "PRES alone",
+    "pres": "PRES",
+}
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The table of means over the seeds, with standard deviations."""
-    keys = ["dino_alone", "dino", "confusion", "clip_t_alone", "clip_t", "pres_alone", "pres"]
-    titles = ["DINO alone", "DINO", "highest with another", "CLIP-T alone", "CLIP-T", "PRES alone", "PRES"]
-    lines = [f"| group | subject | {' | '.join(titles)} |", "|---|---|" + "---:|" * len(keys)]
+    """Tables: means over the seeds with standard deviations, and what each group's subjects lose together."""
+    lines = [f"| group | subject | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---:|" * len(COLUMNS)]
     lines += [
-        f"| {row['group']} | {row['subject']} | {' | '.join(spread(row[key]) for key in keys)} |"
+        f"| {row['group']} | {row['subject']} | {' | '.join(spread(row[key]) for key in COLUMNS)} |"
         for row in rows
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Together less alone, paired by subject and seed:", "", *losses(rows)])
+
+
+def losses(rows: Sequence[Row]) -> list[str]:
+    """The table of each group's means together less alone.
+
+    With 95 % intervals over subjects where a group has enough of them, over its seeds where it has two.
+    """
+    titles = {"dino": "DINO", "clip_t": "CLIP-T", "pres": "PRES (lower)"}
+    lines = [f"| group | {' | '.join(titles.values())} |", "|---|" + "---:|" * len(titles)]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        its = [row for row in rows if row["group"] == group]
+        cells = []
+        for key in titles:
+            pairs = [
+                (row["subject"], seed, a - b)
+                for row in its
+                for seed, a, b in zip(row["seeds"], row[key], row[f"{key}_alone"], strict=True)
+            ]
+            units = [subject if len(its) > 2 else seed for subject, seed, _ in pairs]
+            found = summary([value for *_, value in pairs], units)
+            cells.append(f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return lines
 
 
 def spread(values: Sequence[float]) -> str:
