@@ -15,7 +15,9 @@ CONFIGS = {
 GROUPS = (
     "machine",
     "step",
+    "step-bf16",
     "whole",
+    "whole-bf16",
     "lean",
     "memory",
     "prior",
@@ -145,21 +147,18 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     steps, short = recipe(group, plan), few_repeats(group, plan)
     if group == "machine":
         yield replace(short, measure="machine")
-    elif group == "step":
-        steps = replace(steps, overrides=[*steps.overrides, WITHOUT_AVERAGE])
+    elif group in ("step", "step-bf16"):
+        steps = at_precision(group, plan, replace(steps, overrides=[*steps.overrides, WITHOUT_AVERAGE]))
         yield replace(steps, variant="as diffusers' script", measure="script_step")
-        yield replace(steps, variant="plain loop", measure="plain_step")
+        if group == "step":
+            yield replace(steps, variant="plain loop", measure="plain_step")
         yield replace(steps, variant="this project")
-    elif group == "whole":
+    elif group in ("whole", "whole-bf16"):
         few = ["data.params.prior.count=2", "lightning.trainer.max_steps=1"] if plan.quick else []
-        whole = whole_recipe(short, plan)
+        whole = at_precision(group, plan, whole_recipe(short, plan))
         whole = replace(whole, overrides=[*whole.overrides, WITHOUT_AVERAGE, *few], repeats=1, warm=0)
         yield replace(whole, variant="as diffusers' script", measure="whole_script")
         yield replace(whole, variant="this project", measure="whole_run")
-        if not plan.quick:
-            bf16 = replace(whole, configs=[*whole.configs, "configs/bf16.yaml"])
-            yield replace(bf16, variant="as diffusers' script, in bf16", measure="whole_script")
-            yield replace(bf16, variant="this project, in bf16", measure="whole_run")
     elif group == "lean":
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
@@ -182,6 +181,14 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         yield replace(alone, variant="two processes", overrides=[*alone.overrides, *two])
     else:
         yield replace(short, measure=group.replace("-", "_"))
+
+
+def at_precision(group: str, plan: Plan, job: Job) -> Job:
+    """`job` in the precision that the group's name says; both sides of a comparison get the same."""
+    if not group.endswith("-bf16"):
+        return job
+    overlay = "configs/gpu-speed.yaml" if plan.gpu and plan.model != "toy" else "configs/bf16.yaml"
+    return replace(job, configs=[*job.configs, overlay])
 
 
 def recipe(group: str, plan: Plan) -> Job:
@@ -227,6 +234,7 @@ def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
 
 
 def one_of_each(jobs: Sequence[Job]) -> list[Job]:
-    """A few jobs to check that everything runs: the first of each group, all of those with an opponent."""
+    """A few jobs to check that everything runs: the first of each group, all of those with an opponent in fp32."""
+    jobs = [job for job in jobs if not job.group.endswith("-bf16")]
     first = {job.group: job for job in reversed(jobs)}
     return [job for job in jobs if job.group in ("step", "whole") or job is first[job.group]]
