@@ -1,6 +1,7 @@
 """scripts/benchmark_quality.py --methods: each method, with and without the prior's loss, and what it costs."""
 
 import json
+from html import escape
 
 import pytest
 import yaml
@@ -69,8 +70,10 @@ def test_every_method_is_trained_with_its_overlay_and_rate(pretend, tmp_path):  
         assert f"| {method.title} (1 subject) |" in table
     assert "| The base itself, without training (1 subject) |" in table
     plot = (tmp_path / "fidelity.svg").read_text()
-    assert plot.count("<circle") == 16
-    assert "<polyline" not in plot
+    assert plot.count("<circle") == 2 * len(methods)  # in the chart and in the legend
+    assert plot.count('fill="#fff" stroke=') == 2 * sum(name.endswith("-no-prior") for name in methods)
+    assert all(f"  {escape(method.title)}</text>" in plot for method in methods.values())
+    assert "the class before training" in plot
     before = len(pretend)
     assert main(words) == 0
     assert len(pretend) == before

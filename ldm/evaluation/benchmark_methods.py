@@ -10,7 +10,7 @@ from typing import Literal
 from ldm.config import load_settings
 from ldm.errors import UserError
 from ldm.evaluation.benchmark import Means
-from ldm.evaluation.charts import path_chart
+from ldm.evaluation.charts import Mark, scatter_chart
 from ldm.values import FolderName, Text
 
 COST_FILE = "cost.json"
@@ -49,6 +49,9 @@ PRIORS = {
     "none": Prior("-no-prior", ", no prior loss", ["model.params.prior_loss_weight=0"]),
 }
 """By the values of a method's `prior`."""
+
+AXES = {"class_div": "DIV of the class (higher: more is kept)", "dino": "DINO with the subject"}
+"""Metrics of the plot, and their labels."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,23 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, "", note]) + "\n"
 
 
-def fidelity_plot(variants: Mapping[str, Means], titles: Mapping[str, str]) -> str:
-    """SVG: subject fidelity against preservation of the class, with a point for each method."""
-    points = []
-    for name, variant in variants.items():
-        x, y = (variant["metrics"][key]["value"] for key in ("class_div", "dino"))
+def fidelity_plot(
+    variants: Mapping[str, Means], titles: Mapping[str, str], methods: Sequence[str]
+) -> str | None:
+    """SVG: subject fidelity against preservation of the class, with a point for each of `methods`; None without any.
+
+    Rows of one method have one colour; those without the prior loss are rings. A line shows the untrained base's class.
+    """
+    families: dict[str, int] = {}
+    marks = []
+    for name in methods:
+        x, y = (variants[name]["metrics"][key]["value"] if name in variants else None for key in AXES)
+        family = name.removesuffix(PRIORS["none"].suffix).removesuffix(PRIORS["untrained"].suffix)
+        group = families.setdefault(family, len(families))
         if x is not None and y is not None:
-            points.append((x, y, titles[name]))
-    return path_chart(
-        points, "DIV of the class (higher: more is kept)", "DINO with the subject", joined=False
-    )
+            marks.append(Mark(x, y, titles[name], group, name.endswith(PRIORS["none"].suffix)))
+    if not marks:
+        return None
+    before = variants["base"]["metrics"]["class_div"]["value"] if "base" in variants else None
+    line = None if before is None else (before, "the class before training")
+    return scatter_chart(marks, AXES["class_div"], AXES["dino"], line)

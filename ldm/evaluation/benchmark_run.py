@@ -175,8 +175,6 @@ def methods_texts(
         if found := [cost for task in own if (cost := read_cost(task.folder))]:
             costs[method.title] = mean_costs(found)
     measured = {name: variant for name, variant in variants.items() if variant["subjects"]}
-    return {
-        "costs.md": cost_table(costs),
-        "costs.json": json.dumps(costs, indent=1) + "\n",
-        "fidelity.svg": fidelity_plot(measured, benchmark.titles),
-    }
+    texts = {"costs.md": cost_table(costs), "costs.json": json.dumps(costs, indent=1) + "\n"}
+    plot = fidelity_plot(measured, benchmark.titles, list(benchmark.methods))
+    return texts if plot is None else texts | {"fidelity.svg": plot}

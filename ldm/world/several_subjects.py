@@ -54,7 +54,14 @@ class Experiment:
         path = folder / "evaluation" / name
         if not path.is_file():
             run = self._trained(subjects, seed, folder)
-            words = ["--ckpt", str(run), "--outdir", str(folder / "evaluation"), *self.evaluation]
+            words = [
+                "--ckpt",
+                str(run),
+                "--outdir",
+                str(folder / "evaluation"),
+                "--no_base",
+                *self.evaluation,
+            ]
             self._must(self.evaluate, words)
         result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
         return result
