@@ -95,15 +95,15 @@ def read_cost(task_folder: Path) -> dict[str, float] | None:
     return json.loads(found[-1].read_text()) if found else None
 
 
-def mean_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over tasks, but the maximum of the memory, which must be available."""
+def typical_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Medians over tasks, since other work on the machine slows some, but the maximum of the memory, which must be there."""
     keys = costs[0].keys() if costs else ()
-    means = {key: statistics.mean(cost[key] for cost in costs) for key in keys}
-    return means | ({"peak_bytes": max(cost["peak_bytes"] for cost in costs)} if costs else {})
+    medians = {key: statistics.median(cost[key] for cost in costs) for key in keys}
+    return medians | ({"peak_bytes": max(cost["peak_bytes"] for cost in costs)} if costs else {})
 
 
 def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown of `mean_costs` by title."""
+    """Markdown of `typical_costs` by title."""
     lines = [
         "| | trained numbers | weights alone, MB | a full state, MB | ms a step | peak memory, GB |",
         "|---|---:|---:|---:|---:|---:|",

@@ -9,7 +9,7 @@ from types import FrameType
 from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
 from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, table_rows
-from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, mean_costs, read_cost
+from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, read_cost, typical_costs
 from ldm.evaluation.benchmark_page import Content, benchmark_page
 from ldm.evaluation.benchmark_tasks import (
     ABLATION,
@@ -173,7 +173,7 @@ def methods_texts(
     for variant, method in benchmark.methods.items():
         own = [task for task in tasks if task.variant == variant and task.result.is_file()]
         if found := [cost for task in own if (cost := read_cost(task.folder))]:
-            costs[method.title] = mean_costs(found)
+            costs[method.title] = typical_costs(found)
     measured = {name: variant for name, variant in variants.items() if variant["subjects"]}
     texts = {"costs.md": cost_table(costs), "costs.json": json.dumps(costs, indent=1) + "\n"}
     plot = fidelity_plot(measured, benchmark.titles, list(benchmark.methods))
