@@ -96,7 +96,7 @@ def read_cost(task_folder: Path) -> dict[str, float] | None:
 
 
 def typical_costs(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Medians over tasks, since other work on the machine slows some, but the maximum of the memory, which must be there."""
+    """Medians over tasks, since other work on the machine slows some; of the memory the maximum, which is needed."""
     keys = costs[0].keys() if costs else ()
     medians = {key: statistics.median(cost[key] for cost in costs) for key in keys}
     return medians | ({"peak_bytes": max(cost["peak_bytes"] for cost in costs)} if costs else {})
