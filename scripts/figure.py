@@ -3,7 +3,7 @@
     python scripts/figure.py --run logs/<run> --without_prior logs/<run with prior_loss_weight=0>
     python scripts/figure.py --runs logs/<run> logs/<run> ... --out assets/subjects.png
 
-The second draws a row for each run.
+The second draws a row for each run, of one subject or several, under its title if --titles has them.
 """
 
 import argparse
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a finished run")
     parser.add_argument("--without_prior", type=Path, help="the same with model.params.prior_loss_weight=0")
-    parser.add_argument("--runs", nargs="+", type=Path, help="runs of several subjects")
+    parser.add_argument("--runs", nargs="+", type=Path, help="runs to draw a row each")
+    parser.add_argument("--titles", nargs="+", metavar="TEXT", help="a title for each of --runs")
     parser.add_argument("--out", default="assets/figure.png")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: what the base advises")
     parser.add_argument("--steps", type=option(Count), help="sampler steps (default: what the base advises)")
@@ -37,18 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.runs is None) == (options.run is None or options.without_prior is None):
         parser.error("give --run and --without_prior, or else --runs")
+    if options.titles and len(options.titles) != len(options.runs or ()):
+        parser.error(
+            f"--titles has {len(options.titles)}: give one for each of the {len(options.runs or ())} --runs"
+        )
     return exit_code_of(draw, options)
 
 
 def draw(options: argparse.Namespace) -> None:
     """Draw the figure and save it."""
     from ldm.data.images import save_image
-    from ldm.world.figure import figure, figure_of_subjects
+    from ldm.world.figure import figure, figure_of_runs
 
     settings = (options.sampler, options.steps, options.scale)
     common = (settings, options.seed, options.zoom)
     if options.runs:
-        drawn = figure_of_subjects(options.runs, *common)
+        drawn = figure_of_runs(options.runs, options.titles, *common)
     else:
         drawn = figure(options.run, options.without_prior, *common, options.dino)
     save_image(drawn, options.out)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 import ldm.world.figure
 from ldm.world import base_judge, distances, judge, prior_judge
@@ -82,8 +82,14 @@ def test_the_figures_have_their_rows_and_find_the_likest_pictures(train, tmp_pat
     assert Image.open(out).size == (8 * (32 + 2) - 2, 6 * (32 + 24))
     assert figure(["--runs", str(run), str(run), *settings]) == 0
     assert Image.open(out).size == (8 * (32 + 2) - 2, 2 * (32 + 24))
-    with pytest.raises(SystemExit, match="2"):
-        figure(["--run", str(run)])
+    untitled = Image.open(out).copy()
+    assert figure(["--runs", str(run), str(run), "--titles", "LoRA", "OFT", *settings]) == 0
+    changed = ImageChops.difference(untitled, Image.open(out)).getbbox()
+    assert changed is not None  # the titles, and nothing below the last one
+    assert changed[3] <= 2 * (32 + 24) - 32
+    for words in (["--run", str(run)], ["--runs", str(run), "--titles", "LoRA", "OFT"]):
+        with pytest.raises(SystemExit, match="2"):
+            figure(words)
 
 
 def test_the_likest_picture_comes_first(tmp_path):

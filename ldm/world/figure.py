@@ -51,7 +51,7 @@ def figure(
     bare = [f"a photo of a {word}"] * COLUMNS
     photographs = subject_images(config)
     tuned = load_for_sampling(run)
-    drawn = in_scenes(tuned, word, SCENES, PER_SCENE, sampling, seed)
+    drawn = in_scenes(tuned, f"a photo of [V] {word}", SCENES, PER_SCENE, sampling, seed)
     order = by_likeness(drawn, photographs, dino)
     half = COLUMNS // 2
 
@@ -75,17 +75,23 @@ def figure(
     return sheet(rows, zoom)
 
 
-def figure_of_subjects(runs: Sequence[Path], settings: Settings, seed: int, zoom: int) -> Image.Image:
-    """A row for each run: two photographs, and the subject in the other columns' scenes. `seed` as in `figure`."""
+def figure_of_runs(
+    runs: Sequence[Path], titles: Sequence[str] | None, settings: Settings, seed: int, zoom: int
+) -> Image.Image:
+    """A row for each run: two photographs, and the run's prompt in the other columns' scenes. `seed` as in `figure`.
+
+    titles: of the rows; None: what each shows.
+    """
     rows = []
-    for run in runs:
+    for place, run in enumerate(runs):
         config = read_plain(run / "configs" / "config.yaml")
-        word = config["data"]["params"]["class_word"]
+        data = config["data"]["params"]
         sampling = advised_sampling(config["model"]["params"]["base"], *settings)
+        prompt = data["prompt"].format(class_word=data["class_word"])
         scenes = SCENES[: COLUMNS - 2]
-        drawn = in_scenes(load_for_sampling(run), word, scenes, 1, sampling, seed)
-        title = f"two of its images; [V] {word} " + ", ".join(scenes)
-        rows.append((title, subject_images(config)[:2] + drawn))
+        drawn = in_scenes(load_for_sampling(run), prompt, scenes, 1, sampling, seed)
+        shown = f"two of its images; [V] {data['class_word']} " + ", ".join(scenes)
+        rows.append((titles[place] if titles else shown, subject_images(config)[:2] + drawn))
     return sheet(rows, zoom)
 
 
@@ -97,10 +103,10 @@ def subject_images(config: dict[str, Any]) -> list[Image.Image]:
 
 
 def in_scenes(
-    tuned: LoadedModel, word: str, scenes: Sequence[str], per_scene: int, sampling: Sampling, seed: int
+    tuned: LoadedModel, prompt: str, scenes: Sequence[str], per_scene: int, sampling: Sampling, seed: int
 ) -> list[Image.Image]:
-    """`per_scene` pictures of the subject in each of the scenes, scene by scene."""
-    prompts = [f"a photo of [V] {word} {scene}" for scene in scenes for _ in range(per_scene)]
+    """`per_scene` pictures of the subject, which `prompt` names, in each of the scenes, scene by scene."""
+    prompts = [f"{prompt} {scene}" for scene in scenes for _ in range(per_scene)]
     return sampled(tuned.model, [tuned.with_identifier(prompt) for prompt in prompts], sampling, seed)
 
 
