@@ -1,5 +1,6 @@
 """scripts/benchmark_quality.py: the dataset's layout, shared claims, resuming, the table of means."""
 
+import csv
 import fcntl
 import json
 import os
@@ -37,7 +38,10 @@ def measured(value: float, real: float = 0.9) -> dict:
         "metrics": dict.fromkeys(keys, one),
         "real": {key: {**one, "value": real} for key in keys[:2]},
         "networks": networks,
-        "prompts": [{"kind": "subject", **dict.fromkeys(keys, value + k / 100)} for k in range(3)],
+        "prompts": [
+            {"kind": "subject", "prompt": f"[V] {k}", **dict.fromkeys(keys, value + k / 100)}
+            for k in range(3)
+        ],
     }
 
 
@@ -136,6 +140,13 @@ def test_seeds_repeat_every_task_with_seeds_of_its_own(pretend, tmp_path):
     assert found["reference"] == "prior"
     (difference,) = found["differences"].values()
     assert difference["dino"]["value"] == pytest.approx(-0.2)  # each child's value is 0.1 above the last's
+    rows = list(csv.DictReader((tmp_path / "prompts.csv").read_text().splitlines()))
+    assert [(row["variant"], row["number"], row["count"]) for row in rows] == [
+        (variant, str(number), "4") for variant in ("base", "prior") for number in range(3)
+    ]
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "prior").rglob("metrics.json")]
+    assert rows[4]["prompt"] == cells[0]["prompts"][1]["prompt"]
+    assert float(rows[4]["dino"]) == pytest.approx(sum(cell["prompts"][1]["dino"] for cell in cells) / 4)
     table = (tmp_path / "table.md").read_text()
     assert "Differences from: DreamBooth, paired by subject and seed" in table
     assert "DIV, class |" in table

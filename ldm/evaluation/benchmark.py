@@ -1,12 +1,14 @@
 """A benchmark over many subjects: means over subjects as in the paper's tables, and differences of variants."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import Line, published_lines
 from ldm.evaluation.scores import Result
-from ldm.evaluation.statistics import Estimate, outermost, summary
+from ldm.evaluation.statistics import Estimate, mean, outermost, summary
 
 Cell = tuple[str, int]
 """A subject's name and the number of the repetition, each with its own seeds."""
@@ -51,6 +53,25 @@ def differences(results: Results, reference: Results) -> dict[str, Estimate]:
         ]
         found[key] = summary([ours - theirs for ours, theirs in pairs], interval_levels(both))
     return found
+
+
+def prompts_csv(variants: Mapping[str, Results]) -> str:
+    """CSV of every variant's metrics by prompt, means over subjects and seeds: which prompts a method fails at.
+
+    `number` is the prompt's place in the protocol, `prompt` its text for the first subject.
+    """
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(["variant", "number", "kind", "prompt", "count", *METRICS])
+    for variant, results in variants.items():
+        first = next(iter(results.values()), None)
+        for number, prompt in enumerate(first["prompts"] if first else ()):
+            same = [
+                result["prompts"][number] for result in results.values() if number < len(result["prompts"])
+            ]
+            means = [mean([_number(one[key]) for one in same]) for key in METRICS]
+            lines.writerow([variant, number, prompt["kind"], prompt["prompt"], len(same), *means])
+    return out.getvalue()
 
 
 def interval_levels(cells: Sequence[Cell]) -> Sequence[object] | None:

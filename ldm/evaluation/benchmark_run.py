@@ -8,7 +8,7 @@ from types import FrameType
 
 from ldm.config import load_settings
 from ldm.errors import StoppedError, UserError, say
-from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, table_rows
+from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, prompts_csv, table_rows
 from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, read_cost, typical_costs
 from ldm.evaluation.benchmark_page import Content, benchmark_page
 from ldm.evaluation.benchmark_tasks import (
@@ -133,7 +133,7 @@ def stop_on_signals() -> None:
 
 
 def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
-    """Write benchmark.json, table.md and benchmark.html of the results so far; returns the table as Markdown."""
+    """Write the tables and the page of the results so far; returns the main table as Markdown."""
     done: dict[str, dict[Cell, Result]] = {variant: {} for variant in benchmark.every_variant}
     for task in tasks:
         if task.result.is_file():
@@ -155,6 +155,7 @@ def write_table(tasks: Sequence[Task], benchmark: Benchmark) -> str:
         "benchmark.json": json.dumps(content, indent=1) + "\n",
         "table.md": markdown(rows, div, against, titles[reference]),
         "benchmark.html": benchmark_page(rows, done, titles, content),
+        "prompts.csv": prompts_csv(done),
     }
     if benchmark.methods:
         texts |= methods_texts(tasks, benchmark, variants)
