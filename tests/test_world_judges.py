@@ -87,6 +87,15 @@ def test_the_figures_have_their_rows_and_find_the_likest_pictures(train, tmp_pat
     changed = ImageChops.difference(untitled, Image.open(out)).getbbox()
     assert changed is not None  # the titles, and nothing below the last one
     assert changed[3] <= 2 * (32 + 24) - 32
+    (tmp_path / "subject").mkdir()
+    for number, colour in ((0, "red"), (3, "blue")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "subject" / f"{number:02d}-0.png")
+    shown = ["--evaluations", str(tmp_path), str(tmp_path), *settings, "--prompts"]
+    assert figure([*shown, "3", "0"]) == 0
+    drawn = Image.open(out)
+    assert drawn.size == (8 * (32 + 2) - 2, 2 * (32 + 24))
+    assert [drawn.getpixel((x, 24 + 16)) for x in (16, 50)] == [(0, 0, 255), (255, 0, 0)]
+    assert figure([*shown, "1"]) == 2  # no such picture
     for words in (["--run", str(run)], ["--runs", str(run), "--titles", "LoRA", "OFT"]):
         with pytest.raises(SystemExit, match="2"):
             figure(words)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ldm.config import read_plain
 from ldm.data.images import grid, image_files, load_image, resize_and_crop, to_image
 from ldm.diffusion.sampling import Sampling
+from ldm.errors import UserError
 from ldm.evaluation.features import Dino
 from ldm.evaluation.metrics import subject_fidelity
 from ldm.formats.knowledge import advised_sampling
@@ -92,6 +93,25 @@ def figure_of_runs(
         drawn = in_scenes(load_for_sampling(run), prompt, scenes, 1, sampling, seed)
         shown = f"two of its images; [V] {data['class_word']} " + ", ".join(scenes)
         rows.append((titles[place] if titles else shown, subject_images(config)[:2] + drawn))
+    return sheet(rows, zoom)
+
+
+def figure_of_evaluations(
+    folders: Sequence[Path], titles: Sequence[str] | None, prompts: Sequence[int], zoom: int
+) -> Image.Image:
+    """A row for each folder that scripts/evaluate.py has written: the first picture of each of `prompts`, by number.
+
+    titles: of the rows; None: the folders. Raises UserError for a picture that is not there.
+    """
+    rows = []
+    for place, folder in enumerate(folders):
+        paths = [folder / "subject" / f"{number:02d}-0.png" for number in prompts]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(
+                    f"{path}: no such picture; --evaluations takes folders of scripts/evaluate.py"
+                )
+        rows.append((titles[place] if titles else str(folder), [load_image(path) for path in paths]))
     return sheet(rows, zoom)
 
 
