@@ -156,6 +156,12 @@ def _markdown_table(rows: Mapping[str, Mapping[str, Estimate]], signed: bool = F
 
 
 def _cell(found: Estimate | None, signed: bool) -> str:
+    text = interval_text(found, signed)
+    return f"**{text}**" if found and signed and is_significant(found) else text
+
+
+def interval_text(found: Estimate | None, signed: bool) -> str:
+    """A mean with its interval, as tables have it; empty if nothing was measured. signed: for differences."""
     if found is None or found["value"] is None:
         return ""
     sign = "+" if signed else ""
@@ -163,7 +169,7 @@ def _cell(found: Estimate | None, signed: bool) -> str:
     low, high = found.get("low"), found.get("high")
     if low is not None and high is not None and low < high:
         text += f" ({low:{sign}.3f} to {high:{sign}.3f})"
-    return f"**{text}**" if signed and is_significant(found) else text
+    return text
 
 
 def _number(value: float | None) -> float:

@@ -69,6 +69,10 @@ class Method:
     configs: Sequence[Path]
     overrides: Sequence[str]
     class_noun: bool
+    family: str
+    """The file's item that this is a row of."""
+    has_prior: bool
+    """Whether it trains with the prior loss."""
 
 
 def read_methods(path: Path) -> dict[str, Method]:
@@ -78,10 +82,15 @@ def read_methods(path: Path) -> dict[str, Method]:
         own = MethodSettings(**item)
         configs = [Path(config) for config in own.configs]
         found = {
-            own.name + kind.suffix: Method(
-                own.title + kind.words, configs, [*own.overrides, *kind.overrides], own.class_noun
+            own.name + PRIORS[prior].suffix: Method(
+                own.title + PRIORS[prior].words,
+                configs,
+                [*own.overrides, *PRIORS[prior].overrides],
+                own.class_noun,
+                own.name,
+                prior != "none",
             )
-            for kind in (PRIORS[word] for word in own.prior)
+            for prior in own.prior
         }
         if taken := rows.keys() & found.keys():
             raise UserError(f"{path}: two methods are called {min(taken)}: give each a name of its own")
@@ -117,21 +126,18 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, "", note]) + "\n"
 
 
-def fidelity_plot(
-    variants: Mapping[str, Means], titles: Mapping[str, str], methods: Sequence[str]
-) -> str | None:
+def fidelity_plot(variants: Mapping[str, Means], methods: Mapping[str, Method]) -> str | None:
     """SVG: subject fidelity against preservation of the class, with a point for each of `methods`; None without any.
 
     Rows of one method have one colour; those without the prior loss are rings. A line shows the untrained base's class.
     """
-    families: dict[str, int] = {}
+    families = list(dict.fromkeys(method.family for method in methods.values()))
     marks = []
-    for name in methods:
+    for name, method in methods.items():
         x, y = (variants[name]["metrics"][key]["value"] if name in variants else None for key in AXES)
-        family = name.removesuffix(PRIORS["none"].suffix).removesuffix(PRIORS["untrained"].suffix)
-        group = families.setdefault(family, len(families))
         if x is not None and y is not None:
-            marks.append(Mark(x, y, titles[name], group, name.endswith(PRIORS["none"].suffix)))
+            group = families.index(method.family)
+            marks.append(Mark(x, y, method.title, group, hollow=not method.has_prior))
     if not marks:
         return None
     before = variants["base"]["metrics"]["class_div"]["value"] if "base" in variants else None

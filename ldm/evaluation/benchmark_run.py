@@ -177,5 +177,5 @@ def methods_texts(
             costs[method.title] = typical_costs(found)
     measured = {name: variant for name, variant in variants.items() if variant["subjects"]}
     texts = {"costs.md": cost_table(costs), "costs.json": json.dumps(costs, indent=1) + "\n"}
-    plot = fidelity_plot(measured, benchmark.titles, list(benchmark.methods))
+    plot = fidelity_plot(measured, benchmark.methods)
     return texts if plot is None else texts | {"fidelity.svg": plot}

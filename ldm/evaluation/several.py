@@ -140,22 +140,21 @@ def features(networks: Networks, paths: Sequence[Path]) -> Tensor:
 
 def confusion(measured: Sequence[Measured]) -> list[list[float]]:
     """Row i, column j: mean DINO of the pictures of subject i against the photographs of subject j."""
-    return [
-        [float(subject_fidelity(one.pictures, other.photographs).mean()) for other in measured]
-        for one in measured
-    ]
+    return [[float(column.mean()) for column in likeness(one, measured)] for one in measured]
 
 
 def nearest(measured: Sequence[Measured]) -> list[list[float]]:
     """Row i, column j: share of the pictures of subject i that are likest (DINO) to the photographs of subject j."""
     shares = []
     for one in measured:
-        likeness = torch.stack(
-            [subject_fidelity(one.pictures, other.photographs) for other in measured], dim=1
-        )
-        counts = likeness.argmax(dim=1).bincount(minlength=len(measured))
-        shares.append((counts / len(one.pictures)).tolist())
+        likest = torch.stack(likeness(one, measured)).argmax(dim=0)
+        shares.append((likest.bincount(minlength=len(measured)) / len(likest)).tolist())
     return shares
+
+
+def likeness(one: Measured, measured: Sequence[Measured]) -> list[Tensor]:
+    """DINO of each of the N pictures of `one` against the photographs of each of `measured`: [N] for each."""
+    return [subject_fidelity(one.pictures, other.photographs) for other in measured]
 
 
 def measure_pairs(

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.concepts import CLASS_WORD
 from ldm.config import read_plain
 from ldm.data.images import grid, image_files, load_image, resize_and_crop, to_image
 from ldm.diffusion.sampling import Sampling
@@ -88,7 +89,7 @@ def figure_of_runs(
         config = read_plain(run / "configs" / "config.yaml")
         data = config["data"]["params"]
         sampling = advised_sampling(config["model"]["params"]["base"], *settings)
-        prompt = data["prompt"].format(class_word=data["class_word"])
+        prompt = data["prompt"].replace(CLASS_WORD, data["class_word"])
         scenes = SCENES[: COLUMNS - 2]
         drawn = in_scenes(load_for_sampling(run), prompt, scenes, 1, sampling, seed)
         shown = f"two of its images; [V] {data['class_word']} " + ", ".join(scenes)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError
+from ldm.evaluation.benchmark import interval_text
 from ldm.evaluation.statistics import summary
 from ldm.files import PROJECT
 from ldm.world.datasets import TUNING, make_dataset
@@ -54,15 +55,8 @@ class Experiment:
         path = folder / "evaluation" / name
         if not path.is_file():
             run = self._trained(subjects, seed, folder)
-            words = [
-                "--ckpt",
-                str(run),
-                "--outdir",
-                str(folder / "evaluation"),
-                "--no_base",
-                *self.evaluation,
-            ]
-            self._must(self.evaluate, words)
+            words = ["--ckpt", str(run), "--outdir", str(folder / "evaluation"), "--no_base"]
+            self._must(self.evaluate, [*words, *self.evaluation])
         result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
@@ -170,8 +164,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
                 for seed, a, b in zip(row["seeds"], row[key], row[f"{key}_alone"], strict=True)
             ]
             units = [subject if len(its) > 2 else seed for subject, seed, _ in pairs]
-            found = summary([value for *_, value in pairs], units)
-            cells.append(f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
+            cells.append(interval_text(summary([value for *_, value in pairs], units), signed=True))
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines
 

@@ -234,7 +234,10 @@ def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
 
 
 def one_of_each(jobs: Sequence[Job]) -> list[Job]:
-    """A few jobs to check that everything runs: the first of each group, all of those with an opponent in fp32."""
-    jobs = [job for job in jobs if not job.group.endswith("-bf16")]
+    """A few jobs to check that everything runs: the first of each group, all of those with an opponent in fp32.
+
+    Those in bf16 are the same work again, so they are left out where there are others.
+    """
+    jobs = [job for job in jobs if not job.group.endswith("-bf16")] or jobs
     first = {job.group: job for job in reversed(jobs)}
     return [job for job in jobs if job.group in ("step", "whole") or job is first[job.group]]
