@@ -62,14 +62,16 @@ def test_every_group_is_measured(tmp_path):
 
 @pytest.mark.parametrize("model", CONFIGS)
 def test_every_group_has_jobs_that_name_a_measure_and_a_change_to_the_recipe(model):
-    plan = Plan(model, "assets/base", None, repeats=2, gpu=True, quick=False)
-    for group in ["memory"] if model == "sd-xl" else GROUPS:  # of SDXL, only memory is counted
+    own = "lightning.trainer.max_steps=7"
+    plan = Plan(model, "assets/base", None, repeats=2, gpu=True, quick=False, overrides=[own])
+    for group in ["memory"] if model == "sd-xl" else GROUPS:  # of SDXL, only memory is measured
         jobs = list(jobs_of(group, plan))
         assert {job.group for job in jobs} == {group}
         assert len({job.variant for job in jobs}) == len(jobs)
         for job in jobs:
             assert job.measure in MEASURES
-            load_config([str(PROJECT / path) for path in job.configs], job.overrides)
+            config = load_config([str(PROJECT / path) for path in job.configs], job.overrides)
+            assert config["lightning"]["trainer"]["max_steps"] == 7
 
 
 def test_a_ratio_is_taken_within_rounds():

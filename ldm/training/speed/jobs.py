@@ -71,6 +71,8 @@ class Plan:
     """Only check that everything runs."""
     gpu_gigabytes: float | None = None
     """For the group memory: see `Job`."""
+    overrides: Sequence[str] = ()
+    """Config overrides of every variant; a variant's own win."""
 
 
 WITHOUT_AVERAGE = "model.params.ema=null"
@@ -145,6 +147,7 @@ PRIOR: dict[str, list[str]] = {
 def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     """The jobs of a group."""
     steps, short = recipe(group, plan), few_repeats(group, plan)
+    as_run = replace(whole_recipe(short, plan), measure="memory", gpu_gigabytes=plan.gpu_gigabytes)
     if group == "machine":
         yield replace(short, measure="machine")
     elif group in ("step", "step-bf16"):
@@ -163,12 +166,12 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
     elif group == "memory" and plan.model == "sd-xl":
-        yield from variants(replace(short, measure="memory_without_data"), SMALLER_XL)
+        counted = replace(short, measure="memory_without_data")
+        yield from variants(as_run if plan.gpu else counted, SMALLER_XL)
     elif group == "memory":
-        whole = replace(whole_recipe(short, plan), measure="memory", gpu_gigabytes=plan.gpu_gigabytes)
         # At full size each variant takes 15 minutes on a CPU.
         affordable = plan.gpu or plan.model == "toy"
-        yield from variants(whole, SMALLER | ADAPTERS | (LEAN if affordable else {}))
+        yield from variants(as_run, SMALLER | ADAPTERS | (LEAN if affordable else {}))
     elif group == "prior":
         whole = replace(whole_recipe(short, plan), measure="prior")
         yield replace(whole, variant="the recipe")
@@ -221,8 +224,9 @@ def whole_recipe(job: Job, plan: Plan) -> Job:
 
 
 def base_overrides(plan: Plan) -> list[str]:
-    """The plan's base and size as config overrides."""
-    return [f"model.params.base={plan.base}", *([f"data.params.size={plan.size}"] if plan.size else [])]
+    """The plan's base and size as config overrides, and its own."""
+    size = [f"data.params.size={plan.size}"] if plan.size else []
+    return [f"model.params.base={plan.base}", *size, *plan.overrides]
 
 
 def variants(job: Job, changes: Mapping[str, Change]) -> Iterator[Job]:
