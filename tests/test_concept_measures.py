@@ -12,6 +12,7 @@ from PIL import Image
 from ldm.data.images import image_files, load_image
 from ldm.data.masks import mask_of
 from ldm.evaluation.features import Clip, Dino
+from ldm.evaluation.metrics import subject_fidelity
 from ldm.evaluation.several import Measured, nearest
 from ldm.world.drawing import World
 from ldm.world.mask_leakage import MEMBER, SCENE, make_photographs, measure
@@ -82,6 +83,17 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
     assert rows[1]["dino_alone"] == [alone["metrics"]["dino"]["value"]]
     assert rows[1]["confusion"] == [both["confusion"][1][0]]
     assert rows[1]["mistaken"] == [both["nearest"][1][0]]
+    alone_dino = Dino(alone["networks"]["dino"]["network"])
+    pictures, own, other = (
+        alone_dino.images(map(load_image, sorted(folder.glob("*.png"))))
+        for folder in (
+            out / "taxi" / "seed-4" / "evaluation" / "subject",
+            out / "data" / "taxi",
+            PROJECT / "assets" / "benchmark" / "car",
+        )
+    )
+    nearer = subject_fidelity(pictures, other) > subject_fidelity(pictures, own)
+    assert rows[1]["mistaken_alone"] == [pytest.approx(nearer.double().mean().item())]
     assert rows[1]["together"] == [both["pairs"][0]["dino_lower"]]
     assert f"| one noun | taxi | {rows[1]['dino_alone'][0]:.3f} | {rows[1]['dino'][0]:.3f} |" in told
     lost = [row["dino"][0] - row["dino_alone"][0] for row in rows]

@@ -140,21 +140,25 @@ def features(networks: Networks, paths: Sequence[Path]) -> Tensor:
 
 def confusion(measured: Sequence[Measured]) -> list[list[float]]:
     """Row i, column j: mean DINO of the pictures of subject i against the photographs of subject j."""
-    return [[float(column.mean()) for column in likeness(one, measured)] for one in measured]
+    photographs = [one.photographs for one in measured]
+    return [[float(column.mean()) for column in likeness(one.pictures, photographs)] for one in measured]
 
 
 def nearest(measured: Sequence[Measured]) -> list[list[float]]:
     """Row i, column j: share of the pictures of subject i that are likest (DINO) to the photographs of subject j."""
-    shares = []
-    for one in measured:
-        likest = torch.stack(likeness(one, measured)).argmax(dim=0)
-        shares.append((likest.bincount(minlength=len(measured)) / len(likest)).tolist())
-    return shares
+    photographs = [one.photographs for one in measured]
+    return [shares_of_likest(one.pictures, photographs) for one in measured]
 
 
-def likeness(one: Measured, measured: Sequence[Measured]) -> list[Tensor]:
-    """DINO of each of the N pictures of `one` against the photographs of each of `measured`: [N] for each."""
-    return [subject_fidelity(one.pictures, other.photographs) for other in measured]
+def shares_of_likest(pictures: Tensor, photographs: Sequence[Tensor]) -> list[float]:
+    """Shares of `pictures` that are likest to each subject's photographs; all are DINO features, [N, D]."""
+    likest = torch.stack(likeness(pictures, photographs)).argmax(dim=0)
+    return (likest.bincount(minlength=len(photographs)) / len(likest)).tolist()
+
+
+def likeness(pictures: Tensor, photographs: Sequence[Tensor]) -> list[Tensor]:
+    """DINO of each of N pictures against each subject's photographs: [N] for each subject."""
+    return [subject_fidelity(pictures, those) for those in photographs]
 
 
 def measure_pairs(

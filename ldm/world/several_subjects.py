@@ -8,9 +8,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from ldm.data.images import image_files, load_image
 from ldm.errors import UserError
 from ldm.evaluation.benchmark import interval_text
+from ldm.evaluation.features import Dino
+from ldm.evaluation.several import shares_of_likest
 from ldm.evaluation.statistics import summary
 from ldm.files import PROJECT
 from ldm.world.datasets import TUNING, make_dataset
@@ -49,8 +53,7 @@ class Experiment:
 
     def result(self, subjects: Sequence[str], seed: int) -> dict[str, Any]:
         """Train and measure `subjects` together; existing results are reused."""
-        out = self.alone if self.alone and len(subjects) == 1 else self.out
-        folder = out / "+".join(subjects) / f"seed-{seed}"
+        folder = self.folder(subjects, seed)
         name = "concepts.json" if len(subjects) > 1 else "metrics.json"
         path = folder / "evaluation" / name
         if not path.is_file():
@@ -59,6 +62,24 @@ class Experiment:
             self._must(self.evaluate, [*words, *self.evaluation])
         result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
         return result
+
+    def folder(self, subjects: Sequence[str], seed: int) -> Path:
+        """Where the run of `subjects` with `seed` is, and its evaluation."""
+        out = self.alone if self.alone and len(subjects) == 1 else self.out
+        return out / "+".join(subjects) / f"seed-{seed}"
+
+    def pictures(self, subject: str, seed: int) -> list[Path]:
+        """The pictures of `subject`, trained alone, that were measured."""
+        return sorted((self.folder([subject], seed) / "evaluation" / "subject").glob("*.png"))
+
+    def photographs(self, name: str) -> Path:
+        """The folder with the photographs of the subject `name`."""
+        if name not in TUNING:
+            return ASSETS / name
+        data = self.out / "data"
+        if not (data / "prompts_and_classes.txt").is_file():
+            make_dataset(World(), data, TUNING, "tuning")
+        return data / name
 
     def _trained(self, subjects: Sequence[str], seed: int, folder: Path) -> Path:
         done = sorted((folder / "runs").glob("*/model/dreambooth.json"))
@@ -71,21 +92,13 @@ class Experiment:
         overlay = folder / "concepts.yaml"
         overlay.parent.mkdir(parents=True, exist_ok=True)
         concepts = [
-            {"data_root": str(self._photographs(name)), "class_word": NOUNS[name]} for name in subjects
+            {"data_root": str(self.photographs(name)), "class_word": NOUNS[name]} for name in subjects
         ]
         overlay.write_text(yaml.safe_dump({"data": {"params": {"concepts": concepts}}}))
         words = ["--base", *self.base, str(overlay), "--logdir", str(folder / "runs"), "--seed", str(seed)]
         steps = f"lightning.trainer.max_steps={self.steps * len(subjects)}"
         self._must(self.train, [*words, steps, *self.overrides])
         return next((folder / "runs").glob("*/model/dreambooth.json")).parents[1]
-
-    def _photographs(self, name: str) -> Path:
-        if name not in TUNING:
-            return ASSETS / name
-        data = self.out / "data"
-        if not (data / "prompts_and_classes.txt").is_file():
-            make_dataset(World(), data, TUNING, "tuning")
-        return data / name
 
     def _must(self, command: Command, words: Sequence[str]) -> None:
         code = command(words)
@@ -99,8 +112,9 @@ Row = dict[str, Any]
 def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
     """For each group and subject: metrics alone and together, over `seeds`, and how its pictures are like others.
 
-    confusion: the highest DINO with another subject. mistaken: the share of pictures likest to another subject.
-    together: pictures of this subject and each other one, the mean DINO of the less similar of both.
+    confusion: the highest DINO with another subject. mistaken: the share of pictures likest to another subject of the
+    group; mistaken_alone: the same of the run on this subject alone. together: pictures of this subject and each other
+    one, the mean DINO of the less similar of both.
     """
     rows = []
     for group, subjects in groups.items():
@@ -121,13 +135,37 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
                 for one in together
             ]
             rows.append(row)
+        shares = mistaken_alone(experiment, subjects, seeds)
+        for row, values in zip(rows[-len(subjects) :], shares, strict=True):
+            row["mistaken_alone"] = values
     return rows
+
+
+def mistaken_alone(
+    experiment: Experiment, subjects: Sequence[str], seeds: Sequence[int]
+) -> list[list[float]]:
+    """For each subject and seed, the share of its pictures, trained alone, that are likest to another of `subjects`."""
+    network = experiment.result(subjects[:1], seeds[0])["networks"]["dino"]
+    dino = Dino(network["network"], network["revision"])
+
+    def features(paths: Sequence[Path]) -> Tensor:
+        return dino.images(map(load_image, paths))
+
+    photographs = [features(image_files(experiment.photographs(name))) for name in subjects]
+    return [
+        [
+            1 - shares_of_likest(features(experiment.pictures(name, seed)), photographs)[place]
+            for seed in seeds
+        ]
+        for place, name in enumerate(subjects)
+    ]
 
 
 COLUMNS = {
     "dino_alone": "DINO alone",
     "dino": "DINO",
     "confusion": "highest with another",
+    "mistaken_alone": "likest to another, alone",
     "mistaken": "likest to another",
     "together": "both in one picture",
     "clip_t_alone": "CLIP-T alone",
@@ -152,7 +190,12 @@ def losses(rows: Sequence[Row]) -> list[str]:
 
     With 95 % intervals over subjects where a group has enough of them, over its seeds where it has two.
     """
-    titles = {"dino": "DINO", "clip_t": "CLIP-T", "pres": "PRES (lower)"}
+    titles = {
+        "dino": "DINO",
+        "mistaken": "likest to another (lower)",
+        "clip_t": "CLIP-T",
+        "pres": "PRES (lower)",
+    }
     lines = [f"| group | {' | '.join(titles.values())} |", "|---|" + "---:|" * len(titles)]
     for group in dict.fromkeys(row["group"] for row in rows):
         its = [row for row in rows if row["group"] == group]
