@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="GB",
         help="for memory: limit torch to this much of a GPU's, to see what fits; it takes more where there is more",
     )
-    parser.add_argument("--out", type=Path, help="also write all figures there, as JSON")
+    parser.add_argument("--out", type=Path, help="also write all figures there, as JSON, after each process")
     parser.add_argument(
         "--profile",
         metavar="TRACE.json",
@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, print the table and write the JSON."""
     import torch
 
+    from ldm.files import replacing
     from ldm.training.speed import rounds, summary
 
     if options.quick:
@@ -83,14 +84,17 @@ def run(options: argparse.Namespace) -> None:
     if not find_spec("bitsandbytes"):
         jobs = [job for job in jobs if job.variant not in WITH_BITSANDBYTES]
     turns = [one_of_each(jobs)] if options.quick else [[job] for job in jobs]
-    lines = summary.summarize(rounds.rounds_of([turn for turn in turns if turn], options.rounds))
+    about = {"model": options.model, "date": str(date.today()), "machine": summary.machine_name()}
+    lines = []
+    for rows in rounds.rounds_of([turn for turn in turns if turn], options.rounds):
+        lines = summary.summarize(rows)
+        if options.out:
+            with replacing(options.out) as path:
+                path.write_text(json.dumps({**about, "rows": lines}, indent=1) + "\n")
     if options.profile:
         steps = (job for job in [*jobs, *jobs_of("step", plan)] if job.measure == "training_step")
         rounds.measured([replace(next(steps), trace=str(Path(options.profile).resolve()))])
     print(summary.table(lines, summary.title_of(options.model, options.rounds, options.repeats)))
-    if options.out:
-        about = {"model": options.model, "date": str(date.today()), "machine": summary.machine_name()}
-        options.out.write_text(json.dumps({**about, "rows": lines}, indent=1) + "\n")
 
 
 def base_of(model: str, gpu: bool) -> str:
@@ -104,10 +108,13 @@ def base_of(model: str, gpu: bool) -> str:
         return "configs/stable-diffusion/xl"
     folder = PROJECT / ".cache" / f"random-{model}"
     if not folder.exists():
+        import torch
+
         from ldm.formats.random_base import write_random_base
 
         print(f"writing random weights to {folder}", file=sys.stderr)
-        write_random_base(PROJECT / "configs" / "stable-diffusion" / model.removeprefix("sd-"), folder)
+        with torch.device("cuda" if gpu else "cpu"):
+            write_random_base(PROJECT / "configs" / "stable-diffusion" / model.removeprefix("sd-"), folder)
     return str(folder)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from ldm.config import load_config
+from ldm.errors import UserError
 from ldm.formats.base import load_base
+from ldm.training.speed import rounds
 from ldm.training.speed.jobs import CONFIGS, GROUPS, Plan, jobs_of
 from ldm.training.speed.measures import MEASURES
 from ldm.training.speed.summary import summarize
+from scripts import benchmark_speed
 from tests.conftest import PROJECT
 
 
@@ -89,6 +92,18 @@ def test_a_ratio_is_taken_within_rounds():
     assert ours["times_as_fast"] == 2  # of 2, 4 and 2
     assert (ours["seconds"], ours["least"], ours["most"], ours["peak_bytes"]) == (5.0, 1.0, 100.0, 100)
     assert ours["images_per_second"] == pytest.approx(0.8)
+
+
+def test_what_is_measured_is_written_before_another_variant_fails(tmp_path, monkeypatch):
+    def measured(jobs):
+        if jobs[0].measure == "whole_run":
+            raise UserError("it failed")
+        return [{"group": jobs[0].group, "variant": jobs[0].variant, "seconds": 2.0}]
+
+    monkeypatch.setattr(rounds, "measured", measured)
+    out = tmp_path / "benchmark.json"
+    assert benchmark_speed.main(["--only", "whole", "--rounds", "1", "--out", str(out)]) == 2
+    assert [row["variant"] for row in json.loads(out.read_text())["rows"]] == ["as diffusers' script"]
 
 
 def test_a_measurement_that_fails_is_one_line(tmp_path):

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from ldm.training.speed.jobs import Job
 from ldm.training.speed.summary import Row
 
 
-def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> dict[tuple[str, str], list[Row]]:
-    """(group, variant) -> its rows, one per round. turns: the jobs of each process, in order."""
+def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> Iterator[dict[tuple[str, str], list[Row]]]:
+    """(group, variant) -> its rows so far, one per round; yielded after each process.
+
+    turns: the jobs of each process, in order.
+    """
     rows: dict[tuple[str, str], list[Row]] = {}
     with progress_bar(rounds * len(turns), "measuring", "process") as bar:
         for _ in range(rounds):
@@ -26,7 +29,7 @@ def rounds_of(turns: Sequence[Sequence[Job]], rounds: int) -> dict[tuple[str, st
                 for row in measured(jobs):
                     rows.setdefault((row["group"], row["variant"]), []).append(row)
                 bar.update()
-    return rows
+                yield rows
 
 
 def measured(jobs: Sequence[Job]) -> list[Row]:

@@ -23,7 +23,7 @@ def summarize(rows: Mapping[tuple[str, str], Sequence[Row]]) -> list[Row]:
     """One line per (group, variant) from its rows, one per round.
 
     Seconds are the median; `times_as_fast` is the median over rounds of the ratio to the group's first variant in the
-    same round; `share_of_...` are relative to the machine's rates, if those were measured.
+    same round, of those that have both; `share_of_...` are relative to the machine's rates, if those were measured.
     """
     rates = {
         variant: work(found[0]) / statistics.median(row["seconds"] for row in found)
@@ -46,7 +46,7 @@ def line_of(
     line |= {"least": min(seconds), "most": max(seconds)}
     line["peak_bytes"] = max((row["peak_bytes"] for row in found if "peak_bytes" in row), default=None)
     if group not in ("machine", "memory"):
-        ratios = [speed(ours) / speed(theirs) for theirs, ours in zip(first, found, strict=True)]
+        ratios = [speed(ours) / speed(theirs) for theirs, ours in zip(first, found, strict=False)]
         line["times_as_fast"] = statistics.median(ratios)
     if found[0].get("images"):
         line["images_per_second"] = found[0]["images"] / median
