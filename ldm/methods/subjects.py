@@ -62,10 +62,12 @@ def losses_by_subject(
     if len(subjects) == 1:
         return {}
     apart = {}
-    concepts = torch.tensor(batch.concepts, device=subject_error.device)  # [B]
     for place, subject in enumerate(subjects):
-        own = concepts == place
-        for kind, error in (("subject", subject_error), ("prior", prior_error)):
+        # By numbers of the host: an index on the device would wait for the device.
+        own = [i for i, concept in enumerate(batch.concepts) if concept == place]
+        for kind, error in (("subject", subject_error.detach()), ("prior", prior_error.detach())):
             if len(error):
-                apart[f"{kind}_loss_{subject.name}"] = torch.stack([error.detach()[own].sum(), own.sum()])
+                total = torch.stack([error[i] for i in own]).sum() if own else error.new_zeros(())
+                count = error.new_full((), len(own))
+                apart[f"{kind}_loss_{subject.name}"] = torch.stack([total, count])
     return apart
