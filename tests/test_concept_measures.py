@@ -1,6 +1,7 @@
 """What measures several subjects and masks: its plumbing at tiny size, its yardstick on the world's scenes."""
 
 import contextlib
+import csv
 import io
 import json
 
@@ -81,6 +82,10 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
     alone = json.loads((out / "taxi" / "seed-4" / "evaluation" / "metrics.json").read_text())
     assert rows[1]["dino"] == [both["subjects"][1]["metrics"]["dino"]["value"]]
     assert rows[1]["dino_alone"] == [alone["metrics"]["dino"]["value"]]
+    with open(path.parent / "v2" / "images.csv", newline="") as file:
+        scenes = [float(row["dino"]) for row in csv.DictReader(file) if "photo of [V]" in row["prompt"]]
+    assert len(scenes) == 20
+    assert rows[1]["scenes"] == [pytest.approx(np.mean(scenes))]
     assert rows[1]["confusion"] == [both["confusion"][1][0]]
     assert rows[1]["mistaken"] == [both["nearest"][1][0]]
     alone_dino = Dino(alone["networks"]["dino"]["network"])

@@ -1,5 +1,6 @@
 """Compares subjects trained together in one model with each trained alone."""
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,24 +54,23 @@ class Experiment:
 
     def result(self, subjects: Sequence[str], seed: int) -> dict[str, Any]:
         """Train and measure `subjects` together; existing results are reused."""
-        folder = self.folder(subjects, seed)
-        name = "concepts.json" if len(subjects) > 1 else "metrics.json"
-        path = folder / "evaluation" / name
+        evaluation = self.evaluation_of(subjects, seed)
+        path = evaluation / ("concepts.json" if len(subjects) > 1 else "metrics.json")
         if not path.is_file():
-            run = self._trained(subjects, seed, folder)
-            words = ["--ckpt", str(run), "--outdir", str(folder / "evaluation"), "--no_base"]
+            run = self._trained(subjects, seed, evaluation.parent)
+            words = ["--ckpt", str(run), "--outdir", str(evaluation), "--no_base"]
             self._must(self.evaluate, [*words, *self.evaluation])
         result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
-    def folder(self, subjects: Sequence[str], seed: int) -> Path:
-        """Where the run of `subjects` with `seed` is, and its evaluation."""
+    def evaluation_of(self, subjects: Sequence[str], seed: int) -> Path:
+        """The folder of the evaluation of `subjects` with `seed`, beside their run."""
         out = self.alone if self.alone and len(subjects) == 1 else self.out
-        return out / "+".join(subjects) / f"seed-{seed}"
+        return out / "+".join(subjects) / f"seed-{seed}" / "evaluation"
 
     def pictures(self, subject: str, seed: int) -> list[Path]:
         """The pictures of `subject`, trained alone, that were measured."""
-        return sorted((self.folder([subject], seed) / "evaluation" / "subject").glob("*.png"))
+        return sorted((self.evaluation_of([subject], seed) / "subject").glob("*.png"))
 
     def photographs(self, name: str) -> Path:
         """The folder with the photographs of the subject `name`."""
@@ -112,9 +112,10 @@ Row = dict[str, Any]
 def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Row]:
     """For each group and subject: metrics alone and together, over `seeds`, and how its pictures are like others.
 
-    confusion: the highest DINO with another subject. mistaken: the share of pictures likest to another subject of the
-    group; mistaken_alone: the same of the run on this subject alone. together: pictures of this subject and each other
-    one, the mean DINO of the less similar of both.
+    scenes: DINO without the prompts of another colour, which ask for less likeness. confusion: the highest DINO with
+    another subject. mistaken: the share of pictures likest to another subject of the group; mistaken_alone: the same of
+    the run on this subject alone. together: pictures of this subject and each other one, the mean DINO of the less
+    similar of both.
     """
     rows = []
     for group, subjects in groups.items():
@@ -125,6 +126,11 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
             for key in ("dino", "clip_t", "pres"):
                 row[f"{key}_alone"] = [one["metrics"][key]["value"] for one in alone]
                 row[key] = [one["subjects"][place]["metrics"][key]["value"] for one in together]
+            placeholder = together[0]["subjects"][place]["placeholder"].strip("[]").lower()
+            row["scenes_alone"] = [in_scenes(experiment.evaluation_of([name], seed)) for seed in seeds]
+            row["scenes"] = [
+                in_scenes(experiment.evaluation_of(subjects, seed) / placeholder) for seed in seeds
+            ]
             others = [
                 [one["confusion"][place][j] for j in range(len(subjects)) if j != place] for one in together
             ]
@@ -139,6 +145,13 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
         for row, values in zip(rows[-len(subjects) :], shares, strict=True):
             row["mistaken_alone"] = values
     return rows
+
+
+def in_scenes(evaluation: Path) -> float:
+    """Mean DINO of the pictures that a prompt sets in a scene; the others, "a red [V] car", ask for another colour."""
+    with open(evaluation / "images.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "subject"]
+    return fmean(float(row["dino"]) for row in rows if row["prompt"].startswith("a photo of ["))
 
 
 def mistaken_alone(
@@ -164,6 +177,8 @@ def mistaken_alone(
 COLUMNS = {
     "dino_alone": "DINO alone",
     "dino": "DINO",
+    "scenes_alone": "in scenes alone",
+    "scenes": "in scenes",
     "confusion": "highest with another",
     "mistaken_alone": "likest to another, alone",
     "mistaken": "likest to another",
@@ -192,6 +207,7 @@ def losses(rows: Sequence[Row]) -> list[str]:
     """
     titles = {
         "dino": "DINO",
+        "scenes": "DINO in scenes",
         "mistaken": "likest to another (lower)",
         "clip_t": "CLIP-T",
         "pres": "PRES (lower)",
