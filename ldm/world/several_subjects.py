@@ -174,30 +174,41 @@ def mistaken_alone(
     ]
 
 
-COLUMNS = {
-    "dino_alone": "DINO alone",
-    "dino": "DINO",
-    "scenes_alone": "in scenes alone",
-    "scenes": "in scenes",
-    "confusion": "highest with another",
-    "mistaken_alone": "likest to another, alone",
-    "mistaken": "likest to another",
-    "together": "both in one picture",
-    "clip_t_alone": "CLIP-T alone",
-    "clip_t": "CLIP-T",
-    "pres_alone": "PRES alone",
-    "pres": "PRES",
-}
+TABLES = (
+    {
+        "dino_alone": "DINO alone",
+        "dino": "DINO",
+        "scenes_alone": "in scenes, alone",
+        "scenes": "in scenes",
+        "mistaken_alone": "likest to another, alone",
+        "mistaken": "likest to another",
+    },
+    {
+        "clip_t_alone": "CLIP-T alone",
+        "clip_t": "CLIP-T",
+        "pres_alone": "PRES alone",
+        "pres": "PRES",
+        "confusion": "highest DINO with another",
+        "together": "both in one picture",
+    },
+)
+"""Columns of the tables of subjects: of a row's values, their titles."""
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Tables: means over the seeds with standard deviations, and what each group's subjects lose together."""
-    lines = [f"| group | subject | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---:|" * len(COLUMNS)]
-    lines += [
-        f"| {row['group']} | {row['subject']} | {' | '.join(spread(row[key]) for key in COLUMNS)} |"
-        for row in rows
-    ]
-    return "\n".join([*lines, "", "Together less alone, paired by subject and seed:", "", *losses(rows)])
+    lines = []
+    for columns in TABLES:
+        lines += [
+            f"| group | subject | {' | '.join(columns.values())} |",
+            "|---|---|" + "---:|" * len(columns),
+        ]
+        lines += [
+            f"| {row['group']} | {row['subject']} | {' | '.join(spread(row[key]) for key in columns)} |"
+            for row in rows
+        ]
+        lines.append("")
+    return "\n".join([*lines, "Together less alone, paired by subject and seed:", "", *losses(rows)])
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
