@@ -1,6 +1,5 @@
 """Compares subjects trained together in one model with each trained alone."""
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from ldm.concepts import PLACEHOLDER, name_of
 from ldm.data.images import image_files, load_image
 from ldm.errors import UserError
 from ldm.evaluation.benchmark import interval_text
@@ -60,8 +60,7 @@ class Experiment:
             run = self._trained(subjects, seed, evaluation.parent)
             words = ["--ckpt", str(run), "--outdir", str(evaluation), "--no_base"]
             self._must(self.evaluate, [*words, *self.evaluation])
-        result: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-        return result
+        return read(path)
 
     def evaluation_of(self, subjects: Sequence[str], seed: int) -> Path:
         """The folder of the evaluation of `subjects` with `seed`, beside their run."""
@@ -106,6 +105,12 @@ class Experiment:
             raise UserError(f"a run ended with exit code {code}; the same command goes on from there")
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The result of an evaluation."""
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
 Row = dict[str, Any]
 
 
@@ -120,38 +125,43 @@ def compare(experiment: Experiment, groups: Mapping[str, Sequence[str]], seeds: 
     rows = []
     for group, subjects in groups.items():
         together = [experiment.result(subjects, seed) for seed in seeds]
+        alone = [[experiment.result([name], seed) for seed in seeds] for name in subjects]
+        shares = mistaken_alone(experiment, subjects, seeds)
         for place, name in enumerate(subjects):
-            alone = [experiment.result([name], seed) for seed in seeds]
             row: Row = {"group": group, "subject": name, "seeds": list(seeds)}
             for key in ("dino", "clip_t", "pres"):
-                row[f"{key}_alone"] = [one["metrics"][key]["value"] for one in alone]
+                row[f"{key}_alone"] = [one["metrics"][key]["value"] for one in alone[place]]
                 row[key] = [one["subjects"][place]["metrics"][key]["value"] for one in together]
-            placeholder = together[0]["subjects"][place]["placeholder"].strip("[]").lower()
-            row["scenes_alone"] = [in_scenes(experiment.evaluation_of([name], seed)) for seed in seeds]
+            row["scenes_alone"] = [in_scenes(one) for one in alone[place]]
+            own = name_of(together[0]["subjects"][place]["placeholder"])
             row["scenes"] = [
-                in_scenes(experiment.evaluation_of(subjects, seed) / placeholder) for seed in seeds
+                in_scenes(read(experiment.evaluation_of(subjects, seed) / own / "metrics.json"))
+                for seed in seeds
             ]
             others = [
                 [one["confusion"][place][j] for j in range(len(subjects)) if j != place] for one in together
             ]
             row["confusion"] = [max(values) for values in others]
+            row["mistaken_alone"] = shares[place]
             row["mistaken"] = [1 - one["nearest"][place][place] for one in together]
             row["together"] = [
                 fmean(pair["dino_lower"] for pair in one["pairs"] if place in pair["subjects"])
                 for one in together
             ]
             rows.append(row)
-        shares = mistaken_alone(experiment, subjects, seeds)
-        for row, values in zip(rows[-len(subjects) :], shares, strict=True):
-            row["mistaken_alone"] = values
     return rows
 
 
-def in_scenes(evaluation: Path) -> float:
-    """Mean DINO of the pictures that a prompt sets in a scene; the others, "a red [V] car", ask for another colour."""
-    with open(evaluation / "images.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "subject"]
-    return fmean(float(row["dino"]) for row in rows if row["prompt"].startswith("a photo of ["))
+def in_scenes(result: Mapping[str, Any]) -> float:
+    """Mean DINO over the prompts that set the subject in a scene; the others, "a red [V] car", ask for another colour.
+
+    result: the content of a metrics.json.
+    """
+    return fmean(
+        prompt["dino"]
+        for prompt in result["prompts"]
+        if prompt["kind"] == "subject" and prompt["prompt"].startswith(f"a photo of {PLACEHOLDER}")
+    )
 
 
 def mistaken_alone(

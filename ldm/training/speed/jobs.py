@@ -147,7 +147,6 @@ PRIOR: dict[str, list[str]] = {
 def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     """The jobs of a group."""
     steps, short = recipe(group, plan), few_repeats(group, plan)
-    as_run = replace(whole_recipe(short, plan), measure="memory", gpu_gigabytes=plan.gpu_gigabytes)
     if group == "machine":
         yield replace(short, measure="machine")
     elif group in ("step", "step-bf16"):
@@ -165,13 +164,8 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
     elif group == "lean":
         yield replace(steps, variant="the recipe")
         yield from variants(steps, LEAN | (ON_A_GPU if plan.gpu else {}))
-    elif group == "memory" and plan.model == "sd-xl":
-        counted = replace(short, measure="memory_without_data")
-        yield from variants(as_run if plan.gpu else counted, SMALLER_XL)
     elif group == "memory":
-        # At full size each variant takes 15 minutes on a CPU.
-        affordable = plan.gpu or plan.model == "toy"
-        yield from variants(as_run, SMALLER | ADAPTERS | (LEAN if affordable else {}))
+        yield from memory_jobs(short, plan)
     elif group == "prior":
         whole = replace(whole_recipe(short, plan), measure="prior")
         yield replace(whole, variant="the recipe")
@@ -184,6 +178,18 @@ def jobs_of(group: str, plan: Plan) -> Iterator[Job]:
         yield replace(alone, variant="two processes", overrides=[*alone.overrides, *two])
     else:
         yield replace(short, measure=group.replace("-", "_"))
+
+
+def memory_jobs(short: Job, plan: Plan) -> Iterator[Job]:
+    """The jobs of the group memory: short runs; of sd-xl without a GPU, counts on tensors without data."""
+    as_run = replace(whole_recipe(short, plan), measure="memory", gpu_gigabytes=plan.gpu_gigabytes)
+    if plan.model == "sd-xl":
+        counted = replace(short, measure="memory_without_data")
+        yield from variants(as_run if plan.gpu else counted, SMALLER_XL)
+    else:
+        # At full size each variant takes 15 minutes on a CPU.
+        affordable = plan.gpu or plan.model == "toy"
+        yield from variants(as_run, SMALLER | ADAPTERS | (LEAN if affordable else {}))
 
 
 def at_precision(group: str, plan: Plan, job: Job) -> Job:

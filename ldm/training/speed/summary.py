@@ -46,7 +46,9 @@ def line_of(
     line |= {"least": min(seconds), "most": max(seconds)}
     line["peak_bytes"] = max((row["peak_bytes"] for row in found if "peak_bytes" in row), default=None)
     if group not in ("machine", "memory"):
-        ratios = [speed(ours) / speed(theirs) for theirs, ours in zip(first, found, strict=False)]
+        ratios = [
+            speed(ours) / speed(theirs) for theirs, ours in zip(first[: len(found)], found, strict=True)
+        ]
         line["times_as_fast"] = statistics.median(ratios)
     if found[0].get("images"):
         line["images_per_second"] = found[0]["images"] / median
