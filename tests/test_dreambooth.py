@@ -16,6 +16,7 @@ from ldm.data.datamodule import TrainingSamples
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.diffusion.weighting import MinSnr
+from ldm.models import graphed
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.loss_record import read_rows
 from ldm.training.run_config import scale_learning_rates
@@ -271,6 +272,42 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones(tiny):
     assert any("attn2" in name for name in gradients[True])
     for name, gradient in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["v1", "xl"])
+@pytest.mark.parametrize("text_trains", [True, False])
+def test_passes_that_would_be_recorded_compute_what_plain_ones_do(request, monkeypatch, family, text_trains):
+    """Bit for bit; tests/test_gpu.py records them. Passes without gradients are not recorded."""
+    recorded = []
+
+    def noted(network, inputs):
+        recorded.append(network)
+        return network
+
+    monkeypatch.setattr(graphed, "record", noted)
+    base = request.getfixturevalue({"v1": "tiny", "xl": "xl"}[family])
+    prompts = ["a photo of a dog", "a photo of a sks dog"]
+    states = {}
+    for graphs in (False, True):
+        model = LatentDiffusion.from_base(base)
+        model.unet.requires_grad_(True)
+        for encoder in model.text_encoders.values():
+            encoder.requires_grad_(text_trains)
+        if graphs:
+            model.record_graphs()
+        draws = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, *model.latent_shape(16, 16), generator=draws)
+        timesteps = torch.tensor([10, 700])
+        with torch.no_grad():
+            model.predict(latents, timesteps, model.embed(prompts))
+        one_prompt = prompts[:1] * 2  # is encoded once: another shape for the text encoders
+        for batch in (prompts, prompts, one_prompt):
+            model.predict(latents, timesteps, model.embed(batch)).square().mean().backward()
+        states[graphs] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(recorded) == (3 if text_trains else 1)
+    assert states[True].keys() == states[False].keys()
+    for name, gradient in states[False].items():
+        assert torch.equal(states[True][name], gradient)
 
 
 @pytest.mark.parametrize("key", ["compile", "cuda_graphs"])

@@ -86,13 +86,19 @@ def test_a_run_has_the_loss_curve_of_a_plain_one(train, key, precision):
     np.testing.assert_allclose(losses(other), losses(plain), rtol=1e-3 if precision == "32-true" else 5e-3)
 
 
-@pytest.mark.parametrize("change", ["lora", "frozen text encoder", "two shapes"])
+@pytest.mark.parametrize(
+    "change", ["all weights", "lora", "textual inversion", "frozen text encoder", "templates", "two shapes"]
+)
 def test_recorded_passes_train_what_the_run_trains(train, tmp_path, change):
     """Deterministic kernels are the same ones in a recording."""
     words = [*ON_GPU, "lightning.trainer.deterministic=true"]
-    if change == "lora":
-        tuning = load_config([RECIPE, "configs/lora.yaml"])["model"]["params"]["tuning"]
-        words.append(f"model.params.tuning={json.dumps(tuning)}")
+    if change in ("lora", "textual inversion"):
+        overlay = f"configs/{change.replace(' ', '-')}.yaml"
+        params = load_config([RECIPE, overlay])["model"]["params"]
+        words += [f"model.params.{key}={json.dumps(params[key])}" for key in ("tuning", "identifier")]
+    elif change == "templates":  # a step has as many different prompts as it draws
+        templates = load_config([RECIPE, "configs/templates.yaml"])["data"]["params"]["templates"]
+        words.append(f"data.params.templates={json.dumps(templates)}")
     elif change == "frozen text encoder":
         words.append("model.params.text_encoder_learning_rate=0")
     else:

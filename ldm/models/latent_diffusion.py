@@ -26,7 +26,7 @@ from ldm.models import codec
 from ldm.models.codec import NotFiniteError
 from ldm.models.deep_features import reused_deep_features
 from ldm.models.graphed import GraphedPasses
-from ldm.models.text_conditioning import Remembered, text_conditioning, warn_of_cut
+from ldm.models.text_conditioning import Recorded, Remembered, text_conditioning, warn_of_cut
 from ldm.randomness import image_generator
 
 COMPILED_GRAPHS = 64
@@ -154,8 +154,12 @@ class LatentDiffusion(nn.Module):
 
     def remember_prompts(self) -> None:
         """From now on encode each prompt only once, if no text encoder trains."""
-        if not any(p.requires_grad for encoder in self.text_encoders.values() for p in encoder.parameters()):
+        if not self.text_trains():
             self.text = Remembered(self.text, self.device)
+
+    def text_trains(self) -> bool:
+        """Whether anything of a text encoder trains."""
+        return any(p.requires_grad for encoder in self.text_encoders.values() for p in encoder.parameters())
 
     def unused_text_layers(self) -> Sequence[nn.Module]:
         """Layers of the text encoders after the one used for conditioning, which get no gradient."""
@@ -163,7 +167,7 @@ class LatentDiffusion(nn.Module):
 
     def predict(self, x: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction [B, C, h, w] in fp32 for noisy latents `x` [B, C, h, w] and timesteps [B]."""
-        dtype = self.unet.dtype
+        dtype = next(self.unet.parameters()).dtype  # diffusers' own property takes 1 ms: it asks every module
         keywords = self.text.keywords(conditioning, dtype)
         if self.graphs and torch.is_grad_enabled():
             return self.graphs(x.to(dtype), timesteps, keywords).float()
@@ -336,8 +340,14 @@ class LatentDiffusion(nn.Module):
         self.unet.compile_repeated_blocks(fullgraph=True, backend=backend)
 
     def record_graphs(self) -> None:
-        """From now on record the UNet's passes with gradients as CUDA graphs, and replay them (`GraphedPasses`)."""
-        self.graphs = GraphedPasses(self.unet)
+        """From now on record passes with gradients as CUDA graphs, and replay them (`GraphedPasses`)."""
+
+        def denoise(x: Tensor, timesteps: Tensor, keywords: Mapping[str, object]) -> Tensor:
+            return self.unet(x, timesteps, **keywords).sample
+
+        self.graphs = GraphedPasses(denoise, self.unet)
+        if self.text_trains():
+            self.text = Recorded(self.text, list(self.text_encoders.values()))
 
     def dropouts(self) -> list[nn.Module]:
         """Dropout layers, whose draws cannot be keyed by the sample number."""

@@ -13,6 +13,7 @@ from ldm.devices import sent
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import UserError
 from ldm.formats.components import Components
+from ldm.models.graphed import GraphedPasses
 from ldm.models.new_tokens import with_all_vectors
 
 
@@ -26,6 +27,12 @@ class TextConditioning(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """One row per prompt, with gradients if a text encoder trains."""
+
+    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Token ids [B, window] for each text encoder, on its device."""
+
+    def texts(self, *ids: Tensor) -> tuple[Tensor, ...]:
+        """The text encoders' pass: the first fields of `Conditioning` for `tokens`."""
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         """`conditioning` as keywords of the denoising network, with tensors in `dtype`."""
@@ -76,11 +83,17 @@ class ClipStates:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, L, D]."""
-        ids = sent(tokenize(self.tokenizer, prompts, self.window), self.text_encoder.device)
+        return Conditioning(*self.texts(*self.tokens(prompts)))
+
+    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
+        return [sent(tokenize(self.tokenizer, prompts, self.window), self.text_encoder.device)]
+
+    def texts(self, *ids: Tensor) -> tuple[Tensor, ...]:
+        """States [B, L, D] for ids [B, L]."""
         if self.clip_skip == 1:
-            return Conditioning(self.text_encoder(ids).last_hidden_state)
-        states = self.text_encoder(ids, output_hidden_states=True).hidden_states[self.used]
-        return Conditioning(self.transformer.final_layer_norm(states))
+            return (self.text_encoder(*ids).last_hidden_state,)
+        states = self.text_encoder(*ids, output_hidden_states=True).hidden_states[self.used]
+        return (self.transformer.final_layer_norm(states),)
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.states.to(dtype)}
@@ -113,12 +126,21 @@ class ClipPair:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, L, D1 + D2] and pooled text [B, P]."""
+        return Conditioning(*self.texts(*self.tokens(prompts)))
+
+    def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
+        return [
+            sent(tokenize(tokenizer, prompts, self.window), encoder.device)
+            for encoder, tokenizer in zip(self.text_encoders, self.tokenizers, strict=True)
+        ]
+
+    def texts(self, *ids: Tensor) -> tuple[Tensor, ...]:
+        """States [B, L, D1 + D2] and pooled text [B, P] for two times ids [B, L]."""
         states = []
-        for encoder, tokenizer, used in zip(self.text_encoders, self.tokenizers, self.used, strict=True):
-            ids = sent(tokenize(tokenizer, prompts, self.window), encoder.device)
-            output = encoder(ids, output_hidden_states=True)
+        for encoder, own, used in zip(self.text_encoders, ids, self.used, strict=True):
+            output = encoder(own, output_hidden_states=True)
             states.append(output.hidden_states[used])
-        return Conditioning(torch.cat(states, dim=-1), output.text_embeds)
+        return torch.cat(states, dim=-1), output.text_embeds
 
     def keywords(self, conditioning: Conditioning, dtype: torch.dtype) -> dict[str, object]:
         assert conditioning.pooled is not None
@@ -143,6 +165,7 @@ class Remembered:
         self.text, self.device = text, device
         self.window, self.sized = text.window, text.sized
         self.keywords, self.unused_layers = text.keywords, text.unused_layers
+        self.tokens, self.texts = text.tokens, text.texts
         self.known: dict[str, Conditioning] = {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -156,6 +179,22 @@ class Remembered:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 self.known[prompt] = self.text.encode([prompt])
         return self.known[prompt]
+
+
+class Recorded:
+    """Records the text encoders' passes with gradients as CUDA graphs, and replays them (`GraphedPasses`)."""
+
+    def __init__(self, text: TextConditioning, text_encoders: Sequence[nn.Module]):
+        self.text = text
+        self.window, self.sized = text.window, text.sized
+        self.keywords, self.unused_layers = text.keywords, text.unused_layers
+        self.tokens, self.texts = text.tokens, text.texts
+        self.graphs = GraphedPasses(text.texts, *text_encoders)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        if not torch.is_grad_enabled():
+            return self.text.encode(prompts)
+        return Conditioning(*self.graphs(*self.tokens(prompts)))
 
 
 def refuse_other_layers(used: int, clip_skip: int, components: Components) -> None:
