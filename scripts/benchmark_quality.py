@@ -79,13 +79,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--variants",
         nargs="*",
         default=[],
-        help="of base, prior, no_prior, no_noun, wrong_noun (default: the first three)",
+        help="of base, prior, no_prior, no_noun, wrong_noun (default: the first three; with --methods: base)",
     )
     parser.add_argument(
         "--seeds",
         type=option(Count),
         default=1,
-        help="repetitions with other seeds; intervals need several",
+        help="repetitions with other seeds; for a single subject, intervals need several",
     )
     parser.add_argument(
         "--methods",

@@ -323,7 +323,7 @@ class LatentDiffusion(nn.Module):
         self.alphas_cumprod = self.alphas_cumprod.to(device)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, a quarter more time."""
+        """Recompute activations in the backward pass: less memory, a third more time."""
         self.unet.enable_gradient_checkpointing()
         for encoder in self.text_encoders.values():
             encoder.activation_checkpointing_enable()
