@@ -206,6 +206,13 @@ def test_yaml_that_would_fill_the_memory(run, capsys):
     assert "YAML aliases are not allowed" in capsys.readouterr().err
 
 
+def test_yaml_that_would_overflow_the_stack(run, capsys):
+    """Refused at once: libyaml itself takes a minute for it."""
+    (run / "configs" / "config.yaml").write_text("a: " + "[" * 200_000)
+    assert resume(run) == 2
+    assert "nested more than 50 levels deep" in capsys.readouterr().err
+
+
 def test_a_saved_config_has_no_aliases(tmp_path):
     shared = [1, 2]
     save_config({"a": shared, "b": shared, "c": {"d": shared}}, tmp_path / "config.yaml")
