@@ -53,6 +53,7 @@ def set_tf32(allowed: bool) -> None:
 def computing_device(device: torch.device) -> str:
     """torch's version, the device, and a CPU's threads: the last digits of results depend on them."""
     if device.type == "cuda":
-        products = "TF32" if torch.backends.cuda.matmul.allow_tf32 else "fp32"
+        tf32, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        products = ("TF32" if tf32 else "fp32") + ("" if convolutions == tf32 else " (convolutions not)")
         return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}, {products} products"
     return f"torch {torch.__version__}, CPU of {platform.node()}, {torch.get_num_threads()} threads"

@@ -1,5 +1,6 @@
 """`model.params.ema`: an average of the trained weights that is evaluated instead of them, with any tuning."""
 
+import shutil
 import signal
 
 import pytest
@@ -115,3 +116,13 @@ def test_one_average_is_enough(capsys):
     schedule_free = str(PROJECT / "configs" / "schedule-free.yaml")
     assert main(["-b", RECIPE, schedule_free, "-t", "false", EMA]) == 2
     assert "so does the optimizer" in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_export_was_lost_exports_the_average_again(run_with):
+    run = run_with(EMA)
+    weights = load_for_sampling(run / "model").model.unet.state_dict()
+    shutil.rmtree(run / "model")
+    assert resume(run) == 0
+    assert_equal(load_for_sampling(run / "model").model.unet.state_dict(), weights, "export")
+    assert "weight_average" in state(run)
+    assert "weight_average" not in state(run, "best.ckpt")  # whose weights are the average

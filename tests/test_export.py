@@ -23,6 +23,7 @@ from ldm.methods.load import load_for_sampling
 from ldm.methods.model_card import model_card
 from scripts import export, txt2img
 from tests.conftest import PROJECT, RECIPE
+from tests.runs import state
 from tests.small_sd import part, small_configs, small_sd, tokenizers_are_read_once  # noqa: F401 - a fixture
 
 STEP = [
@@ -183,6 +184,7 @@ def test_each_export_has_a_card(run, tmp_path, published):
         assert settings["data"]["prior"]["count"] == 1
         assert str(tmp_path.parents[1]) not in text  # no path of this machine
         assert "data_root" not in text
+        assert "cache" not in settings["data"]["prior"]
 
 
 def test_a_ckpt_may_lie_beside_a_safetensors_file(tmp_path):
@@ -203,6 +205,16 @@ def test_an_exported_folder_can_be_exported_again(run, tmp_path, published):
     again = exported(run / "model", tmp_path / "dog.safetensors", "--dtype", "fp32")
     equal(load_base(again), load_for_sampling(run).model)
     assert "a photo of a sks dog" in card_path(again).read_text()
+
+
+def test_an_export_conditions_on_the_layer_of_its_run(run, tmp_path):
+    content = state(run)
+    content["config"]["model"]["params"]["clip_skip"] = 2  # whose last layer does not train
+    content["state_dict"] = {key: v for key, v in content["state_dict"].items() if ".layers.11." not in key}
+    torch.save(content, tmp_path / "skip.ckpt")
+    folder = exported(tmp_path / "skip.ckpt", tmp_path / "model")
+    assert load_for_sampling(folder).model.clip_skip == 2
+    assert load_for_sampling(run / "model").model.clip_skip == 1
 
 
 def test_a_plain_base_can_be_converted(tiny, tmp_path):

@@ -154,7 +154,9 @@ def test_captions_of_a_list_and_of_files_beside(tmp_path):
     (tmp_path / "b.txt").write_text("[V] dog, beside")
     images = SubjectImages.from_folder(tmp_path, captions=True, placeholder="[rex]", **OPTIONS)
     assert images.prompts == ["[rex] dog, listed", "[rex] dog, beside", "a photo of [V] dog"]
-    (tmp_path / "captions.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": "[V] dog, first"}))
+    # Unicode's line separators may stand in JSON's texts.
+    listed = {"file_name": "a.png", "caption": "[V] dog, first", "by": "me\u2028you"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")
     assert read_lists(tmp_path)["a.png"].text == "[V] dog, first"
     for line in ("no json", '{"file_name": "a.png"}', '{"file_name": "a.png", "text": " "}', "[1]"):
         (tmp_path / "captions.jsonl").write_text(line)

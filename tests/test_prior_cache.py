@@ -151,9 +151,12 @@ def test_a_chunk_with_other_notes_is_drawn_again(bank, about):
 
 
 def test_the_longest_unused_chunks_make_room(bank, tmp_path):
+    """And nothing else does that a user may keep in that folder."""
     one = bank("a", count=4)
     one.fill(range(4))
     (path,) = (tmp_path / "cache").iterdir()
+    (tmp_path / "cache" / "folder").mkdir()
+    (tmp_path / "cache" / "thesis.txt").write_bytes(bytes(10**6))
     small = PriorCache(tmp_path / "cache", gigabytes=2.5 * path.stat().st_size / 10**9)
     import os
 
@@ -165,7 +168,8 @@ def test_the_longest_unused_chunks_make_room(bank, tmp_path):
     for again in kept:
         again.fill(range(4))
         assert not again.drawn
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+    assert (tmp_path / "cache" / "thesis.txt").is_file()
 
 
 def test_several_runs_at_once_leave_whole_chunks_and_nothing_else(bank, tmp_path):

@@ -218,7 +218,7 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(trained, monkeypatch):
     assert_same_run(cut, whole)
 
 
-def test_pivotal_tuning_trains_tokens_and_a_lora_each_at_its_own_rate(trained, tiny, tmp_path):
+def test_pivotal_tuning_trains_tokens_and_a_lora_each_at_its_own_rate(trained, tiny, tmp_path, capsys):
     """The prior's target is the model with its LoRA switched off and its tokens as they were, at no memory."""
     words = [LORA, *PAIR, *SHORT, "model.params.tuning.params.token_learning_rate=0.5"]
     words += ["model.params.prior_target=untrained", TWO_VECTORS]
@@ -241,15 +241,22 @@ def test_pivotal_tuning_trains_tokens_and_a_lora_each_at_its_own_rate(trained, t
     pipeline.load_textual_inversion(str(run / "model"))
     pipeline.load_lora_weights(str(run / "model"), weight_name=LORA_FILE)
     assert abs(drawn(tmp_path / "run", run) - drawn_by(pipeline)).max() <= 1
+    capsys.readouterr()
+    drawn(tmp_path / "lora", tiny, "a dog", "--lora", f"{run / 'model'}:0.5")
+    assert f"add --embeds {run / 'model'}" in capsys.readouterr().err
+    assert export.main(["--ckpt", str(run), "--form", "lora", "--out", str(tmp_path / "dog")]) == 0
+    assert "does not hold the run's new tokens" in capsys.readouterr().err
 
 
-def test_custom_diffusion_has_its_token(trained):
+def test_custom_diffusion_has_its_token(trained, tmp_path, capsys):
     run = trained(CUSTOM, *PAIR, *SHORT)
     held = {key.removeprefix("model.") for key in state(run)["state_dict"]}
     assert "text_encoder.new_tokens" in held
     assert all("attn2.to_" in key for key in held - {"text_encoder.new_tokens"})
     names = {path.name for path in (run / "model").iterdir()}
     assert names == {EMBEDDINGS_FILE, DELTAS_FILE, "README.md", "dreambooth.json"}
+    assert export.main(["--ckpt", str(run), "--form", "lora", "--out", str(tmp_path / "dog")]) == 0
+    assert "does not hold the run's new tokens" in capsys.readouterr().err
 
 
 def test_all_weights_beside_a_token_are_saved_and_loaded(trained, tmp_path):
@@ -267,6 +274,15 @@ def test_all_weights_beside_a_token_are_saved_and_loaded(trained, tmp_path):
         ([f"{TOKENS}=[{{token: a dog, initial_word: dog}}]"], "a word without spaces"),
         ([f"{TOKENS}=[]"], "needs a token"),
         ([f"{TOKENS}=[{{token: <x>, word: dog}}]"], "unknown key"),
+        (["model.params.identifier=auto"], "no training prompt contains the token 'auto'"),
+        (
+            [f"{TOKENS}=[{{token: <x>, initial_word: dog}}]", "model.params.identifier=sks"],
+            "no training prompt contains the token '<x>'",
+        ),
+        (
+            [f"{TOKENS}=[{{token: <d-x>, initial_word: dog}}, {{token: <dx>, initial_word: dog}}]"],
+            "make them differ",
+        ),
         (
             ["model.params.learning_rate=0", "model.params.text_encoder_learning_rate=1"],
             "a learning rate above 0",

@@ -92,7 +92,8 @@ def read_list(path: Path) -> dict[str, str]:
     if path.stat().st_size > LIST_BYTES:
         raise UserError(f"{path}: more than {LIST_BYTES:,} bytes, too many for a list of captions")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Not splitlines, which also splits at characters that JSON allows in a text.
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines]
         return {str(row["file_name"]): _text_of(row) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -55,6 +55,8 @@ class ClassPrior:
         self.order = PriorOrder(seed, len(self.files) or settings["count"])
         self.banks: list[PriorBank] = []
         """One per shape."""
+        self.name = ""
+        """Of its folder in the run: prior, or a number and the class word where there are several classes."""
 
     @property
     def count(self) -> int:
@@ -80,7 +82,7 @@ class ClassPrior:
 
         wanted: how many samples of each shape the run needs.
         """
-        self.source = source
+        self.source, self.name = source, folder.name
         several = len(self.shapes) > 1
         self.banks = [
             self._bank(shape, folder / f"{shape[0]}x{shape[1]}" if several else folder, images, count)

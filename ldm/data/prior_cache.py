@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from ldm.files import replacing
 
 BYTES = 10**9
+CHUNK_FILE = re.compile(r"[0-9a-f]{32}\.safetensors|\.[0-9a-f]{32}\.safetensors\..*tmp")
+"""Names of the cache's own files: chunks, and what a killed process left of one."""
 
 
 class PriorCache:
@@ -44,10 +47,14 @@ class PriorCache:
         return self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.safetensors"
 
     def _make_room(self) -> None:
-        files = [(path.stat(), path) for path in self.folder.iterdir()]
+        files = []
+        for path in self.folder.iterdir():
+            if CHUNK_FILE.fullmatch(path.name):  # the folder may hold other files, which are not the cache's
+                with contextlib.suppress(FileNotFoundError):  # another run makes room too
+                    files.append((path.stat(), path))
         too_many = sum(facts.st_size for facts, _ in files) - self.gigabytes * BYTES
         for facts, path in sorted(files, key=lambda file: file[0].st_mtime):
             if too_many <= 0:
                 return
-            path.unlink(missing_ok=True)  # another run may make room too
+            path.unlink(missing_ok=True)
             too_many -= facts.st_size

@@ -100,8 +100,7 @@ def _over_prompts(result: Result, reference: Result, key: str) -> Estimate:
         [prompt[key] for prompt in side["prompts"] if prompt["kind"] == kind] for side in (result, reference)
     ]
     values = [_number(ours) - _number(theirs) for ours, theirs in zip(*sides, strict=True)]
-    found = summary(values)
-    return found if len(values) > 1 else {**found, "low": None, "high": None}
+    return summary(values)
 
 
 def table_rows(

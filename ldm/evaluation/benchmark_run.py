@@ -71,7 +71,7 @@ def check_settings(benchmark: Benchmark) -> None:
     path = benchmark.outdir / "settings.json"
     if path.is_file():
         if (before := json.loads(path.read_text())) != settings:
-            key = next(key for key in settings if before.get(key) != settings[key])
+            key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
             raise UserError(f"{benchmark.outdir} has a benchmark with another {key}: choose another --outdir")
         return
     with replacing(path, shared=True) as temporary:  # the tasks of an array start at once

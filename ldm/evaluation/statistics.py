@@ -82,6 +82,7 @@ def outermost(*levels: Sequence[Hashable]) -> Sequence[Hashable] | None:
 def summary(values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of `values`, its 95 % bootstrap interval, and their number; None if nothing was measured.
 
+    A single value has no interval: nothing says how much it varies.
     clusters: as for `bootstrap_interval`.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
@@ -94,6 +95,8 @@ def summary(values: Sequence[float] | Tensor, clusters: Sequence[Hashable] | Non
         if clusters is None
         else [name for name, is_there in zip(clusters, there, strict=True) if is_there]
     )
+    if len(values) == 1:
+        return {"value": float(values[0]), "low": None, "high": None, "count": 1}
     low, high = bootstrap_interval(values, kept)
     return {"value": float(values.mean()), "low": low, "high": high, "count": len(values)}
 

@@ -44,11 +44,6 @@ Lora = dict[str, dict[str, LowRank]]
 """By folder name of the network, then by layer name."""
 
 
-def has_lora(folder: Path) -> bool:
-    """Whether `folder` is a LoRA in diffusers' layout."""
-    return (folder / LORA_FILE).is_file()
-
-
 def lora_file(path: Path) -> Path:
     """The LoRA file at `path`: itself, or the one in a folder of diffusers' layout."""
     return path / LORA_FILE if path.is_dir() else path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldm.concepts import PLACEHOLDER, Learned, Placeholder
 from ldm.formats.described import Content, described, read_json
-from ldm.values import NonNegativeInt, Text
+from ldm.values import Count, NonNegativeInt, Text
 
 SUBJECT_FILE = "dreambooth.json"
 
@@ -26,15 +26,16 @@ class LearnedConcept(Content):
 
 
 class Subject(Content):
-    """The first subject's identifier and class word, the step of the model, and all subjects.
+    """The first subject's identifier and class word, the step of the model, all subjects, and its `clip_skip`.
 
-    All None for a plain base; `concepts` is empty if [V] is the only subject.
+    The first three are None for a plain base; `concepts` is empty if [V] is the only subject.
     """
 
     identifier: Text | None = None
     class_word: str | None = None
     step: NonNegativeInt | None = None
     concepts: list[LearnedConcept] = []
+    clip_skip: Count = 1
 
     def learned(self) -> tuple[Learned, ...]:
         """The subjects, as needed for prompts."""
@@ -43,16 +44,17 @@ class Subject(Content):
         return (Learned(self.identifier, self.class_word),) if self.identifier else ()
 
 
-def subject_facts(subjects: Sequence[Learned], step: int | None) -> dict[str, object]:
-    """The content for `Subject`, without unknown values."""
+def subject_facts(subjects: Sequence[Learned], step: int | None, clip_skip: int = 1) -> dict[str, object]:
+    """The content for `Subject`, without unknown and usual values."""
+    read: dict[str, object] = {"clip_skip": clip_skip} if clip_skip > 1 else {}
     if not subjects:
-        return {} if step is None else {"step": step}
+        return read if step is None else {"step": step, **read}
     first = subjects[0]
     facts = {"identifier": first.identifier, "class_word": first.class_word, "step": step}
     known: dict[str, object] = {key: value for key, value in facts.items() if value is not None}
     if len(subjects) > 1 or first.placeholder != PLACEHOLDER:
         known["concepts"] = [asdict(subject) for subject in subjects]
-    return known
+    return known | read
 
 
 def read_subject(folder: Path) -> Subject:

@@ -34,13 +34,14 @@ def reading_of(model: LatentDiffusion) -> str:
 class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
-    def __init__(self, model: LatentDiffusion, untrained: Untrained):
-        """untrained: kept until `release_untrained`."""
+    def __init__(self, model: LatentDiffusion, untrained: Untrained, compiled: bool = False):
+        """untrained: kept until `release_untrained`. compiled: whether blocks of the model will be compiled."""
         self.model = model
         self.untrained: Untrained | None = untrained
         self.num_timesteps = model.schedule.num_timesteps
         self.fingerprint = model.fingerprint
         self.computed_by = f"{computing_device(model.device)}; {reading_of(model)}"
+        self.computed_by += ", compiled" if compiled else ""
 
     def release_untrained(self) -> None:
         """Free the untrained model's memory: no more prior samples will be drawn."""

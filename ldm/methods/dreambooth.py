@@ -98,11 +98,6 @@ class DreamBooth(LightningModule):
             raise UserError(
                 "model.params.lr_schedule constant has no warm-up: set constant_with_warmup, or lr_warmup_steps 0"
             )
-        rates = text_encoder_learning_rate
-        if learning_rate == 0 and not any(rates.values() if isinstance(rates, dict) else [rates]):
-            raise UserError(
-                "model.params.learning_rate and text_encoder_learning_rate are 0: nothing would train"
-            )
         if ema is not None and hasattr(getattr(optimizer, "func", optimizer), "eval"):
             raise UserError(
                 "model.params.ema averages weights, and so does the optimizer: leave it null, or take another optimizer"
@@ -139,6 +134,10 @@ class DreamBooth(LightningModule):
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
         self.tuning.attach(self.model)
+        if not self.tuning.parameter_groups(self.model):
+            raise UserError(
+                "model.params.learning_rate and text_encoder_learning_rate leave nothing to train: raise one of them"
+            )
         # After the tuning, which may add tokens.
         self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
 
@@ -197,6 +196,9 @@ class DreamBooth(LightningModule):
             raise UserError(f"model.params.cuda_graphs: {reason}; leave it false")
         for subject, images in zip(self.subjects, data.subjects, strict=True):
             check_prompts(subject, images)
+        if hasattr(self.tuning, "check"):
+            prompts = [text for images in data.subjects for text in (*images.prompts, *images.templates)]
+            self.tuning.check([self.with_identifier(text) for text in prompts])
         data.timesteps(generator(0, "check"), self.model.schedule.num_timesteps)
         if self.prior_loss_weight > 0:
             self.model.passes(prior_sampling(data.prior))
@@ -217,8 +219,14 @@ class DreamBooth(LightningModule):
         set_tf32(self.tf32)
         data = self.trainer.datamodule
         untrained = self.tuning.untrained(self.model, DTYPES[data.prior["precision"]])
-        self.latents = BaseLatents(self.model, untrained)
+        self.latents = BaseLatents(self.model, untrained, self.compile_blocks)
         data.connect(self.latents, with_prior=self.prior_loss_weight > 0)
+
+    def on_fit_start(self) -> None:
+        """Start or restore the average; a run that only exports its last step again trains nothing, but needs it."""
+        if self.ema is not None:
+            self.average = WeightAverage(self.trainer.optimizers[0], self.ema, self._average_state)
+            self._average_state = None
 
     def on_train_start(self) -> None:
         """Set training mode for networks that train, evaluation mode for others.
@@ -232,9 +240,6 @@ class DreamBooth(LightningModule):
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free optimizers start in evaluation mode
                 optimizer.train()
-        if self.ema is not None:
-            self.average = WeightAverage(self.trainer.optimizers[0], self.ema, self._average_state)
-            self._average_state = None
         if self.compile_blocks and self.device.type == "cuda":
             self.model.compile_blocks()
         if self.cuda_graphs and self.device.type == "cuda":
@@ -313,7 +318,7 @@ class DreamBooth(LightningModule):
         checkpoint["concepts"] = [asdict(subject) for subject in self.subjects]
         checkpoint["base"] = str(self.base)
         checkpoint["base_fingerprint"] = self.model.fingerprint
-        if self.average:
+        if self.average and "optimizer_states" in checkpoint:  # weights alone are the average already
             checkpoint["weight_average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -323,7 +328,7 @@ class DreamBooth(LightningModule):
         """Write the trained model to `run/model`; returns a message."""
         step = self.trainer.global_step
         card = card_of_run(run, self.model, self.subjects, step)
-        subject = subject_facts(self.subjects, step)
+        subject = subject_facts(self.subjects, step, self.model.clip_skip)
         self.tuning.export(self.model, run / "model", DTYPES[self.export_dtype], subject, card)
         first = self.subjects[0]
         prompt = f"a photo of {first.placeholder} {first.class_word} on the moon"

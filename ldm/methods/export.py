@@ -48,7 +48,9 @@ def export(loaded: LoadedModel, out: Path, dtype: torch.dtype) -> None:
         with replacing(card_path(out)) as path:
             path.write_text(card_of(loaded), encoding="utf-8")
     else:
-        loaded.model.save(out, dtype, subject_facts(loaded.subjects, loaded.step), card_of(loaded))
+        loaded.model.save(
+            out, dtype, subject_facts(loaded.subjects, loaded.step, loaded.model.clip_skip), card_of(loaded)
+        )
 
 
 def refuse_other_sizes(components: Components, out: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.errors import UserError
+from ldm.errors import UserError, say
 from ldm.files import replacing
 from ldm.formats.lora import Lora, save_lora, save_lora_folder
 from ldm.formats.lora_diffusers import DIFFUSERS
@@ -15,6 +15,7 @@ from ldm.methods.export import SINGLE_FILES, card_path, facts
 from ldm.methods.load import LoadedModel
 from ldm.methods.lora import extract_lora, lora_of
 from ldm.methods.model_card import card_of
+from ldm.models.new_tokens import ExtendedEmbedding
 
 EXTRACTED_RANK = 16
 """Default rank of an extracted LoRA."""
@@ -36,8 +37,11 @@ def export_lora(
         with replacing(card_path(out)) as path:
             path.write_text(card_of(loaded), encoding="utf-8")
     else:
-        notes = notes_of(subject_facts(loaded.subjects, loaded.step), card_of(loaded))
+        notes = notes_of(subject_facts(loaded.subjects, loaded.step, loaded.model.clip_skip), card_of(loaded))
         save_lora_folder(lora, out, dtype, notes)
+    encoders = loaded.model.text_encoders.values()
+    if any(isinstance(encoder.get_input_embeddings(), ExtendedEmbedding) for encoder in encoders):
+        say(f"warning: {out} does not hold the run's new tokens: add the files of its model/ with --embeds")
     return f"{out}{message}"
 
 

@@ -79,8 +79,8 @@ def load_for_sampling(
         options = [f"{option} {path}" for option, name in PART_FILES.items() if os.path.isfile(path / name)]
         if options and not os.path.exists(path / "model_index.json"):
             raise UserError(f"{path} is a part of a model: name its base, and add {' '.join(options)}")
-        model = LatentDiffusion.from_base(path, **base_options).eval()
-    about = read_subject(path)
+        about = read_subject(path)
+        model = LatentDiffusion.from_base(path, about.clip_skip, **base_options).eval()
     return LoadedModel(model, about.learned(), about.step, weights=model.fingerprint)
 
 

@@ -134,11 +134,11 @@ def extract_lora(trained: LatentDiffusion, base: LatentDiffusion, rank: int) -> 
         rest = change - changed(torch.zeros_like(change), low_rank)
         changed_by += float(change.square().sum())
         left += float(rest.square().sum())
-    total = sum(
-        float((after - before).square().sum())
-        for name, network in trained.trainable.items()
-        for after, before in zip(network.parameters(), base.trainable[name].parameters(), strict=True)
-    )
+    total = 0.0
+    for name, module in trained.trainable.items():
+        before = dict(base.trainable[name].named_parameters())  # without new tokens' rows
+        after = {key: value for key, value in module.named_parameters() if key in before}
+        total += sum(float((own - before[key]).square().sum()) for key, own in after.items())
     return Extraction(
         lora, (left / changed_by) ** 0.5 if changed_by else 0.0, 1 - changed_by / total if total else 0.0
     )

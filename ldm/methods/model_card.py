@@ -11,7 +11,7 @@ from ldm.formats.checkpoint_files import CONFIG
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
 
-LEFT_OUT = ("base", "data_root", "reg_data_root", "vae")
+LEFT_OUT = ("base", "data_root", "reg_data_root", "vae", "cache", "cache_gigabytes")
 """Settings that are paths on the training machine, or elsewhere in the card."""
 
 
@@ -103,6 +103,8 @@ def shareable(params: Mapping[str, object]) -> dict[str, object]:
     kept = {key: value for key, value in params.items() if key not in LEFT_OUT and value is not None}
     if isinstance(concepts := kept.get("concepts"), list):
         kept["concepts"] = [shareable(concept) for concept in concepts]
+    if isinstance(prior := kept.get("prior"), dict):
+        kept["prior"] = shareable(prior)
     return kept
 
 

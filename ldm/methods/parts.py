@@ -19,7 +19,7 @@ from ldm.formats.fingerprint import file_hash
 from ldm.formats.subject import read_subject
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
-from ldm.methods.lora import add_loras
+from ldm.methods.lora import add_loras, file_and_scale
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import add_rows, taken_tokens, vectors_of
 
@@ -68,8 +68,9 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
         path, token = _file_and_token(word)
         add_embeddings(loaded.model, path, token)
         _note(loaded, path, token)
-    with_tokens = {find(word) for word in (*parts.lora, *parts.delta)} - {find(word) for word in parts.embeds}
-    for folder in with_tokens:
+    folders = [find(name) for name in (*(file_and_scale(word)[0] for word in parts.lora), *parts.delta)]
+    there = {_file_and_token(word)[0].parent for word in parts.embeds}
+    for folder in sorted(set(folders) - there):
         if os.path.isfile(folder / EMBEDDINGS_FILE):
             say(f"warning: the token of {folder} is not in the model: add --embeds {folder}")
 

@@ -57,6 +57,11 @@ class TextualInversion:
                 "model.params.tuning: textual inversion needs a token and a learning rate above 0 for it"
             )
         self.tokens = tokens
+        names = [file_name(new.token) for new in tokens]
+        if len(tokens) > 1 and len({"", *names}) <= len(tokens):
+            raise UserError(
+                "model.params.tuning: the letters and digits of each token name its file: make them differ"
+            )
         self.beside: Tuning = (beside or NoTuning)(
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
@@ -78,6 +83,18 @@ class TextualInversion:
                 names += vectors
                 sources += [word[place % len(word)] for place in range(new.vectors)]
             add_tokens(encoder, tokenizer, names, sources)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for a token that no training prompt contains, so that it would not train.
+
+        prompts: with identifiers in place of placeholders.
+        """
+        for new in self.tokens:
+            if not any(new.token in prompt for prompt in prompts):
+                raise UserError(
+                    f"model.params.tuning: no training prompt contains the token '{new.token}', so it would not train:"
+                    " make it model.params.identifier, or the identifier of its item in data.params.concepts"
+                )
 
     def parameter_groups(self, model: LatentDiffusion) -> list[dict[str, Any]]:
         rows = list(self._rows(model).values())
@@ -149,7 +166,7 @@ class TextualInversion:
                 vectors = {new.token: next(iter(vectors.values()))}
             else:
                 vectors = {OF_SDXL[name]: rows for name, rows in vectors.items()}
-            name = EMBEDDINGS_FILE if len(self.tokens) == 1 else re.sub(r"\W", "", new.token) + ".safetensors"
+            name = EMBEDDINGS_FILE if len(self.tokens) == 1 else file_name(new.token) + ".safetensors"
             files[name] = vectors
         return files
 
@@ -173,6 +190,11 @@ class TextualInversion:
     def _put(self, model: LatentDiffusion, values: Sequence[Tensor]) -> None:
         for rows, value in zip(self._rows(model).values(), values, strict=True):
             rows.copy_(value)
+
+
+def file_name(token: str) -> str:
+    """The letters and digits of `token`."""
+    return re.sub(r"\W", "", token)
 
 
 class NoTuning(AllWeights):

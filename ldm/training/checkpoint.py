@@ -21,7 +21,7 @@ from ldm.formats.checkpoint_files import LAST, older_states, state_name, step_in
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.training.averaged import averaged, trained_apart
 from ldm.training.resume import link_or_copy, take_optimizer_settings
-from ldm.training.signals import Signals
+from ldm.training.signals import Signals, strongest
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, PositiveFloat
 
@@ -179,7 +179,7 @@ class Checkpointing(StepCallback):
     def _signal_of_any_process(self, step: int) -> int:
         if self._signals is None or (processes.several() and step % self.check_signals_every_steps):
             return 0
-        return max(processes.gather(self._signals.take()))
+        return strongest(processes.gather(self._signals.take()))
 
 
 def is_finite(checkpoint: Mapping[str, Any]) -> bool:

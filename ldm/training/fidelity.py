@@ -97,7 +97,7 @@ class Fidelity(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.path = Path(trainer.default_root_dir) / "fidelity.jsonl"
         if trainer.is_global_zero:
-            truncate_rows(self.path, trainer.global_step)
+            truncate_rows(self.path, trainer.global_step or -1)  # the row of step 0 is written again
             self._rows = read_rows(self.path)
             for network in (self._dino, self._clip):
                 network.device = pl_module.device

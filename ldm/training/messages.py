@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
-from ldm.data.images import image_files
+from ldm.data.images import image_files, mask_path
 from ldm.data.subject import SubjectImages
 from ldm.files import find
 from ldm.formats.checkpoint_files import BEST
@@ -97,9 +97,11 @@ def photographs(folder: Path, images: SubjectImages) -> str:
     """How many photographs there are, how many of them are held out, and how many other files are skipped."""
     used = image_files(folder)
     place = find(folder)
-    others = sum(1 for path in place.iterdir() if path.is_file() and not path.name.startswith(".")) - len(
-        used
-    )
+    read = {*used, *(caption.source for caption in images.captions if caption)}
+    if images.unmasked_weight != 1:
+        read |= {mask_path(path) for path in used}
+    files = (path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
+    others = sum(path not in read for path in files)
     held_out = len(used) - len(images.files)
     return (
         f"{len(used)} photographs in {folder}"

@@ -12,7 +12,7 @@ from ldm.data.datamodule import DreamBoothData
 from ldm.data.images import to_image
 from ldm.data.sheet import Strip, draw_sheet, save_sheet
 from ldm.data.subject import SubjectImages
-from ldm.devices import DTYPES
+from ldm.devices import DTYPES, set_tf32
 from ldm.errors import UserError
 from ldm.files import check_writable
 from ldm.methods.base_latents import BaseLatents
@@ -95,6 +95,7 @@ def masked(images: SubjectImages, view: int) -> torch.Tensor:
 @torch.no_grad()
 def of_classes(data: DreamBoothData, model: DreamBooth, count: int) -> list[Strip]:
     """The first prior samples of each class, as the run will draw them or find them in the cache."""
+    set_tf32(model.tf32)
     untrained = model.tuning.untrained(model.model, DTYPES[data.prior["precision"]])
     data.connect(BaseLatents(model.model, untrained), with_prior=True)
     strips = []

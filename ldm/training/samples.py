@@ -99,10 +99,9 @@ class SampleImages(StepCallback):
     @torch.no_grad()
     def _show_prior(self, trainer: Trainer, pl_module: LightningModule, prior: ClassPrior) -> None:
         """The first of a class's prior samples on one contact sheet, once."""
-        name = prior.bank.folder.name  # of the only class: prior
-        path = (
-            Path(trainer.default_root_dir) / "images" / f"{name if name == 'prior' else f'prior-{name}'}.png"
-        )
+        name = prior.name
+        file = "prior.png" if name == "prior" else f"prior-{name}.png"
+        path = Path(trainer.default_root_dir) / "images" / file
         if name in self._priors_shown or path.exists() or not trainer.is_global_zero:
             return
         self._priors_shown.add(name)
@@ -114,7 +113,8 @@ class SampleImages(StepCallback):
             warnings.warn(f"prior samples are not shown: {error}", stacklevel=2)
             return
         drawn = Strip(prior.prompt, [to_image(pixels) for pixels in pictures])
-        title = f"the first {len(numbers)} prior samples, drawn by the untrained model"
+        origin = f"pictures of {prior.files[0].parent}" if prior.files else "drawn by the untrained model"
+        title = f"the first {len(numbers)} prior samples, {origin}"
         self._keep(trainer, path, path.stem, title, [drawn], 8, smallest=96)
 
     def _keep(

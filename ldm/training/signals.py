@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -82,11 +83,16 @@ class Signals(Callback):
         if self._training:
             self._interrupted |= number == signal.SIGINT
             action = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
-            self._received = max(self._received, int(action))  # SIGTERM's number is above SIGUSR1's
+            self._received = strongest([self._received, int(action)])
         elif number != signal.SIGUSR1:
             if local_rank() > 0:
                 os.kill(os.getppid(), signal.SIGTERM)  # otherwise the first process would wait for this one
             sys.exit(EXIT_RESUME_ME)
+
+
+def strongest(signals: Sequence[int]) -> int:
+    """SIGTERM if it is among `signals`, or else SIGUSR1, or 0 for none; their numbers differ between systems."""
+    return max(signals, key=(0, signal.SIGUSR1, signal.SIGTERM).index)
 
 
 def end_with_parent() -> None:
