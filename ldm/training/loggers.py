@@ -133,7 +133,8 @@ def close_loggers(trainer: Trainer) -> None:
 def best_of(folder: Path) -> dict[str, float]:
     """The best score of the run's validation and its step, where it has any."""
     path = folder / "validation.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # without a torn last line
+    rows = [json.loads(line) for line in lines]
     scored = [row for row in rows if row.get("step", 0) > 0 and "score" in row]
     best = min(scored, key=lambda row: row["score"], default=None)
     return {"best/score": best["score"], "best/step": best["step"]} if best else {}
