@@ -136,7 +136,7 @@ class DreamBooth(LightningModule):
         self.tuning.attach(self.model)
         if not self.tuning.parameter_groups(self.model):
             raise UserError(
-                "model.params.learning_rate and text_encoder_learning_rate leave nothing to train: raise one of them"
+                "nothing would train: raise model.params.learning_rate or text_encoder_learning_rate above 0"
             )
         # After the tuning, which may add tokens.
         self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
