@@ -48,7 +48,10 @@ def refused(capsys):
         (("--scale_lr", "false"), "switches such as --scale_lr take no value; omit them for false"),
         (("--clas_word", "dog"), "unknown option --clas_word; did you mean --class_word?"),
         (("--instance_data_dir=x",), "docs/migrating.md has for --instance_data_dir: --data_root"),
-        (("--network_dim", "8"), "--network_alpha (1): configs/lora.yaml: r, lora_alpha (8)"),
+        (
+            ("--network_dim", "8"),
+            "--network_alpha (1): configs/lora.yaml: r and lora_alpha (8) in the params",
+        ),
         (("-t", "maybe"), "'maybe' is neither true nor false"),
         (("--seed",), "argument -s/--seed: expected one argument"),
         (
