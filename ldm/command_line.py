@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, argv: Sequence[str], hints: Mapping[str, str]) -> None:
         """Exit with an error if `argv` has an option of `hints`: other tools' options -> ours that do the same."""
-        for word, after in zip(argv, [*argv[1:], "-"], strict=True):
+        for word, after in zip(argv, [*argv, "-"][1:], strict=True):
             option, has_value, value = word.partition("=")
             if hint := hints.get(option):
                 value = value if has_value else "VALUE" if after.startswith("-") else after

@@ -58,6 +58,7 @@ def refused(capsys):
             ("learning_rate",),
             "'learning_rate' is neither an option nor an override of a config key, key.sub=value",
         ),
+        ((), "no config given: name at least one, as in --base"),
         ((f"--{ESCAPES}",), r"unknown option --\x1b]0;owned\x07\x1b[2J"),
     ],
 )
