@@ -33,6 +33,17 @@ def refused(capsys):
     return read
 
 
+def test_without_arguments_it_says_what_is_missing(capsys):
+    from main import main
+
+    try:
+        code = main([])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "no config given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -58,7 +69,6 @@ def refused(capsys):
             ("learning_rate",),
             "'learning_rate' is neither an option nor an override of a config key, key.sub=value",
         ),
-        ((), "no config given: name at least one, as in --base"),
         ((f"--{ESCAPES}",), r"unknown option --\x1b]0;owned\x07\x1b[2J"),
     ],
 )
