@@ -38,7 +38,12 @@ class GraphedPasses:
         self._graphs: dict[object, Function] = {}
 
     def __call__(self, *inputs: Any) -> Any:
-        """What the function returns for `inputs`: tensors, or containers of them."""
+        """What the function returns for `inputs`: tensors, or containers of them.
+
+        Without gradients it is only called.
+        """
+        if not torch.is_grad_enabled():
+            return self.function(*inputs)
         tensors, structure = tree_flatten(inputs)
         kind = (str(structure), *((tensor.shape, tensor.dtype) for tensor in tensors))
         if kind not in self._graphs:

@@ -169,9 +169,11 @@ class LatentDiffusion(nn.Module):
         """The UNet's prediction [B, C, h, w] in fp32 for noisy latents `x` [B, C, h, w] and timesteps [B]."""
         dtype = next(self.unet.parameters()).dtype  # diffusers' own property takes 1 ms: it asks every module
         keywords = self.text.keywords(conditioning, dtype)
-        if self.graphs and torch.is_grad_enabled():
-            return self.graphs(x.to(dtype), timesteps, keywords).float()
-        return self.unet(x.to(dtype), timesteps, **keywords).sample.float()
+        denoise = self.graphs or self._denoise
+        return denoise(x.to(dtype), timesteps, keywords).float()
+
+    def _denoise(self, x: Tensor, timesteps: Tensor, keywords: Mapping[str, object]) -> Tensor:
+        return self.unet(x, timesteps, **keywords).sample
 
     @torch.no_grad()
     def images(
@@ -341,11 +343,7 @@ class LatentDiffusion(nn.Module):
 
     def record_graphs(self) -> None:
         """From now on record passes with gradients as CUDA graphs, and replay them (`GraphedPasses`)."""
-
-        def denoise(x: Tensor, timesteps: Tensor, keywords: Mapping[str, object]) -> Tensor:
-            return self.unet(x, timesteps, **keywords).sample
-
-        self.graphs = GraphedPasses(denoise, self.unet)
+        self.graphs = GraphedPasses(self._denoise, self.unet)
         if self.text_trains():
             self.text = Recorded(self.text, list(self.text_encoders.values()))
 

@@ -154,7 +154,17 @@ class ClipPair:
         return [*list(transformer.encoder.layers)[used:], transformer.final_layer_norm]
 
 
-class Remembered:
+class Wrapped:
+    """A text conditioning around another one, which does all but `encode`."""
+
+    def __init__(self, text: TextConditioning):
+        self.text = text
+        self.window, self.sized = text.window, text.sized
+        self.keywords, self.unused_layers = text.keywords, text.unused_layers
+        self.tokens, self.texts = text.tokens, text.texts
+
+
+class Remembered(Wrapped):
     """Caches each prompt's conditioning, encoded alone and in full precision, for text encoders that do not train."""
 
     PROMPTS = 256
@@ -162,10 +172,8 @@ class Remembered:
 
     def __init__(self, text: TextConditioning, device: torch.device):
         """device: of the text encoders."""
-        self.text, self.device = text, device
-        self.window, self.sized = text.window, text.sized
-        self.keywords, self.unused_layers = text.keywords, text.unused_layers
-        self.tokens, self.texts = text.tokens, text.texts
+        super().__init__(text)
+        self.device = device
         self.known: dict[str, Conditioning] = {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -181,19 +189,14 @@ class Remembered:
         return self.known[prompt]
 
 
-class Recorded:
+class Recorded(Wrapped):
     """Records the text encoders' passes with gradients as CUDA graphs, and replays them (`GraphedPasses`)."""
 
     def __init__(self, text: TextConditioning, text_encoders: Sequence[nn.Module]):
-        self.text = text
-        self.window, self.sized = text.window, text.sized
-        self.keywords, self.unused_layers = text.keywords, text.unused_layers
-        self.tokens, self.texts = text.tokens, text.texts
+        super().__init__(text)
         self.graphs = GraphedPasses(text.texts, *text_encoders)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        if not torch.is_grad_enabled():
-            return self.text.encode(prompts)
         return Conditioning(*self.graphs(*self.tokens(prompts)))
 
 
