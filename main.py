@@ -124,7 +124,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("-n", "--name", help="name of the run (default: the configs' names)")
     parser.add_argument("-f", "--postfix", default="", help="added to the run's name")
-    parser.add_argument("-l", "--logdir", default="logs", help="folder for run folders")
+    parser.add_argument("-l", "--logdir", help="folder for run folders (default: logs)")
     parser.add_argument("-s", "--seed", type=option(Seed), help="seed of every draw (default: the config's)")
     parser.add_argument("-d", "--debug", action="store_true", help="start the debugger on an error")
     parser.add_argument(

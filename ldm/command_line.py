@@ -84,16 +84,17 @@ def of_other_trainers(option: str) -> str:
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """Add options for reading a base model, named as in `model.params` of a run's config."""
     group = parser.add_argument_group("reading a base model (a run's own config has these for its base)")
-    group.add_argument(
+    ema = group.add_mutually_exclusive_group()
+    ema.add_argument(
         "--use_ema", action="store_true", default=None, help="the EMA weights of a single file (default)"
     )
-    group.add_argument(
+    ema.add_argument(
         "--no_ema", action="store_false", dest="use_ema", default=None, help="its plain weights instead"
     )
     group.add_argument(
         "--prediction_type",
         choices=get_args(PredictionType),
-        help="if the base does not say it (single files of SD 2.x)",
+        help="in place of what the base says; single files of SD 2.x do not say it",
     )
     group.add_argument("--vae", help="a VAE in place of the base's own: folder, hub id or single file")
     group.add_argument("--variant", help="infix of weight files' names in a diffusers folder, such as fp16")

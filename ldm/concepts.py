@@ -163,6 +163,11 @@ def name_of(placeholder: str) -> str:
     return re.sub(r"\W", "_", placeholder[1:-1]).lower()
 
 
+def placeholders_in(prompt: str) -> list[str]:
+    """The words of `prompt` that could be placeholders, such as [V] or [rex]."""
+    return _PLACEHOLDER.findall(prompt)
+
+
 def fill_in_identifiers(prompt: str, subjects: Sequence[Learned]) -> str:
     """`prompt` with placeholders replaced by identifiers; [V] also means a single subject with another placeholder.
 

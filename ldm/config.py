@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -123,6 +123,19 @@ def _is_open(path: str, node: Mapping[str, object], key: str) -> bool:
         or path in ("lightning.callbacks", "lightning.trainer")
         or (key == "params" and "target" in node)
     )
+
+
+def flat(config: Mapping[str, object], prefix: str = "") -> Config:
+    """Nested keys joined by dots; lists are kept whole, except lists of mappings."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def read_plain(path: str | Path) -> Config:

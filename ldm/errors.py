@@ -1,6 +1,7 @@
 """User errors, exit codes, and how both are reported."""
 
 import errno
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,9 @@ EXIT_INTERRUPTED = 130
 """Ended at once by Ctrl-C (128 + SIGINT)."""
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+"""A file or folder that may not be read or written, or is the other of the two."""
 
 
 class UserError(Exception):
@@ -32,8 +36,8 @@ class StoppedError(Exception):
 def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
     """Run `act(*arguments)` and return its result as exit code; None counts as 0.
 
-    A user's mistake, a full disk and a stop become one line on stderr and their exit code. Warnings become one line
-    each.
+    A user's mistake, a full disk, a forbidden file and a stop become one line on stderr and their exit code. Warnings
+    become one line each.
     """
     before, warnings.showwarning = warnings.showwarning, lambda message, *_: say(f"warning: {message}")
     try:
@@ -46,9 +50,12 @@ def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
         say(str(stop))
         return EXIT_RESUME_ME
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        if error.errno in DISK_IS_FULL:
+            say(f"error: {error}: free some space and try again")
+        elif error.errno in FORBIDDEN and error.filename is not None:
+            say(f"error: {error.filename}: {error.strerror}: change its permissions, or choose another place")
+        else:
             raise
-        say(f"error: {error}: free some space and try again")
         return EXIT_USER_ERROR
     finally:
         warnings.showwarning = before
@@ -66,6 +73,11 @@ def say(line: str) -> None:
         tqdm.tqdm.write(printable(line), file=sys.stderr)
     else:
         print(printable(line), file=sys.stderr)
+
+
+def quoted(path: object) -> str:
+    """`path` as a word of a shell's command line, for commands to copy."""
+    return shlex.quote(str(path))
 
 
 def printable(text: str) -> str:

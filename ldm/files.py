@@ -67,6 +67,13 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
 
 
+def check_writable_file(path: Path) -> None:
+    """Raise UserError if no file `path` could be written, or replaced. Creates nothing."""
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written to: it is a folder; name a file in it")
+    check_writable(path.absolute().parent)
+
+
 def is_special(path: Path) -> bool:
     """Whether `path` is a pipe, a device or a socket: reading one may block, or never end."""
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))

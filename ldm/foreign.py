@@ -42,6 +42,7 @@ def trainer(
     benchmark: bool | None = None,
     detect_anomaly: bool = False,
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
+    max_time: Annotated[str | Mapping[str, PositiveFloat] | None, Unaffecting] = None,
     **others: object,
 ) -> None:
     """pytorch_lightning.Trainer: the keywords checked here; others are passed to Lightning unchecked."""
@@ -55,6 +56,21 @@ TRAINER_SETTINGS: dict[str, Any] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
     "log_every_n_steps": 1,
+    # Runs have neither epochs nor Lightning's validation loop: the order of samples has no end, and one that began
+    # again after some batches would not resume where it was.
+    "barebones": False,
+    "check_val_every_n_epoch": 1,
+    "fast_dev_run": False,
+    "limit_predict_batches": None,
+    "limit_test_batches": None,
+    "limit_train_batches": None,
+    "limit_val_batches": None,
+    "min_epochs": None,
+    "min_steps": None,
+    "num_sanity_val_steps": None,
+    "overfit_batches": 0.0,
+    "reload_dataloaders_every_n_epochs": 0,
+    "val_check_interval": None,
 }
 """Keywords of the Trainer that are fixed; a config cannot set them."""
 

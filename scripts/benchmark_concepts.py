@@ -57,12 +57,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure, write, print."""
-    from ldm.files import check_writable, replacing
+    from ldm.evaluation.settings_file import keep_to
+    from ldm.files import replacing
     from ldm.world.several_subjects import GROUPS, Experiment, compare, markdown
     from main import main as train
     from scripts.evaluate import main as evaluate
 
-    check_writable(options.outdir)
     experiment = Experiment(
         options.outdir,
         options.base,
@@ -76,6 +76,10 @@ def run(options: argparse.Namespace) -> None:
     groups = {
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
     }
+    experiment.refuse_missing(groups, options.seeds)
+    names = ("base", "overrides", "evaluation", "steps")
+    settings = {name: getattr(options, name) for name in names} | {"alone": str(options.alone)}
+    keep_to(settings, options.outdir, ["*/seed-*"], "a comparison")
     rows = compare(experiment, groups, options.seeds)
     with replacing(options.outdir / "concepts.json") as path:
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

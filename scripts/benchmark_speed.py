@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import UserError, exit_code_of
-from ldm.files import PROJECT
+from ldm.files import PROJECT, check_writable_file, replacing
 from ldm.training.speed.jobs import CONFIGS, GROUPS, WITH_BITSANDBYTES, Plan, jobs_of, one_of_each
 from ldm.values import Count, PositiveFloat, option
 
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write all figures there, as JSON, after each process")
     parser.add_argument(
         "--profile",
+        type=Path,
         metavar="TRACE.json",
         help="also profile training steps of what is measured: a Chrome trace and a .txt table",
     )
@@ -57,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print the table and write the JSON."""
+    for path in filter(None, (options.out, options.profile)):
+        check_writable_file(path)
     import torch
 
-    from ldm.files import replacing
     from ldm.training.speed import rounds, summary
 
     if options.quick:
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
                 path.write_text(json.dumps({**about, "rows": lines}, indent=1) + "\n")
     if options.profile:
         steps = (job for job in [*jobs, *jobs_of("step", plan)] if job.measure == "training_step")
-        rounds.measured([replace(next(steps), trace=str(Path(options.profile).resolve()))])
+        rounds.measured([replace(next(steps), trace=str(options.profile.resolve()))])
     print(summary.table(lines, summary.title_of(options.model, options.rounds, options.repeats)))
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Help, Parser
 from ldm.errors import UserError, exit_code_of, printable
-from ldm.files import check_writable, replacing
+from ldm.files import check_writable_file, replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         print(listing(options.logdir))
         return
     out = options.out or options.runs[0].resolve().parent / "compare.html"
-    check_writable(out.parent)
+    check_writable_file(out)
     page = comparison(options.runs)
     with replacing(out, sync=False) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -103,6 +103,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     options = parser.parse_with_overrides(argv)
     collect_overrides(options, "config")
+    for name, needed in (("hold_out", "real"), ("class_images", "images")):
+        if getattr(options, name) and getattr(options, needed) is None:
+            parser.error(f"--{name} is for --{needed}, which is not given")
     return options
 
 

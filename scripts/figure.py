@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
+from ldm.files import check_writable_file
 from ldm.samplers import SAMPLERS
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, Seed, option
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=range(8),
         help="of --evaluations, numbers from 0",
     )
-    parser.add_argument("--out", default="assets/figure.png")
+    parser.add_argument("--out", type=Path, default=Path("assets/figure.png"))
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: what the base advises")
     parser.add_argument("--steps", type=option(Count), help="sampler steps (default: what the base advises)")
     parser.add_argument(
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(options: argparse.Namespace) -> None:
     """Draw the figure and save it."""
+    check_writable_file(options.out)
     from ldm.data.images import save_image
     from ldm.world.figure import figure, figure_of_evaluations, figure_of_runs
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
+from ldm.files import check_writable_file, replacing
 from ldm.samplers import SAMPLERS
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, option
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Judge; print the table, and write it."""
+    if options.out:
+        check_writable_file(options.out)
     from ldm.formats.knowledge import advised_sampling
     from ldm.world.base_judge import judge_base
     from ldm.world.distances import judge_distances, lines, read_way
@@ -72,7 +75,8 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(lines(found)))
         table["distances"] = found
     if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        with replacing(options.out) as path:
+            path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
+from ldm.files import check_writable_file, replacing
 from ldm.values import Count, option
 
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Judge, then print the table and write the figures."""
+    if options.out:
+        check_writable_file(options.out)
     from ldm.evaluation.features import Clip, Dino
     from ldm.world.drawing import World
     from ldm.world.feature_judge import judge_features, table
@@ -40,7 +43,8 @@ def run(options: argparse.Namespace) -> None:
     figures = judge_features(World(options.art), Clip(options.clip), Dino(options.dino), options.count)
     print(table(figures))
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        with replacing(options.out) as path:
+            path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

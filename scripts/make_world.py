@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
-from ldm.files import PROJECT
+from ldm.files import PROJECT, check_writable, check_writable_file
 
 PLACES = {
     "art": PROJECT / "assets" / "world",
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make(options: argparse.Namespace) -> None:
     """Make `options.what`, and print its path."""
     out = options.out or PLACES[options.what]
+    (check_writable_file if options.what == "sheet" else check_writable)(out)
     if options.what == "art":
         from ldm.world.art import make_art
 

@@ -49,12 +49,14 @@ def run(options: argparse.Namespace) -> None:
     from ldm.data.images import image_files, load_image, to_image
     from ldm.diffusion.sampling import Sampling
     from ldm.evaluation.features import Clip, Dino
+    from ldm.evaluation.settings_file import keep_to
     from ldm.methods.load import load_for_sampling
     from ldm.world.drawing import World
     from ldm.world.mask_leakage import SCENE, make_photographs, measure, report
     from main import main as train
 
     world, out = World(), options.outdir
+    keep_to({"base": options.base, "overrides": options.overrides}, out, ["*/seed-*"], "runs")
     make_photographs(out / "data", world)
     clip, dino = Clip(options.clip), Dino(options.dino)
     photographs = [load_image(path) for path in image_files(out / "data" / "other_scenes")]

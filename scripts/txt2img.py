@@ -76,12 +76,13 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
     parser.add_argument(
         "--outdir", type=Path, default="outputs/txt2img", help="folder for images; none is overwritten"
     )
-    parser.add_argument(
+    sampler = parser.add_mutually_exclusive_group()
+    sampler.add_argument(
         "--sampler",
         choices=SAMPLERS,
         help="default: what the base advises, as the embedded one does, else ddim",
     )
-    parser.add_argument(
+    sampler.add_argument(
         "--plms", action="store_const", const="plms", dest="sampler", help="same as --sampler plms"
     )
     parser.add_argument(
@@ -131,10 +132,11 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
     add_trust(parser)
     parser.add_argument("--H", type=option(Count), help="height, px (default: the model's)")
     parser.add_argument("--W", type=option(Count), help="width, px (default: the model's)")
-    parser.add_argument(
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument(
         "--noise_seed", type=option(Seed), help="start image k of each batch from the noise of this seed + k"
     )
-    parser.add_argument(
+    noise.add_argument(
         "--fixed_code", action="store_true", help="the same noise for every batch: --noise_seed SEED"
     )
     parser.add_argument("--skip_grid", action="store_true", help="write no grid")
@@ -151,7 +153,10 @@ def parse(argv: Sequence[str], **defaults: object) -> argparse.Namespace:
     other_defaults = {"prompts": ["a photo of a dog"], "drawn_with": (None, None), "drawn_parts": None}
     parser.set_defaults(**{**other_defaults, **defaults})
     parser.refuse(argv, HINTS)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.skip_grid and options.skip_save:
+        parser.error("--skip_grid and --skip_save: nothing would be written")
+    return options
 
 
 if __name__ == "__main__":

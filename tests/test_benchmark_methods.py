@@ -88,7 +88,7 @@ def test_other_methods_do_not_share_a_folder(pretend, tmp_path, capsys):  # noqa
     other.write_text(yaml.safe_dump(content))
     for changed in ([*words, str(other)], words[:-1]):
         assert main(changed) == 2
-        assert "a benchmark with another methods" in capsys.readouterr().err
+        assert "a benchmark of other settings (methods." in capsys.readouterr().err
 
 
 def test_costs_are_medians_and_memory_is_the_most():

@@ -73,7 +73,7 @@ def compared(tiny_config, networks, tmp_path_factory):
     return out, told.getvalue(), words
 
 
-def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
+def test_subjects_are_compared_alone_and_together(compared, monkeypatch, capsys):
     out, told, words = compared
     rows = json.loads((out / "concepts.json").read_text())
     assert [row["subject"] for row in rows] == ["car", "taxi"]
@@ -107,6 +107,10 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch):
     monkeypatch.chdir(PROJECT)
     assert benchmark_concepts.main(words) == 0  # all of it is there
     assert path.stat().st_mtime_ns == stamp
+    assert benchmark_concepts.main([*words, "model.params.learning_rate=1"]) == 2
+    assert "has a comparison of other settings (overrides" in capsys.readouterr().err
+    assert benchmark_concepts.main(["--alone", "nowhere", *words]) == 2
+    assert "--alone nowhere: no result of" in capsys.readouterr().err
     other = out.parent / "other"  # another setting, beside the same runs of single subjects
     words[words.index("--outdir") + 1] = str(other)
     assert benchmark_concepts.main(["--alone", str(out), *words]) == 0
@@ -165,3 +169,5 @@ def test_masks_are_measured_for_each_seed_and_weight(tiny_config, networks, tmp_
         (config,) = (tmp_path / f"weight-{weight}" / "seed-4").glob("*/configs/config.yaml")
         assert f"unmasked_weight: {float(weight)}" in config.read_text()
     assert "| 0.1 | 4 |" in capsys.readouterr().out
+    assert measure_masks.main([*words, "--", *quick, "model.params.learning_rate=1"]) == 2
+    assert "has runs of other settings (overrides" in capsys.readouterr().err

@@ -34,6 +34,11 @@ def test_text_that_a_terminal_can_be_handed(text, shown):
             2,
             "error: [Errno 28] No space left on device: 'a.png': free some space and try again",
         ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "photos"),
+            2,
+            "error: photos: Permission denied: change its permissions, or choose another place",
+        ),
     ],
 )
 def test_what_ends_a_command_early_is_one_line(capsys, raised, code, line):

@@ -17,8 +17,11 @@ from ldm.concepts import PLACEHOLDER
 from ldm.config import load_settings
 from ldm.data.images import image_files
 from ldm.data.png import png_text
+from ldm.errors import UserError
+from ldm.evaluation.evaluate import RESULTS
 from ldm.evaluation.protocol import fill_in, plan, prompt_set, without_identifier
 from ldm.evaluation.settings import EvaluationSettings
+from ldm.evaluation.settings_file import keep_to
 from scripts import txt2img
 from scripts.evaluate import CONFIG, main
 from tests.tiny_features import tiny_features
@@ -58,9 +61,13 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate):
+def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate, capsys):
     run = train("data.params.hold_out=2", "lightning.trainer.max_steps=2", name="measured")
     result, folder = evaluate("--ckpt", run)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    evaluate("--ckpt", run, "sampling.seed=3", expect=2)
+    assert "out has an evaluation of other settings (sampling.seed was 0, now 3)" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again, elsewhere = evaluate("--ckpt", run, out="again")
     assert result == again
     assert (folder / "images.csv").read_text() == (elsewhere / "images.csv").read_text()
@@ -130,10 +137,21 @@ def test_several_subjects_are_measured_alone_against_each_other_and_together(tra
     assert {png_text(path)["prompt"] for path in (folder / "subject").iterdir()} == {
         png_text(path)["prompt"] for path in (out / "rex" / "subject").iterdir()
     }
+    # By default a single subject is measured where all of them have it, and nothing is drawn again.
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    report = (out / "report.html").read_bytes()
+    assert (
+        main([*map(str, ("--ckpt", run, "--concept", "[rex]", "--device", "cpu")), *evaluate.networks]) == 0
+    )
+    assert (out / "report.html").read_bytes() == report
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert json.loads((out / "rex" / "metrics.json").read_text())["metrics"] == alone["metrics"]
     evaluate("--ckpt", run, "--concept", "[V2]", expect=2)
     assert "the model has no such subject; it has [V1], [rex]" in capsys.readouterr().err
     evaluate("--ckpt", run, "--real", DOG, expect=2)
     assert "--real is of one subject" in capsys.readouterr().err
+    evaluate("--ckpt", run, "--class_word", "dog", expect=2)
+    assert "--class_word is of one subject" in capsys.readouterr().err
 
 
 def test_without_hold_out_the_result_warns(train, evaluate):
@@ -156,7 +174,7 @@ def test_images_made_elsewhere_in_folders_named_by_prompt(evaluate, tmp_path):
     result, folder = evaluate(*words)
     assert {row["text"] for row in rows_of(folder)} == {"a dog in the snow", "dog"}
     assert result["metrics"]["pres"]["value"] is None
-    result, _ = evaluate(*words, "--class_images", DOG)
+    result, _ = evaluate(*words, "--class_images", DOG, out="with_class")
     assert result["metrics"]["pres"]["value"] > 0
 
 
@@ -244,6 +262,36 @@ def test_mistakes_end_with_one_line(evaluate, capsys, words, says):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert says in error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--images", DOG, "--hold_out", "2"], "--hold_out is for --real"),
+        (["--ckpt", "assets/base", "--class_images", DOG], "--class_images is for --images"),
+    ],
+)
+def test_options_that_mean_nothing_end_in_one_line(capsys, words, says):
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, words)])
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_without_settings_is_left_alone(tmp_path):
+    (tmp_path / "subject").mkdir()
+    (tmp_path / "subject" / "00-0.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"an evaluation without settings.json: choose another --outdir"):
+        keep_to({"a": 1}, tmp_path, RESULTS, "an evaluation")
+    (tmp_path / "subject" / "00-0.png").unlink()
+    keep_to({"a": 1}, tmp_path, RESULTS, "an evaluation")
+    keep_to({"a": 2}, tmp_path, RESULTS, "an evaluation")  # there is no result yet
+    (tmp_path / "metrics.json").write_text("{}")
+    keep_to({"a": 2, "b": None}, tmp_path, RESULTS, "an evaluation")
+    for text in ("[1]", "{"):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(UserError, match="settings.json is damaged"):
+            keep_to({"a": 2}, tmp_path, RESULTS, "an evaluation")
 
 
 def test_the_papers_prompts():

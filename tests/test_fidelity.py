@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.errors import UserError
 from ldm.methods.load import load_for_sampling
 from ldm.training.loss_record import read_rows
+from ldm.training.validation import Validation
 from main import main
 from tests.conftest import PROJECT, RECIPE
 from tests.test_report import Page
@@ -104,6 +106,22 @@ def test_several_subjects_are_measured_apart_everywhere(
         last = read_rows(run / "metrics.jsonl")[-1].get(f"subject_loss_{name}")
         if last is not None:
             assert f"{name} {last:.4f}" in bar
+
+
+def test_drift_that_is_not_measured_is_not_told(tiny_config, with_fidelity, tmp_path, capsys):
+    words = ["lightning.callbacks.validation.params.drift_samples=0", "lightning.trainer.max_steps=2"]
+    run = trained(tmp_path, tiny_config, with_fidelity, *words)
+    told = capsys.readouterr().out
+    rows, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
+    assert not {"drift"} & {*rows[-1], *validation[-1]}
+    assert validation[-1]["score"] == validation[-1]["subject_loss"]
+    assert rows[-1]["score"] == rows[-1]["dino"]
+    assert "drift of the class" not in told
+    assert "score, of the subject loss alone (lower is better)" in told
+    assert "step (red: the best)" in (run / "fidelity.svg").read_text()
+    assert "0.0000" not in "".join(Page((run / "report.html").read_text()).text)
+    with pytest.raises(UserError, match="monitor=drift needs drift_samples above 0"):
+        Validation(1, drift_samples=0, monitor="drift")
 
 
 def test_without_validation_before_it_there_is_nothing_to_stand_beside(

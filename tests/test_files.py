@@ -6,6 +6,8 @@ import pytest
 
 from ldm.errors import UserError
 from ldm.files import PROJECT, find, refuse_links, replacing
+from scripts import benchmark_speed, compare, figure, judge_base, judge_features, make_world, preview_data
+from tests.conftest import RECIPE
 
 
 def fail_halfway(path):
@@ -99,3 +101,18 @@ def test_links_that_wandb_leaves_behind_are_its_own(tmp_path):
         with pytest.raises(UserError, match="debug.log is a link"):
             refuse_links(tmp_path / "run")
         (home / place).unlink()
+
+
+def test_a_folder_in_place_of_a_file_is_told_before_any_work(tmp_path, capsys):
+    for script, words in (
+        (compare, [str(PROJECT)]),
+        (figure, ["--runs", "nowhere"]),
+        (benchmark_speed, []),
+        (judge_base, ["--base", "nowhere"]),
+        (judge_features, ["--clip", "nowhere"]),
+        (make_world, ["sheet", "--art", "nowhere"]),
+        (preview_data, ["-b", RECIPE, "model.params.base=nowhere"]),
+    ):
+        assert script.main([*words, "--out", str(tmp_path)]) == 2
+        line = capsys.readouterr().err
+        assert line == f"error: {tmp_path} cannot be written to: it is a folder; name a file in it\n", script

@@ -8,6 +8,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ldm.training.curves import CURVES, curve_of
 from ldm.training.loss_record import read_rows
+from main import main
+from tests.conftest import RECIPE
 
 
 @pytest.fixture
@@ -61,6 +63,27 @@ def test_tensorboard(events):
     assert started["model.params.tuning.target"].string_value == "ldm.methods.all_weights.AllWeights"
     assert not [name for name in started if "callbacks" in name]
     assert "_hparams_/session_end_info" in found.summary_metadata
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [(None, "No API key configured"), ("short", "API key must have 40+")]
+)
+def test_without_a_login_at_wandb_nothing_is_written(tiny_config, tmp_path, monkeypatch, capsys, key, told):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    wandb.teardown()  # it has read the variables before
+    words = ["-b", RECIPE, str(tiny_config), "-l", str(tmp_path / "logs"), "lightning.logger.params={}"]
+    assert main([*words, "lightning.logger.target=pytorch_lightning.loggers.WandbLogger"]) == 2
+    wandb.teardown()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told in line
+    assert "WANDB_MODE=offline" in line
+    assert not (tmp_path / "logs").exists()
 
 
 def test_wandb_has_a_table_of_samples_and_the_best_step(train, monkeypatch):

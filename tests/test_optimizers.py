@@ -1,13 +1,19 @@
 """Optimizers from other packages: schedule-free ones, which train and evaluate different weights, and Prodigy."""
 
+import re
 import signal
 import sys
+from functools import partial
 
+import bitsandbytes
+import prodigyopt
 import pytest
+import schedulefree
 import torch
 
 from ldm.methods.dreambooth import DreamBooth
 from ldm.methods.load import load_for_sampling
+from ldm.training.estimate import state_bytes
 from ldm.training.loss_record import read_rows
 from ldm.training.validation import Validation
 from main import main
@@ -85,6 +91,32 @@ def test_schedule_free_weights_are_averages_wherever_they_are_looked_at(run_with
     assert torch.equal(trained, iterates[-1][1])
     assert not torch.allclose(trained, mean(10), atol=1e-6)
     assert "training_state_dict" not in weights_only
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "count"),
+    [
+        (torch.optim.AdamW, 8),
+        (schedulefree.AdamWScheduleFree, 8),
+        (prodigyopt.Prodigy, 16),
+        (bitsandbytes.optim.AdamW8bit, 2),
+    ],
+)
+def test_an_optimizers_state_is_counted_before_a_run(optimizer, count):
+    """Two moments; with Prodigy the starting weights and a sum beside them; in 8 bits a scale for each block."""
+    assert state_bytes(partial(optimizer, weight_decay=0.01), torch.float32) == pytest.approx(count, rel=0.1)
+
+
+@pytest.mark.parametrize("overlay", [SCHEDULE_FREE, PRODIGY])
+def test_the_size_of_a_full_checkpoint_is_told_before(run_with, tiny_config, capsys, overlay):
+    words = [
+        "lightning.trainer.max_steps=1",
+        "model.params.ema=" + ("null" if overlay == SCHEDULE_FREE else "0.9"),
+    ]
+    assert main(["-b", RECIPE, str(tiny_config), overlay, *words, "-t", "false"]) == 0
+    told = re.search(r"disk: ([\d.]+) MB a full checkpoint", capsys.readouterr().out)
+    size = (run_with(overlay, *words) / "checkpoints" / "last.ckpt").stat().st_size
+    assert -0.5 <= size / 1e6 - float(told.group(1)) < 1  # names and padding of small tensors
 
 
 def _weight(module, key):

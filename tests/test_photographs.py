@@ -101,6 +101,14 @@ def test_a_mask_is_a_picture_beside_the_photograph_or_its_alpha_channel(tmp_path
         mask_of(beside, (40, 40))
 
 
+def test_the_mask_of_a_photograph_that_is_skipped_is_no_photograph(tmp_path, recwarn):
+    kept = photograph(tmp_path, "a.png")
+    (tmp_path / "b.psd").write_bytes(b"no picture that Pillow may read")
+    half_mask().save(tmp_path / "b-mask.png")
+    assert image_files(tmp_path) == [kept]
+    assert "1 of 2 files are used; skipped: 1 .psd (b.psd" in str(recwarn[0].message)
+
+
 def test_a_mask_follows_its_photograph_through_crops_and_mirrors(tmp_path):
     photograph(tmp_path, "a.png", (64, 40))
     half_mask((64, 40)).save(tmp_path / "a-mask.png")
@@ -162,6 +170,29 @@ def test_captions_of_a_list_and_of_files_beside(tmp_path):
         (tmp_path / "captions.jsonl").write_text(line)
         with pytest.raises(UserError, match="captions.jsonl: every line must be"):
             read_lists(tmp_path)
+
+
+def test_captions_that_do_nothing_and_photographs_without_one_are_told(tmp_path):
+    def told(**options) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            SubjectImages.from_folder(tmp_path, **OPTIONS, **options)
+        return [str(warning.message) for warning in caught]
+
+    for name in ("a.png", "b.png"):
+        photograph(tmp_path, name)
+    shuffled = CaptionChanges(tag_shuffle=True)
+    assert told() == []
+    assert told(changes=shuffled) == [
+        "tag_shuffle and tag_dropout change nothing: no prompt has parts between commas"
+    ]
+    rows = [{"file_name": name, "text": "[V] dog, listed"} for name in ("a.png", "gone.png")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert told() == ["captions are not used, since data.params.captions is false: captions.jsonl"]
+    assert told(captions=True, changes=shuffled) == [
+        "photographs without a caption, which take data.params.prompt: b.png",
+        "captions are listed for files that do not exist: gone.png",
+    ]
 
 
 def test_tags_are_shuffled_and_dropped_and_captions_left_out_by_the_sample_number():

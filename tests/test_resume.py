@@ -93,6 +93,36 @@ def test_in_mid_accumulation_the_step_is_finished_first(train, monkeypatch):
     assert_same_run(other, run)
 
 
+def test_a_limit_of_time_saves_and_each_start_has_it_anew(train, whole, capsys):
+    run = train(*QUICK, "lightning.trainer.max_time={seconds: 1.0e-6}", expect=STOPPED)
+    assert "stopped at step 1, everything is saved: continue with" in capsys.readouterr().err
+    assert resume(run) == STOPPED
+    assert state(run)["global_step"] == 2
+    assert not (run / "model").exists()
+    assert resume(run, "lightning.trainer.max_time=soon") == 2
+    assert "DD:HH:MM:SS" in error_of(capsys)
+    assert resume(run, "lightning.trainer.max_time=null") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert_same_run(run, whole)
+
+
+def test_a_callback_that_ends_training_in_mid_accumulation_loses_nothing(train, monkeypatch):
+    words = (*QUICK, "lightning.trainer.accumulate_grad_batches=3", "data.params.batch_size=1")
+    words += ("lightning.trainer.max_steps=4",)
+    run = train(*words, name="whole")
+    original, calls = DreamBooth.training_step, iter(range(1, 100))
+
+    def training_step(self, *arguments):
+        self.trainer.should_stop |= next(calls) == 5
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DreamBooth, "training_step", training_step)
+    other = train(*words, name="stopped", expect=STOPPED)
+    assert state(other)["global_step"] == 1
+    assert resume(other) == 0
+    assert_same_run(other, run)
+
+
 def test_a_second_interrupt_quits_at_once(train, monkeypatch):
     at_call(monkeypatch, DreamBooth, "training_step", {3}, lambda: [send(signal.SIGINT)() for _ in "12"])
     train(*QUICK, expect=130)
@@ -212,6 +242,16 @@ def test_a_finished_run_without_its_model_writes_it(whole, tmp_path):
     assert resume(run) == 0
     assert before == {path.name: path.read_bytes() for path in (run / "model").rglob("*.safetensors")}
     assert_same_run(run, whole)
+
+
+def test_a_run_past_its_last_step_and_options_of_a_new_run_are_refused(whole, capsys):
+    before = (whole / "configs" / "config.yaml").read_bytes()
+    assert resume(whole, "lightning.trainer.max_steps=5") == 2
+    assert "it is at step 10, past lightning.trainer.max_steps=5" in error_of(capsys)
+    for words in (("-n", "other"), ("-l", "elsewhere"), ("-f", "more"), ("--scale_lr",)):
+        assert resume(whole, *words) == 2
+        assert "continues a run in its own folder" in error_of(capsys)
+    assert (whole / "configs" / "config.yaml").read_bytes() == before
 
 
 def test_more_steps_extend_a_finished_run(train, whole):

@@ -253,6 +253,10 @@ def test_mistakes_end_in_one_line(tiny, tmp_path, capsys, words, message):
         (["-p", "a dog"], "use --prompt"),
         (["--config", "v1.yaml"], "nothing: the model's own config is read"),
         (["--prompt", "a dog", "--from-file", "x"], "not allowed with"),
+        (["--sampler", "ddim", "--plms"], "not allowed with"),
+        (["--noise_seed", "1", "--fixed_code"], "not allowed with"),
+        (["--use_ema", "--no_ema"], "not allowed with"),
+        (["--skip_save", "--skip_grid"], "nothing would be written"),
     ],
 )
 def test_options_that_mean_nothing_end_in_one_line(capsys, words, says):
@@ -262,6 +266,25 @@ def test_options_that_mean_nothing_end_in_one_line(capsys, words, says):
     said = capsys.readouterr().err.strip()
     assert says in said
     assert "\n" not in said
+
+
+def test_settings_without_effect_and_unknown_placeholders_are_told(draw, capsys):
+    draw(
+        "--steps",
+        1,
+        "--n_samples",
+        1,
+        "--scale",
+        1,
+        "--negative_prompt",
+        "a cat",
+        "--prompt",
+        "a [rex] dog, [2:1]",
+    )
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")] == [
+        "warning: without guidance (--scale 1), --negative_prompt and --guidance_interval have no effect",
+        "warning: [rex] is drawn as plain text: the model's subjects are none",
+    ]
 
 
 def test_pictures_do_not_depend_on_how_many_are_drawn_together(draw, monkeypatch):

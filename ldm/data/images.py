@@ -76,9 +76,8 @@ def image_files(folder: str | Path, below: bool = False) -> list[Path]:
         for path in sorted(folder.rglob("*") if below else folder.iterdir())
         if not (path.name.startswith(".") or path.is_dir() or path.suffix.lower() in NOT_IMAGES)
     ]
-    pictures = [path for path in found if path.suffix.lower() in readable()]
-    masks = masks_among(pictures)
-    files = [path for path in pictures if path not in masks]
+    masks = masks_among(found)
+    files = [path for path in found if path.suffix.lower() in readable() and path not in masks]
     skipped = _advice(path for path in found if path.suffix.lower() not in readable())
     if not files:
         reason = f"skipped: {skipped}" if skipped else f"looked for {', '.join(readable())}"
@@ -101,7 +100,7 @@ def mask_path(image: Path) -> Path:
 
 
 def masks_among(pictures: Iterable[Path]) -> set[Path]:
-    """Those of `pictures` that are masks of others."""
+    """Those of `pictures` that are masks of others, readable or not."""
     known = list(pictures)
     return {mask_path(path) for path in known} & set(known)
 

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ldm.concepts import PLACEHOLDER
 from ldm.data.batch import SubjectExample
 from ldm.data.buckets import Shape, nearest
-from ldm.data.captions import CaptionChanges, find_caption, read_lists
+from ldm.data.captions import LISTS, Caption, CaptionChanges, find_caption, read_lists
 from ldm.data.images import (
     image_files,
     load_image,
@@ -81,6 +81,7 @@ class SubjectImages(Dataset[SubjectExample]):
             self.masks.append(mask if random_crop or mask is None else resize_and_crop(mask, shape))
         self._warn_of_small()
         self._warn_of_masks(unmasked_weight != 1)
+        self._warn_of_captions(captions, listed)
         self.size = size
         self.seed = seed
         self.flip_probability = flip_probability
@@ -90,6 +91,7 @@ class SubjectImages(Dataset[SubjectExample]):
         self.changes = changes or CaptionChanges()
         self.unmasked_weight = unmasked_weight
         self.templates = list(templates)
+        self._warn_of_tags()
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "SubjectImages":
@@ -178,6 +180,30 @@ class SubjectImages(Dataset[SubjectExample]):
             message = "masks are not used, since data.params.unmasked_weight is 1: "
         if bare:
             warnings.warn(printable(message + ", ".join(bare)), stacklevel=1)
+
+    def _warn_of_captions(self, are_used: bool, listed: Mapping[str, Caption]) -> None:
+        if are_used:
+            bare = [path.name for path, own in zip(self.files, self.captions, strict=True) if own is None]
+            missing = [name for name in listed if not (self.files[0].parent / name).is_file()]
+            messages = {
+                "photographs without a caption, which take data.params.prompt: ": bare,
+                "captions are listed for files that do not exist: ": missing,
+            }
+        else:
+            beside = [path.with_suffix(".txt") for path in self.files]
+            lists = [self.files[0].parent / name for name in LISTS]
+            unused = [path.name for path in (*beside, *lists) if path.exists()]
+            messages = {"captions are not used, since data.params.captions is false: ": unused}
+        for message, names in messages.items():
+            if names:
+                warnings.warn(printable(message + ", ".join(names)), stacklevel=1)
+
+    def _warn_of_tags(self) -> None:
+        are_used = self.changes.tag_shuffle or self.changes.tag_dropout
+        if are_used and not any("," in prompt for prompt in (*self.prompts, *self.templates)):
+            warnings.warn(
+                "tag_shuffle and tag_dropout change nothing: no prompt has parts between commas", stacklevel=1
+            )
 
     def _warn_of_small(self) -> None:
         small: dict[Shape, list[str]] = {}

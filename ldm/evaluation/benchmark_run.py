@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from ldm.config import load_settings
-from ldm.errors import StoppedError, UserError, say
+from ldm.errors import StoppedError, say
 from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, prompts_csv, table_rows
 from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, read_cost, typical_costs
 from ldm.evaluation.benchmark_page import Content, benchmark_page
@@ -23,7 +23,8 @@ from ldm.evaluation.benchmark_tasks import (
 )
 from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
-from ldm.files import PROJECT, check_writable, replacing
+from ldm.evaluation.settings_file import keep_to
+from ldm.files import PROJECT, replacing
 
 REFERENCE = "prior"
 """The variant to compare the others with, if measured; else the first."""
@@ -38,7 +39,6 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
     tasks = plan(benchmark)
     failed: list[str] = []
     if not only_table:
-        check_writable(benchmark.outdir)
         check_settings(benchmark)
         stop_on_signals()
         failed = work_through(tasks, benchmark)
@@ -68,14 +68,7 @@ def check_settings(benchmark: Benchmark) -> None:
     }
     if benchmark.methods:
         settings["methods"] = {name: list(own.overrides) for name, own in benchmark.methods.items()}
-    path = benchmark.outdir / "settings.json"
-    if path.is_file():
-        if (before := json.loads(path.read_text())) != settings:
-            key = next(key for key in {**settings, **before} if before.get(key) != settings.get(key))
-            raise UserError(f"{benchmark.outdir} has a benchmark with another {key}: choose another --outdir")
-        return
-    with replacing(path, shared=True) as temporary:  # the tasks of an array start at once
-        temporary.write_text(json.dumps(settings, indent=1))
+    keep_to(settings, benchmark.outdir, ["*/*/log.txt", "*/*/evaluation"], "a benchmark")
 
 
 def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:

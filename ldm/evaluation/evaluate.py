@@ -19,6 +19,7 @@ from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
 from ldm.evaluation.references import Subject, subject_in_folder, subject_of_run
 from ldm.evaluation.results import table, write
 from ldm.evaluation.scores import About, Networks, Result, score
+from ldm.evaluation.settings_file import keep_to
 from ldm.evaluation.statistics import Estimate
 from ldm.files import PROJECT, check_writable, find
 from ldm.formats.checkpoint_files import run_of
@@ -33,6 +34,9 @@ EMBEDDED_SIDE = 64
 
 ADVISED = ("sampler", "steps", "guidance_scale")
 """Settings of the section `sampling` that a base may advise."""
+
+RESULTS = ("metrics.json", "concepts.json", "*/*.png")
+"""What is in a folder once there is something of an evaluation, of one subject or several."""
 
 SHORTCUTS = ("guidance_interval", "deepcache")
 """Settings of the section `sampling` that draw faster; none by default."""
@@ -107,6 +111,7 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     networks, loaded: as `load_measuring` gives them; of the model's subjects, the first is measured.
     """
     config, out = evaluation.config, evaluation.out
+    keep_to(settings_of(evaluation, loaded), out, RESULTS, "an evaluation")
     base = None
     if loaded:
         subject, items, about = drawn_images(evaluation, loaded)
@@ -127,6 +132,22 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     published = [row for row in config["published"] if row["table"] != 4]  # the ablation is the benchmark's
     write(out, result, rows, next(iter(subject.references.values())), published)
     return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
+
+
+def settings_of(evaluation: Evaluation, loaded: LoadedModel | None) -> dict[str, object]:
+    """What decides the results of this evaluation of `loaded`, or of given images; see `settings_file`."""
+    config = {key: value for key, value in evaluation.config.items() if key != "published"}
+    for section in ("networks", "sampling"):
+        config[section] = {key: value for key, value in config[section].items() if key != "batch_size"}
+    names = ("class_word", "identifier", "prompt_noun", "hold_out")
+    paths = {name: getattr(evaluation, name) for name in ("images", "class_images", "real")}
+    return {
+        "weights": loaded.weights if loaded else None,
+        "subjects": [subject.placeholder for subject in loaded.subjects] if loaded else None,
+        **{name: str(path.resolve()) for name, path in paths.items() if path is not None},
+        **{name: getattr(evaluation, name) for name in names},
+        **config,
+    }
 
 
 def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, list[Item], About]:

@@ -13,11 +13,20 @@ from torch import Tensor
 from ldm.concepts import Learned
 from ldm.data.images import load_image
 from ldm.errors import UserError
-from ldm.evaluation.evaluate import Evaluation, draw, evaluate, find_subject, load_measuring
+from ldm.evaluation.evaluate import (
+    RESULTS,
+    Evaluation,
+    draw,
+    evaluate,
+    find_subject,
+    load_measuring,
+    settings_of,
+)
 from ldm.evaluation.metrics import METRICS, prompt_fidelity, subject_fidelity
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
 from ldm.evaluation.scores import Networks, Result
+from ldm.evaluation.settings_file import keep_to
 from ldm.files import replacing
 from ldm.methods.load import LoadedModel
 from ldm.pages.page import render
@@ -72,20 +81,24 @@ def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
         if not places:
             known = ", ".join(subject.placeholder for subject in subjects) or "none"
             raise UserError(f"--concept {concept}: the model has no such subject; it has {known}")
+        if len(subjects) > 1 and evaluation.outdir is None:
+            evaluation = replace(evaluation, outdir=evaluation.out / subjects[places[0]].name)
         subjects = (subjects[places[0]],)
         evaluation = replace(evaluation, place=places[0])
     if loaded is None or len(subjects) < 2:
         return evaluate(evaluation, networks, loaded and replace(loaded, subjects=tuple(subjects)))
-    for given, option in ((evaluation.real, "--real"), (evaluation.identifier, "--identifier")):
-        if given:
+    for name in ("real", "class_word", "identifier"):
+        if getattr(evaluation, name):
             raise UserError(
-                f"{option} is of one subject, but this model has several: choose one with --concept"
+                f"--{name} is of one subject, but this model has several: choose one with --concept"
             )
     return evaluate_several(evaluation, networks, loaded)
 
 
 def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedModel) -> str:
     """Measure each subject of `loaded`, and what is between them."""
+    settings = settings_of(evaluation, loaded)
+    keep_to(settings, evaluation.out, RESULTS, "an evaluation")
     measured = [
         measure(replace(evaluation, place=place), networks, loaded) for place in range(len(loaded.subjects))
     ]

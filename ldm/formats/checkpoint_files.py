@@ -4,7 +4,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from ldm.errors import UserError
+from ldm.errors import UserError, quoted
 from ldm.files import is_special
 from ldm.formats.described import described
 from ldm.formats.run_checkpoint import FullState
@@ -64,7 +64,7 @@ def newest_checkpoint(run: Path) -> Path:
     path = newest_state(run)
     if path is None:
         raise UserError(
-            f"run {run}: no checkpoint in {run / 'checkpoints'} yet; continue the run with --resume {run}"
+            f"run {run}: no checkpoint in {run / 'checkpoints'} yet; continue the run with --resume {quoted(run)}"
         )
     return path
 

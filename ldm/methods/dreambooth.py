@@ -22,7 +22,7 @@ from ldm.data.datamodule import DreamBoothData
 from ldm.devices import DTYPES, set_tf32
 from ldm.diffusion.loss import denoising_error
 from ldm.diffusion.weighting import Weighting, weighting_of
-from ldm.errors import UserError
+from ldm.errors import UserError, quoted
 from ldm.formats.knowledge import warn_of_unknown_class
 from ldm.formats.subject import read_subject, subject_facts
 from ldm.methods.all_weights import AllWeights
@@ -31,7 +31,7 @@ from ldm.methods.model_card import card_of_run
 from ldm.methods.prior_target import untrained_prior_target
 from ldm.methods.subjects import check_prompts, losses_by_subject, with_identifiers
 from ldm.methods.tuning import Tuning
-from ldm.methods.weight_average import WeightAverage
+from ldm.methods.weight_average import WeightAverage, is_averaging
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 from ldm.values import (
@@ -98,7 +98,7 @@ class DreamBooth(LightningModule):
             raise UserError(
                 "model.params.lr_schedule constant has no warm-up: set constant_with_warmup, or lr_warmup_steps 0"
             )
-        if ema is not None and hasattr(getattr(optimizer, "func", optimizer), "eval"):
+        if ema is not None and is_averaging(optimizer):
             raise UserError(
                 "model.params.ema averages weights, and so does the optimizer: leave it null, or take another optimizer"
             )
@@ -334,7 +334,7 @@ class DreamBooth(LightningModule):
         prompt = f"a photo of {first.placeholder} {first.class_word} on the moon"
         return (
             f"done: the model is in {run / 'model'}, its samples in {run / 'images'}. Sample it with\n"
-            f'  python scripts/txt2img.py --ckpt {run} --prompt "{prompt}"'
+            f"  python scripts/txt2img.py --ckpt {quoted(run)} --prompt {quoted(prompt)}"
         )
 
     def exported_step(self, run: Path) -> int | None:

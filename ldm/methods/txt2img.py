@@ -3,9 +3,10 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ldm.concepts import PLACEHOLDER, placeholders_in
 from ldm.console import progress_bar
 from ldm.data.images import grid
 from ldm.data.png import png_text
@@ -50,6 +51,7 @@ def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> 
     for folder in (options.outdir, samples):
         check_writable(folder)
     drawing = load(options, base_options)
+    warn_of_no_effect(prompts, drawing)
     prompts = [drawing.loaded.with_identifier(prompt) for prompt in prompts]
     pictures = plan(options, prompts)
     groups = batches(pictures, batch_size(options, drawing))
@@ -93,6 +95,19 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             "the prompt is empty: describe a picture with --prompt, or name a file with one prompt per line"
         )
     return prompts
+
+
+def warn_of_no_effect(prompts: Sequence[str], drawing: Drawing) -> None:
+    """Warn of settings without effect, and of placeholders that the model does not know."""
+    sampling, known = drawing.sampling, [subject.placeholder for subject in drawing.loaded.subjects]
+    if sampling.guidance_scale == 1 and (sampling.negative_prompt or sampling.guidance_interval):
+        say("warning: without guidance (--scale 1), --negative_prompt and --guidance_interval have no effect")
+    unknown = {word for prompt in prompts for word in placeholders_in(prompt)} - {PLACEHOLDER, *known}
+    if unknown:
+        say(
+            f"warning: {', '.join(sorted(unknown))} is drawn as plain text: the model's subjects are"
+            f" {', '.join(known) or 'none'}"
+        )
 
 
 def batch_size(options: argparse.Namespace, drawing: Drawing) -> int:

@@ -1,11 +1,21 @@
 """An exponential moving average of the trained weights with diffusers' `EMAModel`, for any tuning."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def is_averaging(optimizer: Callable[..., Optimizer]) -> bool:
+    """Whether what `optimizer` builds averages the weights itself, as schedule-free optimizers do."""
+    return hasattr(class_of(optimizer), "eval")
+
+
+def class_of(optimizer: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """The class of an optimizer whose keywords may be bound already."""
+    return getattr(optimizer, "func", optimizer)
 
 
 class WeightAverage:

@@ -65,6 +65,8 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict:
         content = load_checkpoint(path)
+        # Lightning's max_time is for each start: a run that has used it up would stop again at once.
+        content.get("callbacks", {}).pop("Timer", None)
         # What training goes on from, where that is not what the model is sampled with.
         if trained := content.pop(TRAINED, None):
             content["state_dict"] = trained
@@ -94,7 +96,7 @@ def save(trainer: Trainer, path: Path, weights_only: bool = False, required: boo
 
 
 class Checkpointing(StepCallback):
-    """Saves the full state as `last.ckpt` on a schedule, at the end, and after a signal.
+    """Saves the full state as `last.ckpt` on a schedule, at the end of training, and after a signal.
 
     SIGTERM and the first Ctrl-C save and stop; SIGUSR1 saves and continues. Saves only after an optimizer step.
     """
@@ -152,6 +154,11 @@ class Checkpointing(StepCallback):
             save(trainer, self.folder / f"weights-{step:06d}.ckpt", weights_only=True)
         if self._signals and stop and not last:
             self._signals.stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning's max_time and other callbacks end training between two saves.
+        if trainer.global_step not in (0, self._step_of_last):
+            self._save(trainer, required=True)
 
     def _save(self, trainer: Trainer, required: bool) -> None:
         last = self.folder / LAST

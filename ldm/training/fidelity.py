@@ -124,7 +124,7 @@ class Fidelity(StepCallback):
         if validated.get("step") != trainer.global_step:
             return
         row, is_best = {}, False
-        if trainer.is_global_zero and (row := self._measured(trainer, pl_module, validated["drift"])):
+        if trainer.is_global_zero and (row := self._measured(trainer, pl_module, validated.get("drift"))):
             self._rows.append(row)
             with warn_if_unwritable(f"{self.path} at step {trainer.global_step}"):
                 append_rows(self.path, [row])
@@ -137,15 +137,18 @@ class Fidelity(StepCallback):
         if processes.gather(is_best)[0] and self.keep_best:
             save(trainer, Path(trainer.default_root_dir) / "checkpoints" / BEST_FIDELITY, weights_only=True)
 
-    def _measured(self, trainer: Trainer, pl_module: LightningModule, drift: float) -> dict[str, float]:
-        """The row of this step; empty if the samples are not finite."""
+    def _measured(
+        self, trainer: Trainer, pl_module: LightningModule, drift: float | None
+    ) -> dict[str, float]:
+        """The row of this step; empty if the samples are not finite. drift: None where it is not measured."""
         try:
             measured = self.measure(trainer, pl_module)
         except NotFiniteError as error:
             warnings.warn(f"fidelity is not measured at step {trainer.global_step}: {error}", stacklevel=2)
             return {}
-        score = measured["dino"] - self.drift_weight * drift
-        return {"step": trainer.global_step, **measured, "drift": drift, "score": score}
+        score = measured["dino"] - self.drift_weight * (drift or 0.0)
+        drifted = {} if drift is None else {"drift": drift}
+        return {"step": trainer.global_step, **measured, **drifted, "score": score}
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -191,8 +194,10 @@ def best(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
 
 
 def plot(rows: Sequence[Mapping[str, float]]) -> str:
-    """Fidelity against drift over the run, as SVG."""
-    points = [(row["drift"], row["dino"], f"{row['step']}") for row in rows]
+    """Fidelity against drift over the run, or against the step where drift is not measured, as SVG."""
+    has_drift = all("drift" in row for row in rows)
+    points = [(row["drift" if has_drift else "step"], row["dino"], f"{row['step']}") for row in rows]
     chosen = best(rows)
-    labels = ("drift of the class (numbers: steps; red: the best)", "DINO with the subject")
+    along = "drift of the class (numbers: steps; red: the best)" if has_drift else "step (red: the best)"
+    labels = (along, "DINO with the subject")
     return path_chart(points, *labels, marked=None if chosen is None else list(rows).index(chosen))

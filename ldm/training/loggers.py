@@ -13,14 +13,35 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger
 
+from ldm.config import flat
 from ldm.data.sheet import picture_of, read_sheet
 from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.targets import instantiate_from_config
 from ldm.training.curves import glossary
-from ldm.training.resume import flat
 
 WANDB_ID = Path("configs", "wandb-id.txt")
+
+
+def log_in(settings: Mapping[str, Any] | None) -> None:
+    """Log in to W&B if `settings`, a config's `lightning.logger`, need it; on a terminal it asks for a key.
+
+    Raises UserError if there is no login, or W&B does not accept it.
+    """
+    if not settings or not settings["target"].endswith("WandbLogger"):
+        return
+    import wandb
+
+    params = settings.get("params") or {}
+    mode = "offline" if params.get("offline") else params.get("mode") or wandb.setup().settings.mode
+    if mode in ("offline", "disabled", "dryrun"):
+        return
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        raise UserError(
+            f"W&B: {error} Or set WANDB_MODE=offline, or lightning.logger=null to log nowhere but to metrics.jsonl"
+        ) from error
 
 
 def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: Sequence[str] = ()) -> Logger:
@@ -36,7 +57,10 @@ def build_logger(logger: Mapping[str, Any], run: Path, step: int | None, trust: 
         extra["default_hp_metric"] = False  # the metrics of the hyperparameters are the run's own
         if step is not None:
             extra["purge_step"] = step + 1  # hides logged steps that are now repeated
-    return instantiate_from_config(logger, trust, **extra)
+    built = instantiate_from_config(logger, trust, **extra)
+    if kind == "WandbLogger":
+        built._wandb_init.pop("anonymous", None)  # Lightning passes it, and W&B warns that it is deprecated
+    return built
 
 
 def wandb_id(run: Path) -> str:

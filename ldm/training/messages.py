@@ -9,6 +9,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ldm.data.images import image_files, mask_path
 from ldm.data.subject import SubjectImages
+from ldm.errors import quoted
 from ldm.files import find
 from ldm.formats.checkpoint_files import BEST
 from ldm.training.loss_record import read_rows
@@ -116,20 +117,21 @@ def results(folder: Path, seconds: float) -> str:
     seconds: how long this start of the run took.
     """
     rows = read_rows(folder / VALIDATION)
-    if len(rows) < 2 or not {"subject_loss", "drift", "score"} <= rows[0].keys() & rows[-1].keys():
+    if len(rows) < 2 or not {"subject_loss", "score"} <= rows[0].keys() & rows[-1].keys():
         return ""
     first, last, best = rows[0], rows[-1], min(rows[1:], key=lambda row: row["score"])
     verb = "fell" if last["subject_loss"] < first["subject_loss"] else "rose"
     kept = f", kept in {Path('checkpoints', BEST)}" if (folder / "checkpoints" / BEST).is_file() else ""
-    return "\n".join(
-        [
-            f"trained in {duration(seconds)}; validation:",
-            f"  subject loss {verb} from {first['subject_loss']:.4f} to {last['subject_loss']:.4f}",
-            f"  drift of the class from the base: {last['drift']:.4f} (0: none)",
-            f"  score, the sum of the two (lower is better): {last['score']:.4f};"
-            f" the best {best['score']:.4f} at step {best['step']}{kept}",
-        ]
-    )
+    lines = [
+        f"trained in {duration(seconds)}; validation:",
+        f"  subject loss {verb} from {first['subject_loss']:.4f} to {last['subject_loss']:.4f}",
+    ]
+    what = "score, of the subject loss alone"
+    if "drift" in last:
+        lines.append(f"  drift of the class from the base: {last['drift']:.4f} (0: none)")
+        what = "score, the sum of the two"
+    found = f"{last['score']:.4f}; the best {best['score']:.4f} at step {best['step']}{kept}"
+    return "\n".join([*lines, f"  {what} (lower is better): {found}"])
 
 
 def next_steps(folder: Path) -> str:
@@ -139,4 +141,4 @@ def next_steps(folder: Path) -> str:
         return ""
     page = folder / "report.html"
     look = f"{page}, or {sheets[-1]}" if page.is_file() else str(sheets[-1])
-    return f"Measure it with\n  python scripts/evaluate.py --ckpt {folder}\nLook at {look}"
+    return f"Measure it with\n  python scripts/evaluate.py --ckpt {quoted(folder)}\nLook at {look}"

@@ -14,7 +14,7 @@ from ldm.data.sheet import Strip, draw_sheet, save_sheet
 from ldm.data.subject import SubjectImages
 from ldm.devices import DTYPES, set_tf32
 from ldm.errors import UserError
-from ldm.files import check_writable
+from ldm.files import check_writable_file
 from ldm.methods.base_latents import BaseLatents
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.build import build, quiet
@@ -31,7 +31,7 @@ def preview(config: dict[str, object], out: Path, prior_samples: int, trust: tup
     Raises UserError for a config whose data cannot be trained on, or that trains no subject.
     """
     quiet()
-    check_writable(out.absolute().parent)
+    check_writable_file(out)
     with tempfile.TemporaryDirectory() as folder:
         data, model, trainer = build(config, Path(folder), trust)
         if not isinstance(data, DreamBoothData) or not isinstance(model, DreamBooth):

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
+from ldm.config import flat
 from ldm.errors import UserError
 from ldm.files import replacing, sync_to_disk
 from ldm.formats.checkpoint_files import CONFIG, LAST, newest_state, older_states, problem_with, step_in_name
@@ -17,9 +18,8 @@ from ldm.formats.safe_loading import load_checkpoint
 from ldm.schema import unaffecting
 from ldm.targets import signature
 from ldm.training.precision import trained_in
-from ldm.values import Config
 
-WATCHERS = ("lightning.callbacks.", "lightning.logger.")
+WATCHERS = ("lightning.callbacks", "lightning.logger")
 """Sections of which no setting changes the loss record. Other settings are marked in their signatures."""
 
 MAX_STEPS = "lightning.trainer.max_steps"
@@ -64,12 +64,12 @@ def changes_since(
     then, now = flat(checkpoint.get("config", {})), flat(current["config"])
     then[PRECISION] = trained_in(then.get(PRECISION), checkpoint)
     constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
-    same = unaffecting(current["config"], trust)
+    same = [*unaffecting(current["config"], trust), *WATCHERS]
     changes = {
         key: [then.get(key), now.get(key)]
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key)
-        and not (key in same or key.startswith(WATCHERS))
+        and not any(f"{key}.".startswith(f"{name}.") for name in same)
         and not (key == MAX_STEPS and constant)
     }
     facts = {
@@ -159,16 +159,3 @@ def link_or_copy(path: Path, name: Path) -> None:
         os.link(path, name)
     except OSError:
         shutil.copyfile(path, name)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
-    """Nested keys joined by dots; lists are kept whole, except lists of mappings."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            value = {str(place): item for place, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ldm import processes
-from ldm.errors import DISK_IS_FULL, EXIT_RESUME_ME, ReportedError, UserError, printable, printable_lines, say
+from ldm.errors import (
+    DISK_IS_FULL,
+    EXIT_RESUME_ME,
+    ReportedError,
+    UserError,
+    printable,
+    printable_lines,
+    quoted,
+    say,
+)
 from ldm.formats.checkpoint_files import LAST, has_state
 from ldm.processes import agreed
 from ldm.training import resume, run_folder
@@ -21,12 +30,15 @@ from ldm.training.averaged import averaged
 from ldm.training.build import Parts, build, checkpoint_facts, quiet
 from ldm.training.estimate import estimate
 from ldm.training.launch import Launch, local_rank
-from ldm.training.loggers import build_logger, close_loggers, log_config
+from ldm.training.loggers import build_logger, close_loggers, log_config, log_in
 from ldm.training.messages import introduction, next_steps, results
 from ldm.training.run_config import read_config
 from ldm.training.signals import Signals, end_with_parent
 from ldm.training.step_callback import StepCallback
 from ldm.values import Config
+
+LOGS = "logs"
+"""Folder of run folders, without --logdir."""
 
 HEAD_START = 5.0
 """Seconds that the first process has to report an error that all find, before another ends the run."""
@@ -87,6 +99,7 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
         changes = launch.on_first(refuse_changes, origin, parts, options)
         if is_finished(step, folder, parts):
             return 0
+        launch.on_first(log_in, config["lightning"]["logger"])
         launch.on_first(prepare_folder, origin, config, argv, changes, held)
         if not has_begun:
             held.enter_context(signals)
@@ -110,13 +123,18 @@ def new_folder(config: Config, options: argparse.Namespace) -> Path:
     ]
     name = options.name or "_".join(Path(path).stem for path in options.base)
     name = run_folder.run_name(subjects, name, options.postfix)
-    return run_folder.new_folder(options.logdir, name)
+    return run_folder.new_folder(options.logdir or LOGS, name)
 
 
 def refuse_changes(origin: Origin, parts: Parts, options: argparse.Namespace) -> resume.Changes:
-    """The accepted differences from the run so far; raises UserError for others."""
+    """The accepted differences from the run so far; raises UserError for others, and for a run past its last step."""
     if not origin.resumed:
         return {}
+    if origin.step is not None and origin.step > parts.trainer.max_steps:
+        raise UserError(
+            f"--resume {origin.folder}: it is at step {origin.step}, past {resume.MAX_STEPS}={parts.trainer.max_steps}:"
+            " leave that out, or resume an earlier checkpoint of it"
+        )
     changes = resume.changes_since(origin.state, checkpoint_facts(parts), options.trust)
     resume.refuse(changes, origin.folder, options.accept_changes)
     return changes
@@ -148,7 +166,7 @@ def is_finished(step: int | None, folder: Path, parts: Parts) -> bool:
         line = (
             f"run {folder} is finished at step {step} of {trainer.max_steps}"
             + (": " if exported else "; exporting its model again: ")
-            + f"--resume {folder} lightning.trainer.max_steps={2 * step} would train it further"
+            + f"--resume {quoted(folder)} lightning.trainer.max_steps={2 * step} would train it further"
         )
         print(printable(line))
     return exported
@@ -173,7 +191,7 @@ def train(
         if trainer.is_global_zero:
             print(printable_lines(introduction(folder, *parts, step)), flush=True)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        if not signals.stopped:
+        if trainer.global_step >= trainer.max_steps and not signals.stopped:
             finish(folder, parts, time.perf_counter() - began)
             return 0
     except SystemExit as stop:  # a signal before the first step, or during the export
@@ -183,12 +201,12 @@ def train(
         if error.errno not in DISK_IS_FULL:
             raise
         raise UserError(
-            f"{error}: free some space and --resume {folder}; everything saved is kept"
+            f"{error}: free some space and --resume {quoted(folder)}; everything saved is kept"
         ) from error
     except RuntimeError as error:
         if not processes.lost_peer(error):
             raise
-        say(f"another process died: continue with python main.py --resume {folder}")
+        say(f"another process died: continue with python main.py --resume {quoted(folder)}")
         return EXIT_RESUME_ME
     finally:
         close_loggers(trainer)
@@ -196,7 +214,7 @@ def train(
         return 0  # for any other code Lightning would kill the first process
     saved = has_state(folder / "checkpoints")
     what = "everything is saved: continue" if saved else "nothing is saved: start again"
-    say(f"stopped, {what} with python main.py --resume {folder}")
+    say(f"stopped at step {trainer.global_step}, {what} with python main.py --resume {quoted(folder)}")
     return EXIT_RESUME_ME
 
 
@@ -225,5 +243,5 @@ def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
     with tempfile.TemporaryDirectory() as folder:
         parts = build(config, Path(folder), options.trust, launch=launch)
         if launch.is_first:
-            print(estimate(*parts, Path(options.resume or options.logdir)))
+            print(estimate(*parts, Path(options.resume or options.logdir or LOGS)))
     return 0

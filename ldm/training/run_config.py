@@ -28,6 +28,14 @@ def read_config(options: argparse.Namespace) -> Config:
             raise UserError(
                 "--resume takes the run's own config: leave --base out, and change keys with key.sub=value"
             )
+        for option, value in (
+            ("--name", options.name),
+            ("--postfix", options.postfix),
+            ("--logdir", options.logdir),
+            ("--scale_lr", options.scale_lr),
+        ):
+            if value:
+                raise UserError(f"--resume continues a run in its own folder, as it was: leave {option} out")
         config = configs.read_plain(run_folder.folder_of(Path(options.resume)) / CONFIG)
         config = configs.override(config, overrides_of(options), options.trust)
     else:

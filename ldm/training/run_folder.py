@@ -20,7 +20,7 @@ import torch
 
 from ldm.config import save_config
 from ldm.early import require_run
-from ldm.errors import UserError
+from ldm.errors import UserError, quoted
 from ldm.files import PROJECT, no_link, refuse_links, replacing
 from ldm.formats.checkpoint_files import CONFIG
 from ldm.values import FolderName, problem_with
@@ -60,7 +60,7 @@ def new_folder(logdir: str | Path, name: str) -> Path:
         raise UserError(f"run folder {folder}: {error.strerror}; choose another --name") from error
     if exists:
         raise UserError(
-            f"run folder {folder} exists: choose another --name, or continue it with --resume {folder}"
+            f"run folder {folder} exists: choose another --name, or continue it with --resume {quoted(folder)}"
         )
     return folder
 

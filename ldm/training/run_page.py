@@ -9,14 +9,13 @@ from typing import Any
 
 from ldm import config as configs
 from ldm.data.sheet import Cell, picture_of, read_sheet
-from ldm.errors import UserError
+from ldm.errors import UserError, quoted
 from ldm.files import PROJECT
 from ldm.pages.page import render
 from ldm.pages.pictures import Figure, figure
 from ldm.pages.plots import Plot, Series, plot, smoothed
 from ldm.training.curves import curve_of
 from ldm.training.messages import duration
-from ldm.training.resume import flat
 from ldm.training.run_record import RunRecord, State
 
 PAGE = "report.html"
@@ -125,11 +124,11 @@ def run_page(record: RunRecord, state: State, album: Album) -> str:
 
 def command(record: RunRecord, state: State) -> list[tuple[str, str]]:
     """Commands for the run in this state: (purpose, command line)."""
-    folder = shlex.quote(str(record.folder))
+    folder = quoted(record.folder)
     if state.kind != "finished":
         return [("go on, where it was cut off", f"python main.py --resume {folder}")]
     placeholder, word = record.subjects[0]
-    prompt = shlex.quote(f"a photo of {placeholder} {word} on the moon")
+    prompt = quoted(f"a photo of {placeholder} {word} on the moon")
     return [
         ("sample", f"python scripts/txt2img.py --ckpt {folder} --prompt {prompt}"),
         ("measure", f"python scripts/evaluate.py --ckpt {folder}"),
@@ -210,7 +209,7 @@ def differences(record: RunRecord) -> list[tuple[str, str, str]]:
 
 @functools.cache
 def _recipe() -> dict[str, Any]:
-    return flat(configs.load_config([RECIPE]))
+    return configs.flat(configs.load_config([RECIPE]))
 
 
 def text(value: object) -> str:

@@ -17,7 +17,6 @@ from ldm.formats.checkpoint_files import CONFIG, LAST, older_states, problem_wit
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.formats.subject import read_subject
 from ldm.training.loss_record import read_rows
-from ldm.training.resume import flat
 
 USAGE = Path("configs", "usage.json")
 """Time and memory of each start of the run."""
@@ -90,7 +89,7 @@ class RunRecord:
     @property
     def settings(self) -> dict[str, Any]:
         """The config's values by their paths."""
-        return flat(self.config)
+        return configs.flat(self.config)
 
     @property
     def steps(self) -> int:

@@ -16,6 +16,7 @@ from ldm.data.batch import Batch
 from ldm.data.class_prior import ClassPrior
 from ldm.data.datamodule import DreamBoothData
 from ldm.data.subject import SubjectImages
+from ldm.errors import UserError
 from ldm.files import warn_if_unwritable
 from ldm.formats.checkpoint_files import BEST
 from ldm.methods.dreambooth import DreamBooth
@@ -45,8 +46,11 @@ class Validation(StepCallback):
     ):
         """num_timesteps: size of the timestep grid; drift_samples: prior samples used to measure drift.
 
-        monitor: "subject_loss", "drift", or "score", their sum; lowest is best; null keeps no weights.
+        monitor: "subject_loss", "drift", or "score", their sum; lowest is best; null keeps no weights. Without
+            drift_samples there is no drift, and the score is the subject loss.
         """
+        if monitor == "drift" and not drift_samples:
+            raise UserError("lightning.callbacks.validation: monitor=drift needs drift_samples above 0")
         self.every_steps = every_steps
         self.num_timesteps = num_timesteps
         self.drift_samples = drift_samples
@@ -82,11 +86,10 @@ class Validation(StepCallback):
                 for grid in self._priors
             ]
         device = pl_module.device
-        row = {
-            "subject_loss": _mean_over_processes(sum(losses, []), device),
-            "drift": _mean_over_processes(sum(drifts, []), device),
-        }
-        row["score"] = row["subject_loss"] + row["drift"]
+        row = {"subject_loss": _mean_over_processes(sum(losses, []), device)}
+        if self.drift_samples:
+            row["drift"] = _mean_over_processes(sum(drifts, []), device)
+        row["score"] = sum(row.values())
         row |= self._apart("subject_loss", [_mean_over_processes(errors, device) for errors in losses])
         drift = [_mean_over_processes(errors, device) for errors in drifts]
         row |= self._apart("drift", [drift[place] for place in self._class_of] if drift else [])

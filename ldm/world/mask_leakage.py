@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import cosine, subject_fidelity
+from ldm.files import replacing
 from ldm.randomness import generator
 from ldm.world.drawing import World
 
@@ -77,7 +78,8 @@ def measure(
 
 def report(rows: Sequence[Mapping[str, float]], out: Path) -> str:
     """Write the rows, one per seed and weight, and return them as a table."""
-    out.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    with replacing(out) as path:
+        path.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     lines = [
         "| unmasked_weight | seed | leak | right scene | DINO, other scenes |",
         "|---:|---:|---:|---:|---:|",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -61,6 +62,13 @@ class Experiment:
             words = ["--ckpt", str(run), "--outdir", str(evaluation), "--no_base"]
             self._must(self.evaluate, [*words, *self.evaluation])
         return read(path)
+
+    def refuse_missing(self, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> None:
+        """Raise UserError if `alone` lacks a result of a single subject."""
+        for subject, seed in product({name for those in groups.values() for name in those}, seeds):
+            path = self.evaluation_of([subject], seed) / "metrics.json"
+            if self.alone and not path.is_file():
+                raise UserError(f"--alone {self.alone}: no result of {subject} with seed {seed} ({path})")
 
     def evaluation_of(self, subjects: Sequence[str], seed: int) -> Path:
         """The folder of the evaluation of `subjects` with `seed`, beside their run."""

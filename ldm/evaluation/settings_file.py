@@ -1,0 +1,41 @@
+"""The settings of the results in a folder: results of other settings must not share it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ldm.config import flat
+from ldm.errors import UserError
+from ldm.files import check_writable, replacing
+
+NAME = "settings.json"
+
+
+def keep_to(settings: Mapping[str, object], folder: Path, results: Sequence[str], what: str) -> None:
+    """Write `settings` to settings.json in `folder`; several processes may do so at once.
+
+    settings: what decides the results, as JSON can hold it; absent and None are the same. results: patterns of paths
+    that are there once there is any result. what: the results are, for the message.
+
+    Raises UserError if the folder has results of other settings, or of settings that nobody wrote down.
+    """
+    path, now = folder / NAME, {key: value for key, value in flat(settings).items() if value is not None}
+    check_writable(folder)
+    if not any(found for pattern in results for found in folder.glob(pattern)):
+        with replacing(path, shared=True) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        return
+    if not path.is_file():
+        raise UserError(f"{folder} has {what} without {NAME}: choose another --outdir, or remove it")
+    try:
+        before = flat(json.loads(path.read_text(encoding="utf-8")))
+        changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --outdir") from error
+    if changed:
+        key = changed[0]
+        values = f"{key} was {before.get(key)}, now {now.get(key)}"
+        values = values if len(values) < 200 else key
+        raise UserError(
+            f"{folder} has {what} of other settings ({values}): choose another --outdir, or remove it"
+        )
