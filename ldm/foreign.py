@@ -25,6 +25,14 @@ Devices = Annotated[
 ]
 
 
+Duration = Annotated[
+    str,
+    Must(
+        lambda text: re.fullmatch(r"\d+(:\d\d){3}", text) is not None, "a time DD:HH:MM:SS, as in 00:12:00:00"
+    ),
+]
+
+
 def trainer(
     max_steps: Count,
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], Unaffecting] = "auto",
@@ -42,7 +50,7 @@ def trainer(
     benchmark: bool | None = None,
     detect_anomaly: bool = False,
     profiler: Literal["simple", "advanced", "pytorch"] | None = None,
-    max_time: Annotated[str | Mapping[str, PositiveFloat] | None, Unaffecting] = None,
+    max_time: Annotated[Duration | None, Unaffecting] = None,
     **others: object,
 ) -> None:
     """pytorch_lightning.Trainer: the keywords checked here; others are passed to Lightning unchecked."""

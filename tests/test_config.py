@@ -114,6 +114,7 @@ def test_each_class_says_which_of_its_settings_leave_the_loss_record_as_it_is():
         ),
         *(f"data.params.prior.{key}" for key in ("cache", "cache_gigabytes", "fill_at_start")),
         *(f"lightning.trainer.{key}" for key in ("accelerator", "accumulate_grad_batches", "deterministic")),
+        "lightning.trainer.max_time",
         *(f"lightning.trainer.{key}" for key in ("devices", "num_nodes", "strategy")),
         *(
             f"model.params.{key}"

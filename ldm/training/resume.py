@@ -19,7 +19,7 @@ from ldm.schema import unaffecting
 from ldm.targets import signature
 from ldm.training.precision import trained_in
 
-WATCHERS = ("lightning.callbacks", "lightning.logger")
+WATCHERS = ("lightning.callbacks.", "lightning.logger.")
 """Sections of which no setting changes the loss record. Other settings are marked in their signatures."""
 
 MAX_STEPS = "lightning.trainer.max_steps"
@@ -64,12 +64,12 @@ def changes_since(
     then, now = flat(checkpoint.get("config", {})), flat(current["config"])
     then[PRECISION] = trained_in(then.get(PRECISION), checkpoint)
     constant = now.get("model.params.lr_schedule") in SCHEDULES_WITHOUT_END
-    same = [*unaffecting(current["config"], trust), *WATCHERS]
+    same = unaffecting(current["config"], trust)
     changes = {
         key: [then.get(key), now.get(key)]
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key)
-        and not any(f"{key}.".startswith(f"{name}.") for name in same)
+        and not (key in same or key.startswith(WATCHERS))
         and not (key == MAX_STEPS and constant)
     }
     facts = {
