@@ -9,7 +9,7 @@ from typing import NoReturn, get_args
 
 from ldm.errors import EXIT_USER_ERROR, printable
 from ldm.files import PROJECT
-from ldm.values import Precision, PredictionType
+from ldm.values import Count, Precision, PredictionType, option
 
 PRECISIONS = ("full", "autocast", *get_args(Precision))
 """Choices of the scripts' option `--precision`."""
@@ -96,6 +96,18 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
         choices=get_args(PredictionType),
         help="in place of what the base says; single files of SD 2.x do not say it",
     )
+    group.add_argument(
+        "--zero_terminal_snr",
+        action="store_true",
+        default=None,
+        help="rescale its noise schedule to end in pure noise, as model.params.zero_terminal_snr",
+    )
+    group.add_argument(
+        "--clip_skip",
+        type=option(Count),
+        metavar="N",
+        help="layer of the text encoder that conditions, from the end, as model.params.clip_skip",
+    )
     group.add_argument("--vae", help="a VAE in place of the base's own: folder, hub id or single file")
     group.add_argument("--variant", help="infix of weight files' names in a diffusers folder, such as fp16")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -130,8 +142,8 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
 
 
 def base_options(options: argparse.Namespace) -> dict[str, object]:
-    """The options of `add_base_options` that were given, as keywords of `ldm.formats.base.load_base`."""
-    names = ("use_ema", "prediction_type", "vae", "variant", "revision")
+    """The options of `add_base_options` that were given, as keywords of `LatentDiffusion.from_base`."""
+    names = ("use_ema", "prediction_type", "zero_terminal_snr", "clip_skip", "vae", "variant", "revision")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 

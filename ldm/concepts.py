@@ -163,6 +163,16 @@ def name_of(placeholder: str) -> str:
     return re.sub(r"\W", "_", placeholder[1:-1]).lower()
 
 
+def article(noun: str) -> str:
+    """The indefinite article before `noun`: "a" or "an"."""
+    return "an" if noun[:1].lower() in tuple("aeiou") else "a"
+
+
+def with_article(noun: str) -> str:
+    """ "a cat", "an owl"."""
+    return f"{article(noun)} {noun}"
+
+
 def placeholders_in(prompt: str) -> list[str]:
     """The words of `prompt` that could be placeholders, such as [V] or [rex]."""
     return _PLACEHOLDER.findall(prompt)

@@ -190,9 +190,11 @@ def test_a_wrong_setting_of_the_evaluation_is_told_before_any_training(pretend, 
 def test_the_base_is_measured_as_the_trainings_read_it(pretend, tmp_path):
     words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "base", "--trust", "my_package"]
     words += ["data.params.hold_out=2", "model.params.use_ema=false", "model.params.vae=some/vae"]
+    words += ["model.params.zero_terminal_snr=true", "model.params.clip_skip=2"]
     assert main(words) == 0
     said = " ".join(pretend[0])
-    for part in ("--hold_out 2", "--no_ema", "--vae some/vae", "--trust my_package", "--ckpt assets/base"):
+    parts = ("--hold_out 2", "--no_ema", "--vae some/vae", "--trust my_package", "--ckpt assets/base")
+    for part in (*parts, "--zero_terminal_snr", "--clip_skip 2"):
         assert part in said
 
 

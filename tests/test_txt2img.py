@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm.data.png import png_text
 from ldm.files import PROJECT
+from ldm.methods.parts import warn_of_clip_skip
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import SAMPLERS
 from main import main
@@ -77,10 +78,22 @@ def test_every_png_is_drawn_again_from_what_it_says(draw, tmp_path, monkeypatch,
 def test_the_vae_and_how_a_base_is_read_are_in_the_png(draw, tmp_path):
     tiny_vae().save_pretrained(tmp_path / "vae")
     words = ["--steps", 2, "--n_samples", 1, "--vae", tmp_path / "vae", "--prediction_type", "v_prediction"]
+    words += ["--zero_terminal_snr", "--clip_skip", 2]
     picture = draw(*words) / "samples" / "00000.png"
     assert not nearly(picture, draw("--steps", 2, "--n_samples", 1, out="plain") / "samples" / "00000.png")
     again = draw("--from-image", picture, out="again", ckpt=None)
     assert nearly(picture, again / "samples" / "00000.png")
+    for place, other in enumerate(([*words[:-3], *words[-2:]], words[:-2])):  # without either of the last two
+        assert not nearly(picture, draw(*other, out=f"other-{place}") / "samples" / "00000.png")
+
+
+def test_a_part_of_a_run_with_another_clip_skip_is_told(tiny, tmp_path, capsys):
+    (tmp_path / "dreambooth.json").write_text('{"identifier": "sks", "clip_skip": 2}')
+    for skip in (1, 2):
+        warn_of_clip_skip(tmp_path, LatentDiffusion.from_base(tiny, skip))
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path} was trained with clip_skip 2, and this model has 1: add --clip_skip 2\n"
+    )
 
 
 def test_options_beside_an_image_win(draw, tmp_path):

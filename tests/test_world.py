@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
+from ldm.concepts import with_article
 from ldm.errors import UserError
 from ldm.world.datasets import TUNING
-from ldm.world.drawing import NAMES, World, with_article
+from ldm.world.drawing import NAMES, World
 from ldm.world.drawing import caption as caption_of
 from ldm.world.pictures import WorldPictures, WorldSamples
 from ldm.world.scenes import SCENES

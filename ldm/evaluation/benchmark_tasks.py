@@ -209,10 +209,14 @@ def base_arguments(task: Task, benchmark: Benchmark) -> list[object]:
         "--hold_out",
         data.get("hold_out") or 0,
     ]
-    for name in ("revision", "variant", "vae", "prediction_type"):
+    for name in ("revision", "variant", "vae", "prediction_type", "clip_skip"):
         if model.get(name) is not None:
             arguments += [f"--{name}", model[name]]
-    return arguments if model.get("use_ema", True) else [*arguments, "--no_ema"]
+    switches = {
+        "--no_ema": not model.get("use_ema", True),
+        "--zero_terminal_snr": model.get("zero_terminal_snr"),
+    }
+    return [*arguments, *(switch for switch, is_on in switches.items() if is_on)]
 
 
 def trained_run(task: Task, benchmark: Benchmark, claimed: IO[str]) -> Path | None:

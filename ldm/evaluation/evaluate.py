@@ -143,6 +143,7 @@ def settings_of(evaluation: Evaluation, loaded: LoadedModel | None) -> dict[str,
     paths = {name: getattr(evaluation, name) for name in ("images", "class_images", "real")}
     return {
         "weights": loaded.weights if loaded else None,
+        "base_options": dict(evaluation.base_options),
         "subjects": [subject.placeholder for subject in loaded.subjects] if loaded else None,
         **{name: str(path.resolve()) for name, path in paths.items() if path is not None},
         **{name: getattr(evaluation, name) for name in names},

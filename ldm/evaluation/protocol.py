@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ldm.concepts import PLACEHOLDER
+from ldm.concepts import PLACEHOLDER, article, with_article
 from ldm.errors import UserError
 
 
@@ -36,8 +36,8 @@ def prompt_set(config: Mapping[str, Any], class_word: str) -> str:
 
 def fill_in(template: str, noun: str) -> str:
     """`template` with {class} replaced by `noun`, or removed if that is empty (class-noun ablation)."""
-    article = "an {class}" if noun[:1].lower() in tuple("aeiou") else "a {class}"
-    return " ".join(re.sub(r"\ban? \{class\}", article, template).replace("{class}", noun).split())
+    fitting = re.sub(r"\ban? \{class\}", f"{article(noun)} {{class}}", template)
+    return " ".join(fitting.replace("{class}", noun).split())
 
 
 def without_identifier(prompt: str, identifier: str | None = None) -> str:
@@ -52,13 +52,8 @@ def without_identifier(prompt: str, identifier: str | None = None) -> str:
     prompt = prompt.replace(f"{PLACEHOLDER}'s", PLACEHOLDER)
     prompt = re.sub(r",?\s*(?:\bof\s+)?(?:\ban?\s+)?\[V\]\s*(?=[,.;:!?]|$)", "", prompt)
     prompt = re.sub(r"\bof \[V\] ", "of a [V] ", prompt)
-    prompt = re.sub(r"\ban? \[V\] (\w)", _with_article, prompt)
+    prompt = re.sub(r"\ban? \[V\] (\w)", lambda match: with_article(match[1]), prompt)
     return " ".join(prompt.replace(PLACEHOLDER, "").split()).lstrip(", ")
-
-
-def _with_article(match: re.Match[str]) -> str:
-    letter = match.group(1)
-    return f"{'an' if letter.lower() in 'aeiou' else 'a'} {letter}"
 
 
 def plan(

@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from ldm.concepts import Learned
+from ldm.concepts import Learned, with_article
 from ldm.data.images import load_image
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import (
@@ -209,11 +209,6 @@ def pair_items(evaluation: Evaluation, one: Learned, other: Learned) -> list[Ite
             path = folder / f"{place:02d}-{k}.png"
             items.append(Item("subject", prompt, text, sampling["seed"] + k, path))
     return items
-
-
-def with_article(noun: str) -> str:
-    """ "a cat", "an owl"."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 Table = list[list[str]]

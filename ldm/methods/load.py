@@ -59,7 +59,7 @@ def load_for_sampling(
 ) -> LoadedModel:
     """The model at `path`: a run folder (its newest checkpoint), a run's checkpoint, or any base.
 
-    device: for the weights. base_options: keywords of `ldm.formats.base.load_base`; a run has its own and accepts only
+    device: for the weights. base_options: keywords of `LatentDiffusion.from_base`; a run has its own and accepts only
     `vae` here, to replace its own. trust: other packages whose tunings may be built (`--trust`).
     Raises UserError if `path` is none of these, if a run's base is not the one it was trained on, or if a run folder,
     which may be a stranger's, contains links.
@@ -80,7 +80,7 @@ def load_for_sampling(
         if options and not os.path.exists(path / "model_index.json"):
             raise UserError(f"{path} is a part of a model: name its base, and add {' '.join(options)}")
         about = read_subject(path)
-        model = LatentDiffusion.from_base(path, about.clip_skip, **base_options).eval()
+        model = LatentDiffusion.from_base(path, **{"clip_skip": about.clip_skip, **base_options}).eval()
     return LoadedModel(model, about.learned(), about.step, weights=model.fingerprint)
 
 

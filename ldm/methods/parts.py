@@ -16,7 +16,7 @@ from ldm.formats.custom_diffusion import DELTAS_FILE, read_deltas
 from ldm.formats.embeddings import EMBEDDINGS_FILE, read_embeddings
 from ldm.formats.families import tokenizer_of
 from ldm.formats.fingerprint import file_hash
-from ldm.formats.subject import read_subject
+from ldm.formats.subject import SUBJECT_FILE, read_subject
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
 from ldm.methods.lora import add_loras, file_and_scale
@@ -68,11 +68,24 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
         path, token = _file_and_token(word)
         add_embeddings(loaded.model, path, token)
         _note(loaded, path, token)
-    folders = [find(name) for name in (*(file_and_scale(word)[0] for word in parts.lora), *parts.delta)]
+    folders = {find(name) for name in (*(file_and_scale(word)[0] for word in parts.lora), *parts.delta)}
     there = {_file_and_token(word)[0].parent for word in parts.embeds}
-    for folder in sorted(set(folders) - there):
+    for folder in sorted(folders - there):
         if os.path.isfile(folder / EMBEDDINGS_FILE):
             say(f"warning: the token of {folder} is not in the model: add --embeds {folder}")
+    for folder in sorted(folders | there):
+        warn_of_clip_skip(folder, loaded.model)
+
+
+def warn_of_clip_skip(part: Path, model: LatentDiffusion) -> None:
+    """Warn if the run that wrote `part`, its folder or a file in it, conditioned on another layer than `model`."""
+    folder = part.parent if part.is_file() else part
+    trained = read_subject(folder).clip_skip
+    if os.path.isfile(folder / SUBJECT_FILE) and trained != model.clip_skip:
+        say(
+            f"warning: {part} was trained with clip_skip {trained}, and this model has {model.clip_skip}: add"
+            f" --clip_skip {trained}"
+        )
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ OPTIONS = {
     "width": "W",
     "precision": "precision",
     "prediction_type": "prediction_type",
+    "clip_skip": "clip_skip",
     "vae": "vae",
     "variant": "variant",
     "revision": "revision",
@@ -186,8 +187,7 @@ def settings_of(image: Path) -> dict[str, object]:
     )
     settings["ckpt"] = str(find_near(facts["model"], image))
     settings["drawn_with"] = (settings["ckpt"], facts.get("weights"))
-    if "use_ema" in facts:
-        settings["use_ema"] = facts["use_ema"] == "True"
+    settings |= {key: facts[key] == "True" for key in ("use_ema", "zero_terminal_snr") if key in facts}
     return settings
 
 

@@ -21,6 +21,7 @@ from ldm.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from ldm.training.launch import Launch
 from ldm.training.precision import precision_options
 from ldm.training.signals import Signals
+from ldm.training.step_callback import samples_per_step
 from ldm.values import Config, is_provided
 
 
@@ -63,7 +64,7 @@ def build(
     for callback in callbacks:
         if hasattr(callback, "check"):
             callback.check(model)
-    io.facts["samples_per_step"] = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    io.facts["samples_per_step"] = samples_per_step(data, trainer)
     io.facts["data_fingerprint"] = getattr(data, "fingerprint", None)
     return Parts(data, model, trainer)
 

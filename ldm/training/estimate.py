@@ -13,6 +13,7 @@ from ldm.methods.base_latents import prior_sampling
 from ldm.methods.dreambooth import DreamBooth
 from ldm.methods.weight_average import class_of, is_averaging
 from ldm.training.arithmetic import arithmetic_of
+from ldm.training.step_callback import samples_per_step
 
 PROBE = 1 << 16
 """Numbers that an optimizer takes a step on, to count its state; of fewer, 8-bit optimizers keep theirs in 32."""
@@ -27,7 +28,7 @@ def estimate(data: LightningDataModule, model: LightningModule, trainer: Trainer
     of_frozen = [p for p in model.parameters() if not p.requires_grad]
     trained, frozen = (sum(p.numel() for p in those) for those in (of_trained, of_frozen))
     weights, unchanged = (sum(p.nbytes for p in those) for those in (of_trained, of_frozen))
-    per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    per_step = samples_per_step(data, trainer)
     subjects = getattr(data, "subjects", ())  # the embedded world's pictures stay on the disk
     optimizer = getattr(model, "optimizer", AdamW)
     of_optimizer = round(trained * state_bytes(optimizer, of_trained[0].dtype))

@@ -13,6 +13,7 @@ from ldm.errors import quoted
 from ldm.files import find
 from ldm.formats.checkpoint_files import BEST
 from ldm.training.loss_record import read_rows
+from ldm.training.step_callback import samples_per_step
 
 VALIDATION = "validation.jsonl"
 
@@ -44,7 +45,7 @@ def introduction(
             else f"'{model.with_identifier(concept.prompt)}'"
         )
         lines[f"prompts{of_it}"] = f"{own} for it, '{concept.prior_prompt}' for its class"
-    per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    per_step = samples_per_step(data, trainer)
     start = f", continuing from step {step}" if step else ""
     lines["steps"] = f"{trainer.max_steps:,} of {per_step} samples each{start}"
     width = max(12, *(len(name) + 2 for name in lines))

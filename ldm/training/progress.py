@@ -12,7 +12,7 @@ from ldm.errors import say
 from ldm.training.loggers import log_metrics
 from ldm.training.loss_record import LossRecord
 from ldm.training.messages import duration
-from ldm.training.step_callback import StepCallback, is_due
+from ldm.training.step_callback import StepCallback, is_due, samples_per_step
 from ldm.values import Count
 
 PACE_AFTER = 10
@@ -73,7 +73,7 @@ class Progress(StepCallback):
             self.bar.set_postfix_str(losses_of(self._record.last_row))
         (before, then), self._since = self._since, (step, time.monotonic())
         pace = (step - before) / (self._since[1] - then)
-        batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        batch = samples_per_step(trainer.datamodule, trainer)
         log_metrics(trainer, {"throughput/samples_per_second": pace * batch, **self._rates}, step)
         taken = step - self._first_step
         if (

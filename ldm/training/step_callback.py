@@ -1,6 +1,6 @@
 """A Lightning callback that counts optimizer steps."""
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 
 class StepCallback(Callback):
@@ -24,6 +24,11 @@ class StepCallback(Callback):
 
     def check_result(self, trainer: Trainer) -> None:
         """Called after the last step, before the model is exported. Raises UserError if that would be useless."""
+
+
+def samples_per_step(data: LightningDataModule, trainer: Trainer) -> int:
+    """Subject samples of an optimizer step, over micro-batches and processes."""
+    return int(data.batch_size * trainer.accumulate_grad_batches * trainer.world_size)
 
 
 def is_due(step: int, every_steps: int | None, max_steps: int) -> bool:

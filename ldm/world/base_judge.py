@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.concepts import with_article
 from ldm.data.images import to_image
 from ldm.diffusion.sampling import Sampling
 from ldm.evaluation.features import Clip
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.autoencoder import psnr
-from ldm.world.drawing import NAMES, World, with_article
+from ldm.world.drawing import NAMES, World
 from ldm.world.feature_judge import zero_shot
 from ldm.world.judge import (
     UNSEEN,

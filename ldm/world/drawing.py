@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ldm.concepts import with_article
 from ldm.errors import UserError
 from ldm.files import find
 from ldm.randomness import generator
@@ -68,10 +69,6 @@ class Facts:
     name: str | None
     style: float
     tells_scene: bool
-
-
-def with_article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def caption(facts: Facts, by_name: bool = False) -> str:

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.concepts import with_article
 from ldm.console import counted
 from ldm.data.images import to_tensor
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import auc, cosine
 from ldm.randomness import generator
-from ldm.world.drawing import World, with_article
+from ldm.world.drawing import World
 
 LOOKS = 8
 """Pictures of each individual, each on another scene."""

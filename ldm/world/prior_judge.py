@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.concepts import with_article
 from ldm.console import progress_bar
 from ldm.diffusion.sampling import Sampling
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.world.base_judge import samples
-from ldm.world.drawing import World, with_article
+from ldm.world.drawing import World
 from ldm.world.judge import UNSEEN, Judge, exam, features, spread, trained_judge, verdicts
 
 WAYS = (

@@ -22,6 +22,7 @@ from ldm.training.speed.jobs import Job
 from ldm.training.speed.on_paper import memory_without_data
 from ldm.training.speed.opponents import OPPONENTS
 from ldm.training.speed.setting_up import NO_CACHE, build, config_of
+from ldm.training.step_callback import samples_per_step
 
 
 def machine(job: Job) -> list[Row]:
@@ -50,7 +51,7 @@ def training_step(job: Job) -> list[Row]:
     trainer.callbacks.append(clock)
     with folder:
         trainer.fit(model, data)
-    samples = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    samples = samples_per_step(data, trainer)
     return [{**clock.row, "images": samples}] if trainer.is_global_zero else []
 
 
