@@ -25,7 +25,7 @@ from ldm.methods.tuning import tuning_of
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
 from ldm.training.build import build
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from main import main
 from scripts import evaluate
 from tests.conftest import PROJECT, RECIPE

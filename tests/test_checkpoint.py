@@ -14,7 +14,7 @@ from ldm.files import replacing
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import AtomicCheckpointIO, is_finite
-from ldm.training.loss_record import append_rows, read_rows, truncate_rows
+from ldm.training.rows import append_rows, read_rows, truncate_rows
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state
 
 NO_VALIDATION = "lightning.callbacks.validation=null"

@@ -15,7 +15,7 @@ from ldm.formats.subject import read_subject
 from ldm.methods.load import load_for_sampling
 from ldm.models.identifier import ids_of, resolve_identifiers
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, resume
 

@@ -18,7 +18,7 @@ from ldm.diffusion.schedule import VariancePreserving
 from ldm.diffusion.weighting import MinSnr
 from ldm.models import graphed
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.training.run_config import scale_learning_rates
 from tests.conftest import PROJECT, RECIPE
 

@@ -9,7 +9,7 @@ import torch
 
 from ldm.data.images import image_files, load_image
 from ldm.evaluation.features import Clip, Dino
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.world.contrastive import ContrastivePretraining, contrastive_loss
 from ldm.world.self_distillation import SelfDistillation, balanced, distillation_loss
 from ldm.world.views import Views, WorldViews

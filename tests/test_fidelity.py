@@ -9,7 +9,7 @@ import yaml
 
 from ldm.errors import UserError
 from ldm.methods.load import load_for_sampling
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.training.validation import Validation
 from main import main
 from tests.conftest import PROJECT, RECIPE

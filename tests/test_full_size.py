@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from ldm.formats.random_base import write_random_base
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from tests.conftest import PROJECT, RECIPE
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image
 from ldm.config import load_config
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from scripts.txt2img import main as draw
 from tests.conftest import RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send, state

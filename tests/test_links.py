@@ -9,7 +9,7 @@ import torch
 from ldm.errors import UserError
 from ldm.files import temporary_sibling
 from ldm.methods.load import load_for_sampling
-from ldm.training.loss_record import append_rows, checked_rows
+from ldm.training.rows import append_rows, checked_rows
 from ldm.training.run_folder import lock
 from main import main
 from scripts import evaluate, export, txt2img

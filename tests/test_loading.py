@@ -8,7 +8,7 @@ import torch
 from ldm.data.batch import LoadedBatch, collate
 from ldm.data.datamodule import TrainingSamples
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from tests.runs import QUICK, resume
 
 

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ldm.training.curves import CURVES, curve_of
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from main import main
 from tests.conftest import RECIPE
 
@@ -84,6 +84,23 @@ def test_without_a_login_at_wandb_nothing_is_written(tiny_config, tmp_path, monk
     assert told in line
     assert "WANDB_MODE=offline" in line
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_goes_on_without_a_server_that_does_not_answer(train, monkeypatch, capsys):
+    import wandb
+
+    def fail(**_):
+        raise wandb.errors.CommError("the server does not answer")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    words = (
+        "lightning.logger.params={}",
+        "lightning.trainer.max_steps=2",
+        "lightning.callbacks.samples=null",
+    )
+    run = train("lightning.logger.target=pytorch_lightning.loggers.WandbLogger", *words)
+    assert "WandbLogger cannot write (the server does not answer)" in capsys.readouterr().err
+    assert len(read_rows(run / "metrics.jsonl")) == 2
 
 
 def test_wandb_has_a_table_of_samples_and_the_best_step(train, monkeypatch):

@@ -7,7 +7,7 @@ from ldm.data.batch import Draws
 from ldm.data.timesteps import LogitNormal, Uniform
 from ldm.errors import UserError
 from ldm.randomness import generator
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from main import main
 from tests.conftest import RECIPE
 from tests.runs import QUICK, resume

@@ -9,8 +9,8 @@ import torch
 
 from ldm.methods.dreambooth import DreamBooth
 from ldm.training.checkpoint import Checkpointing
-from ldm.training.loss_record import read_rows
 from ldm.training.nonfinite import SkipNonFinite
+from ldm.training.rows import read_rows
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_equal, resume, state
 

@@ -14,7 +14,7 @@ import torch
 from ldm.methods.dreambooth import DreamBooth
 from ldm.methods.load import load_for_sampling
 from ldm.training.estimate import state_bytes
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.training.validation import Validation
 from main import main
 from tests.conftest import PROJECT, RECIPE

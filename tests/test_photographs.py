@@ -26,7 +26,7 @@ from ldm.data.subject import SubjectImages
 from ldm.diffusion.loss import denoising_error, weighted_mean
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.training.run import build
 from ldm.world.drawing import World
 from main import main

@@ -13,7 +13,7 @@ from ldm.data.datamodule import TrainingSamples
 from ldm.methods.dreambooth import DreamBooth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.training.build import build
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from tests.conftest import PROJECT, RECIPE
 from tests.runs import QUICK, assert_same_run, at_call, resume, send
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from tests.conftest import PROJECT, RECIPE
 
 pytestmark = pytest.mark.slow

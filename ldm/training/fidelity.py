@@ -28,7 +28,7 @@ from ldm.models.codec import NotFiniteError
 from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
-from ldm.training.loss_record import append_rows, read_rows, truncate_rows
+from ldm.training.rows import append_rows, read_rows, truncate_rows
 from ldm.training.step_callback import StepCallback
 from ldm.training.validation import Validation
 from ldm.values import Count, NonNegativeFloat, Prompts, SamplerName, Seed, Text, TimestepInterval

@@ -1,7 +1,7 @@
 """Lightning's loggers: continuing their curves after a resume, and logging to all of them."""
 
-import json
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.targets import instantiate_from_config
 from ldm.training.curves import glossary
+from ldm.training.rows import read_rows
 
 WANDB_ID = Path("configs", "wandb-id.txt")
 
@@ -156,10 +157,8 @@ def close_loggers(trainer: Trainer) -> None:
 
 def best_of(folder: Path) -> dict[str, float]:
     """The best score of the run's validation and its step, where it has any."""
-    path = folder / "validation.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # without a torn last line
-    rows = [json.loads(line) for line in lines]
-    scored = [row for row in rows if row.get("step", 0) > 0 and "score" in row]
+    rows = read_rows(folder / "validation.jsonl")
+    scored = [row for row in rows if row["step"] > 0 and "score" in row]
     best = min(scored, key=lambda row: row["score"], default=None)
     return {"best/score": best["score"], "best/step": best["step"]} if best else {}
 
@@ -178,12 +177,18 @@ def samples_table(folder: Path) -> Any:
     return table
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What loggers raise if they cannot write; Lightning turns TensorBoard's OSError into a ValueError."""
+    wandb = sys.modules.get("wandb")
+    return (OSError, ValueError, wandb.Error) if wandb else (OSError, ValueError)
+
+
 def each_logger(trainer: Trainer, act: Callable[[Logger], object]) -> None:
     """`act(logger)` on the first process; a logger that cannot write is removed, with a warning."""
     for logger in list(trainer.loggers) if trainer.is_global_zero else ():
         try:
             act(logger)
-        except (OSError, ValueError) as error:  # Lightning turns TensorBoard's OSError into a ValueError
+        except failures() as error:
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
             warnings.warn(
                 f"step {trainer.global_step}: {type(logger).__name__} cannot write ({error.__cause__ or error}), so its"

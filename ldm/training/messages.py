@@ -12,7 +12,7 @@ from ldm.data.subject import SubjectImages
 from ldm.errors import quoted
 from ldm.files import find
 from ldm.formats.checkpoint_files import BEST
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 from ldm.training.step_callback import samples_per_step
 
 VALIDATION = "validation.jsonl"

@@ -16,7 +16,7 @@ from ldm.files import no_link
 from ldm.formats.checkpoint_files import CONFIG, LAST, older_states, problem_with
 from ldm.formats.safe_loading import load_checkpoint
 from ldm.formats.subject import read_subject
-from ldm.training.loss_record import read_rows
+from ldm.training.rows import read_rows
 
 USAGE = Path("configs", "usage.json")
 """Time and memory of each start of the run."""

@@ -25,7 +25,7 @@ from ldm.randomness import generator
 from ldm.training.averaged import averaged
 from ldm.training.checkpoint import save
 from ldm.training.loggers import log_metrics
-from ldm.training.loss_record import append_rows, truncate_rows
+from ldm.training.rows import append_rows, truncate_rows
 from ldm.training.step_callback import StepCallback, is_due
 from ldm.values import Count, NonNegativeInt
 
