@@ -243,5 +243,6 @@ def check(config: Config, options: argparse.Namespace, launch: Launch) -> int:
     with tempfile.TemporaryDirectory() as folder:
         parts = build(config, Path(folder), options.trust, launch=launch)
         if launch.is_first:
+            log_in(config["lightning"]["logger"])
             print(estimate(*parts, Path(options.resume or options.logdir or LOGS)))
     return 0
