@@ -1,6 +1,7 @@
 """Fixtures that most tests share: a tiny base, and an overlay that makes the recipe tiny."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,10 @@ def pytest_configure(config):
     """Hide GPUs from all tests but those that `-m gpu` asks for: exact comparisons are between CPU results."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
