@@ -83,6 +83,20 @@ def test_a_single_file_goes_out_and_comes_back_here_and_in_diffusers(xl, base, f
     equal(StableDiffusionXLPipeline.from_single_file(str(file), config=str(xl), local_files_only=True), base)
 
 
+@pytest.mark.parametrize("to_the_end", [False, True])
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_a_file_says_that_it_predicts_the_velocity_and_how_its_schedule_ends(
+    xl, file, tmp_path, ending, to_the_end
+):
+    base = load_base(xl, prediction_type="v_prediction", zero_terminal_snr=to_the_end)
+    path = save_single_file(base, tmp_path / f"xl{ending}", torch.float32)
+    marks = set(load_file(path) if ending == ".safetensors" else torch.load(path)["state_dict"]) - set(
+        load_file(file)
+    )
+    assert marks == {"v_pred", *(["ztsnr"] if to_the_end else [])}
+    assert load_base(path, configs=xl).scheduler_config == base.scheduler_config
+
+
 def test_a_published_file_has_more_keys_half_precision_and_other_endings(xl, base, file, tmp_path):
     tensors = {key: value.half() for key, value in load_file(file).items()}
     tensors |= {key: torch.zeros(1) for key in INERT}

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.diffusion.sampling import ZERO_TERMINAL_SNR
 from ldm.errors import UserError
 from ldm.files import replacing
 from ldm.formats.components import Components
@@ -33,7 +34,7 @@ from ldm.formats.compvis_layout import (
 )
 from ldm.formats.compvis_names import UNET_PREFIX, VAE_PREFIX
 from ldm.formats.diffusers_folder import by_field, new_vae_name, read_tokenizers
-from ldm.formats.families import FAMILIES, OTHER_KEYS, READ_HERE, SD1, SD2, Family
+from ldm.formats.families import FAMILIES, OTHER_KEYS, READ_HERE, SD1, SD2, SDXL, Family
 from ldm.formats.modules import assemble, empty_module, misfit
 from ldm.formats.network_configs import (
     network_config,
@@ -44,6 +45,10 @@ from ldm.formats.network_configs import (
     zero_unconditional,
 )
 from ldm.formats.safe_loading import first_line, is_safetensors, load_checkpoint
+from ldm.formats.zero_terminal_snr import rescaled
+
+VELOCITY_MARK, ZERO_TERMINAL_MARK = "v_pred", "ztsnr"
+"""Empty tensors that say what a file of SDXL predicts, and that its noise schedule ends in pure noise."""
 
 
 def read_single_file(
@@ -83,6 +88,8 @@ def read_single_file(
         surplus(tensors, key_map),
     )
     scheduler_config = {**read_scheduler_config(folder), "prediction_type": prediction}
+    if ZERO_TERMINAL_MARK in tensors and prediction == "v_prediction":
+        scheduler_config = rescaled(scheduler_config)
     tokenizers = read_tokenizers(folder, component_configs)
     return {
         **by_field(modules),
@@ -157,7 +164,7 @@ def said_by_file(path: Path, content: Mapping[str, object], tensors: Mapping[str
             said = (file.metadata() or {}).get("modelspec.prediction_type")
     else:
         said = content.get("prediction_type")
-    if said is None and "v_pred" in tensors:
+    if said is None and VELOCITY_MARK in tensors:
         return "v_prediction"
     return None if said is None else str(said)
 
@@ -199,6 +206,7 @@ def save_single_file(
     state = to_compvis(components.networks)
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
     prediction = components.scheduler_config["prediction_type"]
+    tensors |= dict.fromkeys(marks_of(components), torch.zeros(0, dtype=dtype))
     try:
         with replacing(path) as temporary:
             if path.suffix == ".ckpt":
@@ -210,6 +218,14 @@ def save_single_file(
             f"{path} cannot be written ({error}): free some space, or choose another place"
         ) from None
     return path
+
+
+def marks_of(components: Components) -> list[str]:
+    """The marks of SDXL that predicts the velocity, by which ComfyUI and others know it; none for other models."""
+    config = components.scheduler_config
+    if components.family is not SDXL or config["prediction_type"] != "v_prediction":
+        return []
+    return [VELOCITY_MARK, *([ZERO_TERMINAL_MARK] if config.get(ZERO_TERMINAL_SNR) else [])]
 
 
 def published_family(components: Components) -> Family | None:

@@ -9,7 +9,7 @@ from ldm.diffusion.sampling import ZERO_TERMINAL_SNR
 from ldm.errors import UserError
 from ldm.files import check_writable, replacing
 from ldm.formats.components import Components
-from ldm.formats.single_file import published_family, save_single_file
+from ldm.formats.single_file import marks_of, published_family, save_single_file
 from ldm.formats.subject import subject_facts
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
@@ -60,10 +60,10 @@ def refuse_other_sizes(components: Components, out: Path) -> None:
             f"--out {out}: this model does not have Stable Diffusion's sizes, and a single file cannot say so;"
             f" a folder can: --out {out.with_suffix('')}"
         )
-    if components.scheduler_config.get(ZERO_TERMINAL_SNR):
+    if components.scheduler_config.get(ZERO_TERMINAL_SNR) and not marks_of(components):
         raise UserError(
-            f"--out {out}: this model's noise schedule ends in noise alone, and a single file cannot say so; a folder"
-            f" can: --out {out.with_suffix('')}"
+            f"--out {out}: this model's noise schedule ends in noise alone, which only SDXL's single files can say; a"
+            f" folder can: --out {out.with_suffix('')}"
         )
 
 

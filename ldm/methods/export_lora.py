@@ -8,6 +8,7 @@ from ldm.errors import UserError, say
 from ldm.files import replacing
 from ldm.formats.lora import Lora, save_lora, save_lora_folder
 from ldm.formats.lora_diffusers import DIFFUSERS
+from ldm.formats.lora_kohya import KOHYA, KOHYA_OF_ONE_ENCODER
 from ldm.formats.lora_layout import Layout
 from ldm.formats.subject import notes_of, subject_facts
 from ldm.methods.adapter_layers import merge_adapters
@@ -32,6 +33,8 @@ def export_lora(
     if out.suffix != ".safetensors" and (out.suffix in SINGLE_FILES or layout is not DIFFUSERS):
         raise UserError(f"--out {out}: a LoRA in the layout of {layout.name} must be a .safetensors file")
     lora, message = learned_lora(loaded, rank)
+    if layout is KOHYA and len(loaded.model.text_encoders) == 1:
+        layout = KOHYA_OF_ONE_ENCODER
     if out.suffix == ".safetensors":
         save_lora(lora, out, layout, dtype, facts(loaded))
         with replacing(card_path(out)) as path:
