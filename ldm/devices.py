@@ -55,5 +55,8 @@ def computing_device(device: torch.device) -> str:
     if device.type == "cuda":
         tf32, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         products = ("TF32" if tf32 else "fp32") + ("" if convolutions == tf32 else " (convolutions not)")
-        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}, {products} products"
+        kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "any"
+        kernels += ", the fastest found" if torch.backends.cudnn.benchmark else ""
+        name = torch.cuda.get_device_name(device)
+        return f"torch {torch.__version__}, {name}, {products} products, {kernels} kernels"
     return f"torch {torch.__version__}, CPU of {platform.node()}, {torch.get_num_threads()} threads"

@@ -57,10 +57,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure, write, print."""
+    from ldm.config import load_config, load_settings
+    from ldm.evaluation.settings import EvaluationSettings
     from ldm.evaluation.settings_file import keep_to
     from ldm.files import replacing
     from ldm.world.several_subjects import GROUPS, Experiment, compare, markdown
     from main import main as train
+    from scripts.evaluate import CONFIG
     from scripts.evaluate import main as evaluate
 
     experiment = Experiment(
@@ -77,8 +80,12 @@ def run(options: argparse.Namespace) -> None:
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
     }
     experiment.refuse_missing(groups, options.seeds)
-    names = ("base", "overrides", "evaluation", "steps")
-    settings = {name: getattr(options, name) for name in names} | {"alone": str(options.alone)}
+    settings = {
+        "training": load_config(options.base, options.overrides),
+        "evaluation": load_settings([CONFIG], EvaluationSettings, options.evaluation),
+        "steps": options.steps,
+        "alone": options.alone and str(options.alone.resolve()),
+    }
     keep_to(settings, options.outdir, ["*/seed-*"], "a comparison")
     rows = compare(experiment, groups, options.seeds)
     with replacing(options.outdir / "concepts.json") as path:

@@ -46,6 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Make the photographs, train, draw, measure, print."""
+    from ldm.config import load_config
     from ldm.data.images import image_files, load_image, to_image
     from ldm.diffusion.sampling import Sampling
     from ldm.evaluation.features import Clip, Dino
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from main import main as train
 
     world, out = World(), options.outdir
-    keep_to({"base": options.base, "overrides": options.overrides}, out, ["*/seed-*"], "runs")
+    keep_to({"training": load_config(options.base, options.overrides)}, out, ["*/seed-*"], "runs")
     make_photographs(out / "data", world)
     clip, dino = Clip(options.clip), Dino(options.dino)
     photographs = [load_image(path) for path in image_files(out / "data" / "other_scenes")]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from ldm.config import load_config
 from ldm.data.images import image_files
 from ldm.errors import UserError
 from ldm.evaluation import benchmark_run, benchmark_tasks
 from ldm.evaluation.benchmark import means
 from ldm.evaluation.datasets import read_dataset, wrong_noun
 from ldm.world.drawing import World
-from scripts.benchmark_quality import main
+from scripts.benchmark_quality import RECIPE, main
 from tests.browser import assert_sound, chromium
 from tests.test_report import Page
 from tests.tiny_features import tiny_features
@@ -130,10 +131,10 @@ def test_seeds_repeat_every_task_with_seeds_of_its_own(pretend, tmp_path):
     assert len(again) == once
     for command in again:
         if command[0] == "main.py":
-            assert command[command.index("--seed") + 1] == "24"  # the recipe's 23, and one
+            assert "seed=24" in command  # the recipe's 23, and one
         else:
             assert "sampling.seed=64" in command  # behind the 64 class images of the first
-    assert not any("--seed" in command or "sampling.seed=64" in command for command in pretend[:once])
+    assert not any("seed=24" in command or "sampling.seed=64" in command for command in pretend[:once])
     assert (tmp_path / "prior" / "cat" / "seed-1" / "evaluation" / "metrics.json").is_file()
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert found["variants"]["prior"]["metrics"]["dino"]["count"] == 4
@@ -175,10 +176,45 @@ def test_other_settings_take_another_folder(pretend, tmp_path, capsys):
     words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "base"]
     assert main(words) == 0
     assert main([*words, "lightning.trainer.max_steps=7"]) == 2
-    assert (
-        "a benchmark of other settings (overrides was [], now ['lightning.trainer.max_steps=7'])"
-        in capsys.readouterr().err
+    told = "a benchmark of other settings (training.lightning.trainer.max_steps was 300, now 7)"
+    assert told in capsys.readouterr().err
+    # What counts is what configs say, not what they are called.
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("lightning: {trainer: {max_steps: 8}}")
+    words = [*words[:1], str(tmp_path / "other"), *words[2:], "--base", str(RECIPE), str(overlay)]
+    assert main(words) == 0
+    overlay.write_text("lightning: {trainer: {max_steps: 9}}")
+    assert main(words) == 2
+    assert "max_steps was 8, now 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "row"),
+    [
+        ("model.params.prior_loss_weight=0.5", "DreamBooth without prior loss"),
+        ("data.params.class_word=dog", "DreamBooth"),
+        ("data.params={}", "DreamBooth"),
+    ],
+)
+def test_a_row_is_what_its_title_says(pretend, tmp_path, capsys, word, row):
+    assert main(["--outdir", str(tmp_path), "--subjects", "cat", word]) == 2
+    assert f"error: {word}: the row '{row}' sets" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_row_without_a_noun_has_the_recipes_prompt_without_it_and_seeds_count_from_the_overridden_one(
+    pretend, tmp_path
+):
+    words = ["--outdir", str(tmp_path), "--subjects", "cat", "--variants", "no_noun", "--seeds", "2"]
+    assert main([*words, "seed=5", "data.params.prompt=a [V] {class_word}, indoors"]) == 0
+    first, second = (
+        load_config([RECIPE], [word for word in command if re.match(r"(seed|(data|model)\.\S+)=", word)])
+        for command in pretend
+        if command[0] == "main.py"
     )
+    assert first["data"]["params"]["prompt"] == second["data"]["params"]["prompt"] == "a [V] , indoors"
+    assert [config["model"]["params"]["prior_loss_weight"] for config in (first, second)] == [0, 0]
+    assert (first["seed"], second["seed"]) == (5, 6)
 
 
 def test_a_wrong_setting_of_the_evaluation_is_told_before_any_training(pretend, tmp_path, capsys):

@@ -108,7 +108,10 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch, capsys)
     assert benchmark_concepts.main(words) == 0  # all of it is there
     assert path.stat().st_mtime_ns == stamp
     assert benchmark_concepts.main([*words, "model.params.learning_rate=1"]) == 2
-    assert "has a comparison of other settings (overrides" in capsys.readouterr().err
+    assert (
+        "has a comparison of other settings (training.model.params.learning_rate was"
+        in capsys.readouterr().err
+    )
     assert benchmark_concepts.main(["--alone", "nowhere", *words]) == 2
     assert "--alone nowhere: no result of" in capsys.readouterr().err
     other = out.parent / "other"  # another setting, beside the same runs of single subjects
@@ -170,4 +173,4 @@ def test_masks_are_measured_for_each_seed_and_weight(tiny_config, networks, tmp_
         assert f"unmasked_weight: {float(weight)}" in config.read_text()
     assert "| 0.1 | 4 |" in capsys.readouterr().out
     assert measure_masks.main([*words, "--", *quick, "model.params.learning_rate=1"]) == 2
-    assert "has runs of other settings (overrides" in capsys.readouterr().err
+    assert "has runs of other settings (training.model.params.learning_rate was" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def dreambench_plus(folder):
         (folder / kind / "animal").mkdir(parents=True)
     shutil.copy(image_files(CAT)[0], folder / "images" / "animal" / "03.png")
     (folder / "captions" / "animal" / "03.txt").write_text(
-        "cat\na photo of cat on the beach\nan oil painting of cat\n"
+        "cat\na photo of cat on the beach\nan oil painting of cat\nCats near a location for cattle\n"
     )
     (folder / "captions" / "animal" / "04.txt").write_text("cat\na cat without a picture\n")
     return folder
@@ -64,7 +64,8 @@ def test_dreambench_plus(tmp_path):
     own = in_a_folder(subject, tmp_path / "out")
     assert [path.name for path in image_files(own.folder)] == ["03.png"]
     assert in_a_folder(own, tmp_path / "out") == own
-    assert subject.prompts == ("a photo of [V] {class} on the beach", "an oil painting of [V] {class}")
+    prompts = ("a photo of [V] {class} on the beach", "an oil painting of [V] {class}")
+    assert subject.prompts == (*prompts, "[V] {class}s near a location for cattle")
     words = prompt_overrides(Task("prior", subject, "cat", tmp_path))
     config = load_settings([PROJECT / "configs" / "evaluation.yaml"], EvaluationSettings, words)
     assert config["prompt_sets"][prompt_set(config, "cat")] == list(subject.prompts)

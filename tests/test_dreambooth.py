@@ -423,6 +423,13 @@ def test_scale_lr_counts_the_devices_that_lightning_will_use(monkeypatch, device
     assert config["model"]["params"]["learning_rate"] == pytest.approx(factor * 4 * 2e-4)
 
 
+def test_scale_lr_scales_a_new_tokens_rate_too():
+    words = ["model.params.tuning.params.token_learning_rate=1e-3", "lightning.trainer.accelerator=cpu"]
+    config = load_config([RECIPE, PROJECT / "configs" / "textual-inversion.yaml"], words)
+    scale_learning_rates(config)
+    assert config["model"]["params"]["tuning"]["params"]["token_learning_rate"] == pytest.approx(4e-3)
+
+
 def test_no_test_skips_what_follows_the_last_step(train):
     run = train("--no-test")
     assert not (run / "images" / "step-000010.png").exists()

@@ -117,6 +117,7 @@ def test_several_subjects_are_measured_alone_against_each_other_and_together(tra
     for place, name in enumerate(("v1", "rex")):
         own = json.loads((out / name / "metrics.json").read_text())
         assert result["subjects"][place]["metrics"] == own["metrics"]
+        assert result["photographs"][place][place] == pytest.approx(own["real"]["dino"]["value"])
         assert result["confusion"][place][place] == pytest.approx(own["metrics"]["dino"]["value"])
     assert len({value for row in result["confusion"] for value in row}) == 4
     assert result["photographs"][0][1] == pytest.approx(result["photographs"][1][0])

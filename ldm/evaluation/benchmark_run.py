@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from ldm.config import load_settings
+from ldm.config import flat, load_settings
 from ldm.errors import StoppedError, say
 from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, prompts_csv, table_rows
 from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, read_cost, typical_costs
@@ -19,7 +19,9 @@ from ldm.evaluation.benchmark_tasks import (
     evaluation_settings,
     last_line,
     plan,
+    refuse_overrides_of_variants,
     run_task,
+    training_settings,
 )
 from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
@@ -39,7 +41,7 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
     tasks = plan(benchmark)
     failed: list[str] = []
     if not only_table:
-        check_settings(benchmark)
+        check_settings(tasks, benchmark)
         stop_on_signals()
         failed = work_through(tasks, benchmark)
     for name in failed:
@@ -53,21 +55,25 @@ def run(benchmark: Benchmark, only_table: bool = False) -> int:
     return 1 if failed else 0
 
 
-def check_settings(benchmark: Benchmark) -> None:
+def check_settings(tasks: Sequence[Task], benchmark: Benchmark) -> None:
     """Raise UserError if the folder has results of other settings, which must not share a table.
 
-    Or if the evaluation's settings are wrong, which would otherwise be noticed after the first training.
+    Or if settings are wrong, which would otherwise be noticed after the first training.
     """
-    evaluation_settings(benchmark)
-    settings: dict[str, object] = {
-        "data": str(benchmark.data.resolve()),
-        "base": [str(path.resolve()) for path in benchmark.base],
-        "config": [str(path.resolve()) for path in benchmark.config],
-        "evaluation": list(benchmark.evaluation),
-        "overrides": list(benchmark.overrides),
+    refuse_overrides_of_variants(tasks, benchmark)
+    training = flat(training_settings(benchmark))
+    evaluation = {key: value for key, value in evaluation_settings(benchmark).items() if key != "published"}
+    methods = {
+        name: {key: value for key, value in flat(own).items() if training.get(key) != value}
+        for name, method in benchmark.methods.items()
+        if (own := training_settings(benchmark, method))
     }
-    if benchmark.methods:
-        settings["methods"] = {name: list(own.overrides) for name, own in benchmark.methods.items()}
+    settings = {
+        "data": str(benchmark.data.resolve()),
+        "training": training,
+        "evaluation": evaluation,
+        "methods": methods,
+    }
     keep_to(settings, benchmark.outdir, ["*/*/log.txt", "*/*/evaluation"], "a benchmark")
 
 

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import IO, Any
 
+from ldm.concepts import CLASS_WORD
 from ldm.config import load_config, load_settings
 from ldm.errors import StoppedError, UserError
 from ldm.evaluation.benchmark_methods import COST_CALLBACK, Method
@@ -27,6 +28,7 @@ VARIANTS = {
     "wrong_noun": "DreamBooth, wrong class noun",
 }
 STANDARD, ABLATION = ("base", "prior", "no_prior"), ("no_noun", "wrong_noun")
+PROMPT = "data.params.prompt"
 UNUSED_CALLBACKS = ("validation", "samples")
 """Callbacks left out of training: images are drawn and scored afterwards."""
 
@@ -199,7 +201,7 @@ def evaluation_settings(benchmark: Benchmark) -> dict[str, Any]:
 
 def base_arguments(task: Task, benchmark: Benchmark) -> list[object]:
     """Arguments for evaluate.py to measure the base, loaded and compared as the trained models are."""
-    config = load_config(benchmark.base, benchmark.overrides, benchmark.trust)
+    config = training_settings(benchmark)
     model, data = config["model"]["params"], config["data"]["params"]
     arguments = [
         "--ckpt",
@@ -233,26 +235,44 @@ def trained_run(task: Task, benchmark: Benchmark, claimed: IO[str]) -> Path | No
         method = benchmark.methods.get(task.variant)
         overlays = method.configs if method else []
         arguments = ["--base", *benchmark.base, *overlays, "--logdir", runs, "--name", task.variant]
-        arguments += ["--data_root", task.subject.folder.resolve(), *variant_overrides(task)]
+        arguments += ["--data_root", task.subject.folder.resolve()]
         arguments += [f"lightning.callbacks.{name}=null" for name in UNUSED_CALLBACKS]
-        arguments += [*method.overrides, COST_CALLBACK] if method else []
-        arguments += benchmark.overrides
+        arguments += [*benchmark.overrides, *own_overrides(task, benchmark)]
+        arguments += [COST_CALLBACK] if method else []
         if task.seed:
-            seed = load_config(benchmark.base, benchmark.overrides, benchmark.trust)["seed"]
-            arguments += ["--seed", seed + task.seed]
+            arguments += [f"seed={training_settings(benchmark)['seed'] + task.seed}"]
     arguments += [word for package in benchmark.trust for word in ("--trust", package)]
     if not child("main.py", arguments, task, claimed):
         return None
     return next(runs.glob("*/model/dreambooth.json")).parents[1]
 
 
-def variant_overrides(task: Task) -> list[str]:
-    """Overrides of the recipe for the variant."""
-    if task.variant == "no_noun":  # without a noun there is no class to preserve
-        overrides = ["data.params.prompt=a photo of [V]", "model.params.prior_loss_weight=0"]
-        return [*overrides, f"data.params.class_word={task.subject.class_word}"]
+def training_settings(benchmark: Benchmark, method: Method | None = None) -> dict[str, Any]:
+    """The trainings' config with the benchmark's overrides, and those of a method. Raises UserError if it is wrong."""
+    paths, own = [*benchmark.base, *(method.configs if method else ())], method.overrides if method else ()
+    return load_config(paths, [*benchmark.overrides, *own], benchmark.trust)
+
+
+def own_overrides(task: Task, benchmark: Benchmark) -> list[str]:
+    """Overrides of the recipe that make the task's variant what its title says."""
     overrides = [f"data.params.class_word={task.noun or task.subject.class_word}"]
-    return overrides + (["model.params.prior_loss_weight=0"] if task.variant == "no_prior" else [])
+    if task.variant == "no_noun":
+        prompt = training_settings(benchmark)["data"]["params"]["prompt"].replace(CLASS_WORD, "")
+        overrides.append(f"{PROMPT}={json.dumps(' '.join(prompt.split()))}")
+    if task.variant in ("no_prior", "no_noun"):  # without a noun there is no class to preserve
+        overrides.append("model.params.prior_loss_weight=0")
+    method = benchmark.methods.get(task.variant)
+    return [*overrides, *(method.overrides if method else ())]
+
+
+def refuse_overrides_of_variants(tasks: Sequence[Task], benchmark: Benchmark) -> None:
+    """Raise UserError if an override of the benchmark's would change what a row's title says of it."""
+    for task, word in product(tasks, benchmark.overrides):
+        asked = word.partition("=")[0]
+        for own in own_overrides(task, benchmark) if task.variant != "base" else ():
+            key = own.partition("=")[0]
+            if key != PROMPT and (f"{key}.".startswith(f"{asked}.") or f"{asked}.".startswith(f"{key}.")):
+                raise UserError(f"{word}: the row '{task.title}' sets {own} itself; leave out one of the two")
 
 
 def child(script: str, arguments: Sequence[object], task: Task, claimed: IO[str]) -> bool:

@@ -1,6 +1,7 @@
 """Datasets of subjects, in the layouts in which they are published."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def dreambench_plus(folder: Path) -> list[BenchmarkSubject]:
             continue
         if len(lines) < 2:
             raise UserError(f"{path}: the class, and then a prompt a line")
-        word, own = lines[0], tuple(line.replace(lines[0], "[V] {class}") for line in lines[1:])
+        word = lines[0]
+        named = re.compile(rf"\b{re.escape(word)}(?=s?\b)", re.IGNORECASE)  # not the "cat" of "location"
+        own = tuple(named.sub("[V] {class}", line) for line in lines[1:])
         subjects.append(BenchmarkSubject("_".join(place.parts), word, photograph, own))
     if not subjects:
         raise UserError(f"dataset {folder}: no captions file has a picture of its name below images/")

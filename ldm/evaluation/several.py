@@ -22,7 +22,7 @@ from ldm.evaluation.evaluate import (
     load_measuring,
     settings_of,
 )
-from ldm.evaluation.metrics import METRICS, prompt_fidelity, subject_fidelity
+from ldm.evaluation.metrics import METRICS, prompt_fidelity, real_fidelity, subject_fidelity
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
 from ldm.evaluation.scores import Networks, Result
@@ -54,7 +54,7 @@ class Together(TypedDict):
     subjects: list[dict[str, object]]
     confusion: list[list[float]]
     nearest: list[list[float]]
-    photographs: list[list[float]]
+    photographs: list[list[float | None]]
     pairs: list[Pair]
 
 
@@ -115,10 +115,7 @@ def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedM
         ],
         "confusion": confusion(measured),
         "nearest": nearest(measured),
-        "photographs": [
-            [float(subject_fidelity(one.photographs, other.photographs).mean()) for other in measured]
-            for one in measured
-        ],
+        "photographs": [[alike(one, other) for other in measured] for one in measured],
         "pairs": pairs,
     }
     try:
@@ -144,6 +141,16 @@ def measure(evaluation: Evaluation, networks: Networks, loaded: LoadedModel) -> 
     photographs = next(iter(find_subject(own, learned.class_word).references.values()))
     pictures = sorted((own.out / "subject").glob("*.png"))
     return Measured(learned, result, features(networks, pictures), features(networks, photographs))
+
+
+def alike(one: Measured, other: Measured) -> float | None:
+    """Mean DINO of the photographs of `one` against those of `other`.
+
+    Of one subject, each against its others; None if it has a single one.
+    """
+    if one is not other:
+        return float(subject_fidelity(one.photographs, other.photographs).mean())
+    return float(real_fidelity(one.photographs).mean()) if len(one.photographs) > 1 else None
 
 
 def features(networks: Networks, paths: Sequence[Path]) -> Tensor:

@@ -1,8 +1,11 @@
 """The model's interface for the data (`ldm.data.latents.LatentSource`): latents of pictures, and prior samples."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -12,9 +15,13 @@ from ldm.console import phase
 from ldm.data.buckets import Shape
 from ldm.devices import computing_device
 from ldm.diffusion.sampling import Sampling
+from ldm.files import PROJECT
 from ldm.methods.tuning import Untrained
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
+
+SAMPLING_CODE = ("ldm/diffusion", "ldm/models")
+"""The rooms that draw a picture's bits."""
 
 
 def prior_sampling(settings: Mapping[str, Any]) -> Sampling:
@@ -31,6 +38,16 @@ def reading_of(model: LatentDiffusion) -> str:
     return f"clip skip {model.clip_skip}, weights in {' and '.join(precisions)}, schedule {schedule}"
 
 
+@functools.cache
+def software() -> str:
+    """The versions of the libraries that sample, and a hash of the project's own code that does."""
+    own = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for room in SAMPLING_CODE for path in (PROJECT / room).rglob("*.py")):
+        own.update(path.read_bytes())
+    versions = [f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers")]
+    return f"{', '.join(versions)}, own code {own.hexdigest()}"
+
+
 class BaseLatents:
     """Latents of the frozen VAE, and class-prior samples of the untrained model."""
 
@@ -40,7 +57,7 @@ class BaseLatents:
         self.untrained: Untrained | None = untrained
         self.num_timesteps = model.schedule.num_timesteps
         self.fingerprint = model.fingerprint
-        self.computed_by = f"{computing_device(model.device)}; {reading_of(model)}"
+        self.computed_by = f"{software()}, {computing_device(model.device)}; {reading_of(model)}"
         self.computed_by += ", compiled" if compiled else ""
 
     def release_untrained(self) -> None:

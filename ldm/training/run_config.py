@@ -75,12 +75,17 @@ def scale_learning_rates(config: Config) -> None:
     trainer, params = config["lightning"]["trainer"], config["model"]["params"]
     factor = device_count(trainer) * trainer.get("num_nodes", 1) * trainer.get("accumulate_grad_batches", 1)
     factor *= config["data"]["params"]["batch_size"]
-    for key in ("learning_rate", "text_encoder_learning_rate"):
-        rates = params.get(key)
+    of_tuning = (params.get("tuning") or {}).get("params") or {}
+    for place, key in (
+        (params, "learning_rate"),
+        (params, "text_encoder_learning_rate"),
+        (of_tuning, "token_learning_rate"),
+    ):
+        rates = place.get(key)
         if isinstance(rates, dict):
-            params[key] = {name: rate * factor for name, rate in rates.items()}
+            place[key] = {name: rate * factor for name, rate in rates.items()}
         elif rates:
-            params[key] = rates * factor
+            place[key] = rates * factor
 
 
 def device_count(settings: Config) -> int:
