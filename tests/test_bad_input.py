@@ -158,6 +158,10 @@ def test_bases(mistake, tmp_path):
         ("model.params.lr_schedule=piecewise_constant", "lr_schedule is 'piecewise_constant'"),
         ("model.params.lr_warmup_steps=5", "constant has no warm-up: set constant_with_warmup"),
         ("model.params.learning_rate=0", "nothing would train"),
+        (
+            "model.params={lr_schedule: polynomial, learning_rate: 1.0e-7, text_encoder_learning_rate: null}",
+            "polynomial ends at 1e-07",
+        ),
         ("model.params.clip_skip=0", "clip_skip is 0: it must be a whole number of at least 1"),
         ("model.params.clip_skip=3", "clip_skip is 3: the text encoder of"),
         ("model.params.optimizer.params.betas=[0.9, 1.5]", "torch.optim.AdamW says: Invalid beta parameter"),

@@ -406,6 +406,12 @@ def test_train_false_checks_and_stops(train, tiny_config, tmp_path, capsys):
     assert not logs.exists()
 
 
+def test_a_polynomial_schedule_ends_at_diffusers_rate(train):
+    run = train("model.params.lr_schedule=polynomial", "lightning.trainer.max_steps=3")
+    (schedule,) = checkpoint(run)["lr_schedulers"]
+    assert schedule["_last_lr"] == pytest.approx([1e-7, 1e-7])
+
+
 def test_scale_lr(train):
     run = train("data.params.batch_size=2", "--scale_lr")
     assert checkpoint(run)["config"]["model"]["params"]["learning_rate"] == pytest.approx(4e-4)  # 2 of 2e-4

@@ -16,6 +16,7 @@ from tests.runs import QUICK, assert_equal, resume, state
 
 NAN, INF = float("nan"), float("inf")
 NOT_FUSED = "model.params.optimizer.params.fused=false"
+SCHEDULE_FREE = "model.params.optimizer.target=schedulefree.AdamWScheduleFree"
 
 
 def spoil(monkeypatch, steps, factor=NAN, where="loss") -> None:
@@ -50,7 +51,11 @@ def weights_by_step(monkeypatch) -> dict[int, dict]:
         optimizer = trainer.optimizers[0].state_dict()["state"]
         copy = {n: {k: v.clone() for k, v in s.items()} for n, s in optimizer.items()}
         weights = {key: value.clone() for key, value in module.state_dict().items()}
-        seen[trainer.global_step] = {"weights": weights, "state": copy}
+        groups = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in trainer.optimizers[0].param_groups
+        ]
+        seen[trainer.global_step] = {"weights": weights, "state": copy, "groups": groups}
         original(self, trainer, module)
 
     monkeypatch.setattr(Checkpointing, "on_step", on_step)
@@ -65,6 +70,7 @@ def weights_by_step(monkeypatch) -> dict[int, dict]:
         ((), NAN, "added"),
         ((NOT_FUSED,), NAN, "loss"),
         ((NOT_FUSED,), -INF, "gradient"),
+        ((SCHEDULE_FREE, "model.params.optimizer.params={}"), NAN, "loss"),
         (("lightning.trainer.gradient_clip_val=null",), -INF, "gradient"),
         (("lightning.trainer.precision=bf16-mixed",), NAN, "loss"),
         (("lightning.trainer.precision=16-mixed",), INF, "loss"),

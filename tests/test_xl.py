@@ -390,3 +390,16 @@ def test_prompts_are_encoded_once_where_no_text_encoder_trains(xl_config, tmp_pa
     monkeypatch.undo()
     assert resume(cut) == 0
     assert_same_run(cut, one)
+
+
+def test_an_empty_prompt_in_training_is_what_guidance_takes_for_no_prompt(xl):
+    model = LatentDiffusion.from_base(xl).eval()
+    dog, nothing = "a photo of a dog", ""
+    both = model.embed([nothing, dog, nothing])
+    alone = model.embed([dog])
+    for rows, row in ((both.states, alone.states), (both.pooled, alone.pooled)):
+        assert not rows[[0, 2]].any()
+        torch.testing.assert_close(rows[1], row[0])
+    assert both.size_ids[0].tolist() == alone.size_ids[0].tolist()
+    model.zero_unconditional = False
+    assert model.embed([nothing]).states.any()

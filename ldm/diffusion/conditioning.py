@@ -30,10 +30,13 @@ class Conditioning:
         chosen = sent(torch.tensor(list(indices), dtype=torch.long), self.states.device)
         return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
 
-    def without_text(self) -> "Conditioning":
-        """The same rows with text states set to zero."""
+    def without_text(self, rows: Sequence[int] | None = None) -> "Conditioning":
+        """The same with text states set to zero, in all rows or in `rows`."""
         texts = {name: self._tensors()[name] for name in ("states", "pooled") if name in self._tensors()}
-        return replace(self, **{name: torch.zeros_like(value) for name, value in texts.items()})
+        if rows is None:
+            return replace(self, **{name: torch.zeros_like(value) for name, value in texts.items()})
+        where = sent(torch.tensor(list(rows), dtype=torch.long), self.states.device)
+        return replace(self, **{name: value.index_fill(0, where, 0) for name, value in texts.items()})
 
     def joined_with(self, other: "Conditioning") -> "Conditioning":
         """The rows of `self` followed by those of `other`, which must have the same fields."""

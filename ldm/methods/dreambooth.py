@@ -49,6 +49,9 @@ from ldm.values import (
     Unaffecting,
 )
 
+POLYNOMIAL_END = 1e-7
+"""The last learning rate of diffusers' schedule "polynomial"."""
+
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
@@ -134,9 +137,14 @@ class DreamBooth(LightningModule):
             learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
         )
         self.tuning.attach(self.model)
-        if not self.tuning.parameter_groups(self.model):
+        rates = [group["lr"] for group in self.tuning.parameter_groups(self.model)]
+        if not rates:
             raise UserError(
                 "nothing would train: raise model.params.learning_rate or text_encoder_learning_rate above 0"
+            )
+        if lr_schedule == "polynomial" and max(rates) <= POLYNOMIAL_END:
+            raise UserError(
+                f"model.params.lr_schedule polynomial ends at {POLYNOMIAL_END}: raise model.params.learning_rate above it"
             )
         # After the tuning, which may add tokens.
         self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
@@ -260,6 +268,7 @@ class DreamBooth(LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         options = {"fused": False} if scaled and "fused" in getattr(self.optimizer, "keywords", {}) else {}
         optimizer = self.optimizer(groups, **options)
+        optimizer.defaults["lr"] = max(group["lr"] for group in groups)  # of which "polynomial" takes its end
         schedule = get_scheduler(
             self.lr_schedule,
             optimizer,

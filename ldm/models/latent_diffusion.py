@@ -139,13 +139,18 @@ class LatentDiffusion(nn.Module):
 
         size_ids: original size, crop corner and target size of the images, [B, 6] in px, each vertical first, for a
         family that uses them; None for uncropped images of the model's own size.
-        Equal prompts, frequent in a DreamBooth batch, are encoded once. A warning quotes what is cut from a prompt
+        Equal prompts, frequent in a DreamBooth batch, are encoded once. An empty one is what guidance takes for no
+        prompt: zeros where `zero_unconditional`. A warning quotes what is cut from a prompt
         longer than the text window.
         """
         unique = sorted(set(prompts))
         for prompt in unique:
             warn_of_cut(self.tokenizer, prompt, self.text_window)
         conditioning = self.text.encode(unique).rows([unique.index(prompt) for prompt in prompts])
+        if self.zero_unconditional and "" in unique:
+            conditioning = conditioning.without_text(
+                [row for row, prompt in enumerate(prompts) if not prompt]
+            )
         if not self.text.sized:
             return conditioning
         if size_ids is None:

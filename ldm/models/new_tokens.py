@@ -1,5 +1,6 @@
 """New tokens of a text encoder: their ids in the tokenizer, and their own, trainable rows of the embedding table."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,13 +85,17 @@ def vectors_of(token: str, count: int) -> list[str]:
 
 
 def with_all_vectors(prompt: str, tokenizer: CLIPTokenizer) -> str:
-    """`prompt` with each new token replaced by the names of all its vectors, as in diffusers' pipelines."""
+    """`prompt` with each new token replaced by the names of all its vectors, as in diffusers' pipelines.
+
+    In any case, as the tokenizer reads them.
+    """
     added = tokenizer.added_tokens_encoder
-    for token in sorted(
-        (own for own in added if f"{own}_1" in added and own in prompt), key=len, reverse=True
-    ):
+    for token in sorted((own for own in added if f"{own}_1" in added), key=len, reverse=True):
         count = 1
         while f"{token}_{count}" in added:
             count += 1
-        prompt = prompt.replace(token, " ".join(vectors_of(token, count)))
+        every = " ".join(vectors_of(token, count)).replace(
+            "\\", r"\\"
+        )  # which re.sub would read as an escape
+        prompt = re.sub(re.escape(token), every, prompt, flags=re.IGNORECASE)
     return prompt

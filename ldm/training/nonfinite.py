@@ -36,6 +36,8 @@ class SkipNonFinite(StepCallback):
         self.counts = torch.zeros(2)
         """Steps skipped in all, and consecutively up to now; on the training device."""
         self.skipped = 0
+        self._groups: list[dict[str, Any]] = []
+        """Settings of the optimizer's groups before a step that is skipped."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -67,8 +69,17 @@ class SkipNonFinite(StepCallback):
         elif bad:
             for parameter in parameters:
                 parameter.grad = None  # optimizers skip parameters without a gradient
+            # Schedule-free optimizers count steps in their groups; a group's rate is the schedule's.
+            self._groups = [
+                {key: value for key, value in group.items() if key not in ("params", "lr")}
+                for group in optimizer.param_groups
+            ]
 
     def on_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._groups:
+            for group, before in zip(trainer.optimizers[0].param_groups, self._groups, strict=True):
+                group.update(before)
+            self._groups = []
         if is_due(trainer.global_step, self._every, trainer.max_steps):
             self._read(trainer)
 
