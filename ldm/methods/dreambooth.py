@@ -144,7 +144,7 @@ class DreamBooth(LightningModule):
             )
         if lr_schedule == "polynomial" and max(rates) <= POLYNOMIAL_END:
             raise UserError(
-                f"model.params.lr_schedule polynomial ends at {POLYNOMIAL_END}: raise model.params.learning_rate above it"
+                f"model.params.lr_schedule polynomial ends at {POLYNOMIAL_END}: raise model.params.learning_rate"
             )
         # After the tuning, which may add tokens.
         self.subjects = with_identifiers(concepts, identifier, self.model.tokenizer, seed)
