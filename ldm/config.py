@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import UserError
 from ldm.files import find, replacing
-from ldm.schema import Scalar, check, check_as, plain, read_scalars, read_scalars_as, suggestion
+from ldm.schema import SECTIONS, Scalar, check, check_as, plain, read_scalars, read_scalars_as, suggestion
 from ldm.values import Config
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -104,7 +104,9 @@ def merge(config: Config, overlay: Mapping[str, object], source: str, path: str 
         elif key in config or _is_open(path, config, key):
             config[key] = value
         else:
-            raise UserError(f"{source}: unknown key '{where}'{suggestion(key, config)}")
+            is_section = not path and key in SECTIONS
+            hint = "; put the complete recipe first" if is_section else suggestion(key, config)
+            raise UserError(f"{source}: unknown key '{where}'{hint}")
 
 
 def _merge_items(items: list[object], overlay: Mapping[str, object], source: str, path: str) -> None:
@@ -235,4 +237,7 @@ def _with_texts(value: object, node: yaml.Node | None) -> object:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark or error.context_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else error.problem
     return " ".join(str(error).split("\n")[:2])

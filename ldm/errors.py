@@ -33,11 +33,15 @@ class StoppedError(Exception):
     """A signal ended the work early, with everything saved; the message says how to continue."""
 
 
-def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
+def exit_code_of(
+    act: Callable[..., int | None],
+    *arguments: object,
+    interrupted: str = "interrupted; the same command goes on or begins again",
+) -> int:
     """Run `act(*arguments)` and return its result as exit code; None counts as 0.
 
     A user's mistake, a full disk, a forbidden file and a stop become one line on stderr and their exit code. Warnings
-    become one line each.
+    become one line each. interrupted: the line after Ctrl-C.
     """
     before, warnings.showwarning = warnings.showwarning, lambda message, *_: say(f"warning: {message}")
     try:
@@ -49,6 +53,9 @@ def exit_code_of(act: Callable[..., int | None], *arguments: object) -> int:
     except StoppedError as stop:
         say(str(stop))
         return EXIT_RESUME_ME
+    except KeyboardInterrupt:
+        say(interrupted)
+        return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno in DISK_IS_FULL:
             say(f"error: {error}: free some space and try again")

@@ -157,7 +157,12 @@ def _target_node(node: object, path: str) -> Config:
     """`node`, if it names a class. Raises UserError otherwise."""
     if not is_target(node):
         raise UserError(
-            f"config: {path} is {plain(node)!r}: it must have a target, or be null to leave it out"
+            f"config: {path} is {plain(node)!r}: it must have a target"
+            + (
+                "; the first of --base is a complete recipe, such as configs/dreambooth.yaml"
+                if path in ("model", "data")
+                else ", or be null to leave it out"
+            )
         )
     _check_keys(node, ("target", "params"), path)
     if not isinstance(node["target"], str):

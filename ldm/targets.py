@@ -90,6 +90,18 @@ def _keywords(target: Any, config: Mapping[str, Any], trust: Sequence[str]) -> d
     return {key: _built(value, types.get(key, Any), trust) for key, value in params.items()}
 
 
+def completed(build: Callable[..., Any], where: str, **arguments: object) -> Any:
+    """`build(**arguments)` of a node inside a config's `params`. where: its path.
+
+    Raises UserError if its own `params` lack an argument.
+    """
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"config {where}.params: {error}") from error
+    return build(**arguments)
+
+
 def item_of(annotation: object) -> type | None:
     """The dataclass of the items of a list of this type, as in `Sequence[Settings] | None`."""
     parts = [annotation, *get_args(annotation)]

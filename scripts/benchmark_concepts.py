@@ -80,13 +80,16 @@ def run(options: argparse.Namespace) -> None:
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
     }
     experiment.refuse_missing(groups, options.seeds)
-    settings = {
+    evaluation = {"evaluation": load_settings([CONFIG], EvaluationSettings, options.evaluation)}
+    training = {
         "training": load_config(options.base, options.overrides),
-        "evaluation": load_settings([CONFIG], EvaluationSettings, options.evaluation),
         "steps": options.steps,
         "alone": options.alone and str(options.alone.resolve()),
     }
-    keep_to(settings, options.outdir, ["*/seed-*"], "a comparison")
+    # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
+    keep_to(training, options.outdir, ["*/seed-*/runs/*"], "a comparison")
+    drawn = ["*/seed-*/evaluation/**/*.png"]
+    keep_to(evaluation, options.outdir, drawn, "a comparison", "evaluation-settings.json")
     rows = compare(experiment, groups, options.seeds)
     with replacing(options.outdir / "concepts.json") as path:
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

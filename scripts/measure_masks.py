@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Help, Parser
-from ldm.errors import UserError, exit_code_of
+from ldm.errors import exit_code_of
 from ldm.files import PROJECT
 from ldm.values import Count, Probability, Seed, option
 
@@ -54,10 +54,11 @@ def run(options: argparse.Namespace) -> None:
     from ldm.methods.load import load_for_sampling
     from ldm.world.drawing import World
     from ldm.world.mask_leakage import SCENE, make_photographs, measure, report
+    from ldm.world.runs import trained
     from main import main as train
 
     world, out = World(), options.outdir
-    keep_to({"training": load_config(options.base, options.overrides)}, out, ["*/seed-*"], "runs")
+    keep_to({"training": load_config(options.base, options.overrides)}, out, ["*/seed-*/*"], "runs")
     make_photographs(out / "data", world)
     clip, dino = Clip(options.clip), Dino(options.dino)
     photographs = [load_image(path) for path in image_files(out / "data" / "other_scenes")]
@@ -65,21 +66,10 @@ def run(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for weight in options.weights:
             runs = out / f"weight-{weight:g}" / f"seed-{seed}"
-            if not list(runs.glob("*/model/dreambooth.json")):
-                words = [
-                    "--base",
-                    *options.base,
-                    "--logdir",
-                    str(runs),
-                    "--seed",
-                    str(seed),
-                    "--class_word",
-                    "cat",
-                ]
-                words += ["--data_root", str(out / "data" / "one_scene"), *options.overrides]
-                if code := train([*words, f"data.params.unmasked_weight={weight}"]):
-                    raise UserError(f"the run in {runs} ended with exit code {code}")
-            loaded = load_for_sampling(next(runs.glob("*/model")))
+            words = ["--base", *options.base, "--seed", str(seed), "--class_word", "cat"]
+            words += ["--data_root", str(out / "data" / "one_scene"), *options.overrides]
+            run = trained(train, runs, [*words, f"data.params.unmasked_weight={weight}"])
+            loaded = load_for_sampling(run / "model")
             sampling = Sampling("dpmpp_2m_sde", options.steps, 2.0)
             pictures = {}
             for scene in (name for name in world.scenes if name != SCENE):

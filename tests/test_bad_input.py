@@ -159,6 +159,10 @@ def test_bases(mistake, tmp_path):
         ("model.params.lr_warmup_steps=5", "constant has no warm-up: set constant_with_warmup"),
         ("model.params.learning_rate=0", "nothing would train"),
         (
+            "model.params.tuning.target=ldm.methods.adapter.Adapter",
+            "model.params.tuning.params: missing a required argument",
+        ),
+        (
             "model.params={lr_schedule: polynomial, learning_rate: 1.0e-7, text_encoder_learning_rate: null}",
             "polynomial ends at 1e-07",
         ),

@@ -12,11 +12,13 @@ from PIL import Image
 
 from ldm.data.images import image_files, load_image
 from ldm.data.masks import mask_of
+from ldm.errors import StoppedError, UserError
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import subject_fidelity
 from ldm.evaluation.several import Measured, nearest
 from ldm.world.drawing import World
 from ldm.world.mask_leakage import MEMBER, SCENE, make_photographs, measure
+from ldm.world.runs import trained
 from ldm.world.several_subjects import spread
 from scripts import benchmark_concepts, measure_masks
 from tests.browser import assert_sound, chromium, opened
@@ -121,6 +123,26 @@ def test_subjects_are_compared_alone_and_together(compared, monkeypatch, capsys)
         "car+taxi"
     ]
     assert spread([1.0, 2.0]) == "1.500 ± 0.707"
+
+
+def test_a_run_that_was_begun_is_resumed_and_a_stop_is_no_mistake(tmp_path):
+    called = []
+
+    def train(words):
+        called.append(words)
+        for name, last in (("checkpoints/last.ckpt", 1), ("model/dreambooth.json", 2)):
+            if len(called) >= last:
+                (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "one" / name).touch()
+        return 75 if len(called) == 1 else 0
+
+    with pytest.raises(StoppedError, match="the same command goes on"):
+        trained(train, tmp_path, ["--base", "a.yaml"])
+    for _ in range(2):
+        assert trained(train, tmp_path, ["--base", "a.yaml"]) == tmp_path / "one"
+    assert called == [["--base", "a.yaml", "--logdir", str(tmp_path)], ["--resume", str(tmp_path / "one")]]
+    with pytest.raises(UserError, match="exit code 2"):
+        trained(lambda words: 2, tmp_path / "other", [])
 
 
 def test_pictures_are_assigned_to_the_subject_they_are_likest():

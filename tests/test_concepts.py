@@ -108,7 +108,7 @@ def test_every_placeholder_is_known_to_what_a_run_writes(several):
         assert prompt == "le cat beside epz dog and vup dog"
     card = (several / "model" / "README.md").read_text()
     assert "| Identifier of [rex] | epz |" in card
-    assert "a photo of a le cat on the beach\na photo of a epz dog on the beach" in card
+    assert "a photo of le cat on the beach\na photo of epz dog on the beach" in card
     assert str(PROJECT) not in card
     assert read_subject(several / "model").identifier == "le"
 
@@ -210,6 +210,7 @@ def test_auto_identifiers_are_different_and_far_apart(tiny):
         ([{**CAT, "prompt": "a cat"}, VASE], (), "'a cat' of the subject's images: write [V]"),
         (["cat"], (), "concepts.0 is 'cat': it must be keys and values"),
         ([CAT, VASE], ("--class_word", "dog"), "--class_word is for one subject"),
+        ([CAT, VASE], ("data.params.reg_data_root=assets",), "data.params.reg_data_root is for one subject"),
         ([CAT, VASE], ("data.params.concepts.2.weight=2",), "'data.params.concepts.2' is not an item"),
     ],
 )

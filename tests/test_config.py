@@ -75,6 +75,27 @@ def test_a_file_that_is_no_config(overlay, text):
         load_config([RECIPE, overlay(text)])
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nmodel: {}\nseed: 2\n", r"found duplicate key seed \(line 3, column 1\)"),
+        ("model:\n\tparams: {}\n", r"found character .*\(line 2, column 1\)"),
+        ("model: {params: {learning_rate: 1.0}", r"\(line \d, column \d+\)"),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_with_its_line(overlay, text, told):
+    with pytest.raises(UserError, match=rf"overlay\.yaml: .*{told}$"):
+        load_config([RECIPE, overlay(text)])
+
+
+def test_the_complete_recipe_comes_first():
+    overlay = PROJECT / "configs" / "debug.yaml"
+    with pytest.raises(UserError, match="unknown key 'seed'; put the complete recipe first"):
+        load_config([overlay, RECIPE])
+    with pytest.raises(UserError, match="the first of --base is a complete recipe"):
+        load_config([PROJECT / "configs" / "stable-diffusion" / "v1.yaml"])
+
+
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_config(["nowhere.yaml"])

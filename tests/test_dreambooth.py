@@ -233,6 +233,9 @@ def test_a_folder_of_class_images_replaces_sampling(train, tmp_path):
         Image.new("RGB", (40, 50), (index * 80, 100, 50)).save(folder / f"{index}.png")
     run = train(f"data.params.reg_data_root={folder}")
     assert len(list((run / "prior").iterdir())) == 1  # three encoded images, not eight samples
+    page = (run / "report.html").read_text()
+    assert "The user&#39;s own pictures of the class." in page
+    assert "untrained model&#39;s samples" not in page
 
 
 def test_frozen_text_encoder(train, tiny):

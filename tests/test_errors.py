@@ -49,6 +49,14 @@ def test_what_ends_a_command_early_is_one_line(capsys, raised, code, line):
     assert capsys.readouterr().err == line + "\n"
 
 
+def test_an_interrupt_is_one_line_too(capsys):
+    def act():
+        raise KeyboardInterrupt
+
+    assert exit_code_of(act) == exit_code_of(act, interrupted="gone") == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on or begins again\ngone\n"
+
+
 def test_exit_codes_of_what_ends_well():
     assert exit_code_of(lambda: None) == 0
     assert exit_code_of(lambda code: code, 75) == 75

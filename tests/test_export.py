@@ -169,10 +169,10 @@ def test_each_export_has_a_card(run, tmp_path, published):
     for card in cards:
         text = card.read_text()
         front = yaml.safe_load(text.split("---")[1])
-        assert front["instance_prompt"] == "a photo of a sks dog"
+        assert front["instance_prompt"] == "a photo of sks dog"
         assert front["base_model"].startswith("base-v")
         for words in (
-            "a photo of a sks dog on the beach",
+            "a photo of sks dog on the beach",
             "| Subject class | dog |",
             "| Optimizer steps | 1 |",
         ):
@@ -204,7 +204,7 @@ def test_how_a_base_is_read_is_said_as_in_training(tiny, tmp_path):
 def test_an_exported_folder_can_be_exported_again(run, tmp_path, published):
     again = exported(run / "model", tmp_path / "dog.safetensors", "--dtype", "fp32")
     equal(load_base(again), load_for_sampling(run).model)
-    assert "a photo of a sks dog" in card_path(again).read_text()
+    assert "a photo of sks dog" in card_path(again).read_text()
 
 
 def test_an_export_conditions_on_the_layer_of_its_run(run, tmp_path):
@@ -244,6 +244,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(tiny, tmp_path, capsys):
     assert "taken exists already" in refused(capsys, tiny, taken)
     (tmp_path / "dog.ckpt.md").write_text("notes")
     assert "dog.ckpt.md exists already" in refused(capsys, tiny, tmp_path / "dog.ckpt")
+    assert "a single file ends in .safetensors or .ckpt" in refused(capsys, tiny, tmp_path / "dog.pt")
     (tmp_path / "gone").symlink_to("nowhere")
     assert "gone exists already" in refused(capsys, tiny, tmp_path / "gone")
     assert "cannot be written to" in refused(capsys, tiny, "/proc/nowhere/model")

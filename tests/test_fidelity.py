@@ -10,6 +10,7 @@ import yaml
 from ldm.errors import UserError
 from ldm.methods.load import load_for_sampling
 from ldm.training.rows import read_rows
+from ldm.training.run_record import RunRecord
 from ldm.training.validation import Validation
 from main import main
 from tests.conftest import PROJECT, RECIPE
@@ -46,6 +47,9 @@ def test_it_measures_at_each_validation_and_leaves_the_training_as_it_was(
     assert [row["drift"] for row in rows] == [row["drift"] for row in validation]
     assert all(row["score"] == row["dino"] - 4.0 * row["drift"] for row in rows)  # the overlay's drift_weight
 
+    record = RunRecord.read(run)
+    assert [value for _, value in record.series("val/score")] == [row["score"] for row in validation]
+    assert [value for _, value in record.series("val/fidelity_score")] == [row["score"] for row in rows]
     best = max(rows[1:], key=lambda row: row["score"])["step"]
     assert load_for_sampling(run / "checkpoints" / "best-fidelity.ckpt").step == best
     assert (run / "fidelity.svg").read_text().count("<circle") == 3
@@ -110,7 +114,7 @@ def test_several_subjects_are_measured_apart_everywhere(
 
 def test_drift_that_is_not_measured_is_not_told(tiny_config, with_fidelity, tmp_path, capsys):
     words = ["lightning.callbacks.validation.params.drift_samples=0", "lightning.trainer.max_steps=2"]
-    run = trained(tmp_path, tiny_config, with_fidelity, *words)
+    run = trained(tmp_path / "logs", tiny_config, with_fidelity, *words)
     told = capsys.readouterr().out
     rows, validation = read_rows(run / "fidelity.jsonl"), read_rows(run / "validation.jsonl")
     assert not {"drift"} & {*rows[-1], *validation[-1]}

@@ -100,3 +100,12 @@ def test_what_a_run_left_frozen_is_not_missed(tiny_config, tmp_path, words, abse
     model = load_for_sampling(run).model
     ours = dict(model.named_parameters())
     assert all(torch.equal(ours[key.removeprefix("model.")], value) for key, value in learned.items())
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "config.yaml").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .*checkpoints yet; continue the run with --resume"
+    ):
+        load_for_sampling(tmp_path)

@@ -245,6 +245,10 @@ def test_pivotal_tuning_trains_tokens_and_a_lora_each_at_its_own_rate(trained, t
     capsys.readouterr()
     drawn(tmp_path / "lora", tiny, "a dog", "--lora", f"{run / 'model'}:0.5")
     assert f"add --embeds {run / 'model'}" in capsys.readouterr().err
+    drawn(tmp_path / "token", tiny, "a dog", "--embeds", run / "model")
+    assert (
+        f"has {LORA_FILE}, which is not in the model: add --lora {run / 'model'}" in capsys.readouterr().err
+    )
     assert export.main(["--ckpt", str(run), "--form", "lora", "--out", str(tmp_path / "dog")]) == 0
     assert "does not hold the run's new tokens" in capsys.readouterr().err
 

@@ -81,7 +81,6 @@ class SubjectImages(Dataset[SubjectExample]):
             self.masks.append(mask if random_crop or mask is None else resize_and_crop(mask, shape))
         self._warn_of_small()
         self._warn_of_masks(unmasked_weight != 1)
-        self._warn_of_captions(captions, listed)
         self.size = size
         self.seed = seed
         self.flip_probability = flip_probability
@@ -91,6 +90,7 @@ class SubjectImages(Dataset[SubjectExample]):
         self.changes = changes or CaptionChanges()
         self.unmasked_weight = unmasked_weight
         self.templates = list(templates)
+        self._warn_of_captions(captions, listed)
         self._warn_of_tags()
 
     @classmethod
@@ -184,9 +184,10 @@ class SubjectImages(Dataset[SubjectExample]):
     def _warn_of_captions(self, are_used: bool, listed: Mapping[str, Caption]) -> None:
         if are_used:
             bare = [path.name for path, own in zip(self.files, self.captions, strict=True) if own is None]
+            otherwise = "one of the templates" if self.templates else "data.params.prompt"
             missing = [name for name in listed if not (self.files[0].parent / name).is_file()]
             messages = {
-                "photographs without a caption, which take data.params.prompt: ": bare,
+                f"photographs without a caption, which take {otherwise}: ": bare,
                 "captions are listed for files that do not exist: ": missing,
             }
         else:

@@ -28,6 +28,10 @@ from ldm.evaluation.settings import EvaluationSettings
 from ldm.evaluation.settings_file import keep_to
 from ldm.files import PROJECT, replacing
 
+EVALUATION_SETTINGS = "evaluation-settings.json"
+EVALUATED = ("*/*/evaluation/*/*.png", "*/*/evaluation/metrics.json")
+"""What is there once something was drawn or measured."""
+
 REFERENCE = "prior"
 """The variant to compare the others with, if measured; else the first."""
 
@@ -71,10 +75,11 @@ def check_settings(tasks: Sequence[Task], benchmark: Benchmark) -> None:
     settings = {
         "data": str(benchmark.data.resolve()),
         "training": training,
-        "evaluation": evaluation,
         "methods": methods,
     }
-    keep_to(settings, benchmark.outdir, ["*/*/log.txt", "*/*/evaluation"], "a benchmark")
+    # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
+    keep_to(settings, benchmark.outdir, ["*/*/run/*", *EVALUATED], "a benchmark")
+    keep_to({"evaluation": evaluation}, benchmark.outdir, EVALUATED, "a benchmark", EVALUATION_SETTINGS)
 
 
 def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:

@@ -11,22 +11,24 @@ from ldm.files import check_writable, replacing
 NAME = "settings.json"
 
 
-def keep_to(settings: Mapping[str, object], folder: Path, results: Sequence[str], what: str) -> None:
-    """Write `settings` to settings.json in `folder`; several processes may do so at once.
+def keep_to(
+    settings: Mapping[str, object], folder: Path, results: Sequence[str], what: str, name: str = NAME
+) -> None:
+    """Write `settings` to the file `name` in `folder`; several processes may do so at once.
 
     settings: what decides the results, as JSON can hold it; absent and None are the same. results: patterns of paths
     that are there once there is any result. what: the results are, for the message.
 
     Raises UserError if the folder has results of other settings, or of settings that nobody wrote down.
     """
-    path, now = folder / NAME, {key: value for key, value in flat(settings).items() if value is not None}
+    path, now = folder / name, {key: value for key, value in flat(settings).items() if value is not None}
     check_writable(folder)
     if not any(found for pattern in results for found in folder.glob(pattern)):
         with replacing(path, shared=True) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
         return
     if not path.is_file():
-        raise UserError(f"{folder} has {what} without {NAME}: choose another --outdir, or remove it")
+        raise UserError(f"{folder} has {what} without {name}: choose another --outdir, or remove it")
     try:
         before = flat(json.loads(path.read_text(encoding="utf-8")))
         changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]

@@ -34,6 +34,7 @@ from ldm.methods.tuning import Tuning
 from ldm.methods.weight_average import WeightAverage, is_averaging
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.randomness import generator
+from ldm.targets import completed
 from ldm.values import (
     Count,
     FolderName,
@@ -133,16 +134,15 @@ class DreamBooth(LightningModule):
         self.export_dtype = export_dtype
         self.compile_blocks, self.cuda_graphs, self.tf32 = compile, cuda_graphs, tf32
         self._gradient_norm: Tensor | None = None
-        self.tuning = tuning(
-            learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
-        )
+        rates = {"learning_rate": learning_rate, "text_encoder_learning_rate": text_encoder_learning_rate}
+        self.tuning: Tuning = completed(tuning, "model.params.tuning", **rates)
         self.tuning.attach(self.model)
-        rates = [group["lr"] for group in self.tuning.parameter_groups(self.model)]
-        if not rates:
+        used = [group["lr"] for group in self.tuning.parameter_groups(self.model)]
+        if not used:
             raise UserError(
                 "nothing would train: raise model.params.learning_rate or text_encoder_learning_rate above 0"
             )
-        if lr_schedule == "polynomial" and max(rates) <= POLYNOMIAL_END:
+        if lr_schedule == "polynomial" and max(used) <= POLYNOMIAL_END:
             raise UserError(
                 f"model.params.lr_schedule polynomial ends at {POLYNOMIAL_END}: raise model.params.learning_rate"
             )

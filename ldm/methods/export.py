@@ -16,6 +16,8 @@ from ldm.methods.load import LoadedModel
 from ldm.methods.model_card import card_of
 
 SINGLE_FILES = (".safetensors", ".ckpt")
+WEIGHTS = (".bin", ".pt", ".pth", ".safetensor")
+"""Endings that look like a file of weights, and are not written."""
 
 
 def card_path(out: Path) -> Path:
@@ -25,6 +27,10 @@ def card_path(out: Path) -> Path:
 
 def refuse_taken(out: Path) -> None:
     """Raise UserError if `out` or its card exists, or cannot be written."""
+    if out.suffix in WEIGHTS:
+        raise UserError(
+            f"--out {out}: a single file ends in {' or '.join(SINGLE_FILES)}, and a folder in no such ending"
+        )
     for path in (out, card_path(out)):
         if path.exists() or path.is_symlink():
             raise UserError(f"--out: {path} exists already; choose another name, or move it away")

@@ -14,7 +14,7 @@ from ldm.devices import set_tf32
 from ldm.errors import UserError
 from ldm.files import find, find_near, refuse_links
 from ldm.formats.base import load_vae, vae_files
-from ldm.formats.checkpoint_files import newest_checkpoint, run_of
+from ldm.formats.checkpoint_files import CONFIG, newest_checkpoint, run_of
 from ldm.formats.custom_diffusion import DELTAS_FILE
 from ldm.formats.described import described
 from ldm.formats.embeddings import EMBEDDINGS_FILE
@@ -69,7 +69,7 @@ def load_for_sampling(
     path = find(path)
     if run := run_of(path):
         refuse_links(run)
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or (path / CONFIG).is_file():
         path = newest_checkpoint(path)
     with weights_on(device):
         if path.is_file():

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ldm.concepts import PLACEHOLDER, Learned
+from ldm.concepts import CLASS_WORD, PLACEHOLDER, Learned
 from ldm.formats.checkpoint_files import CONFIG
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -40,7 +40,8 @@ def model_card(
     """
     base = Path(base).name if Path(base).is_absolute() else base
     phrases = [subject.phrase for subject in subjects]
-    parts = [front_matter(base, phrases[0] if phrases else None), f"# {', '.join(phrases) or base}"]
+    prompt = trained_prompt(subjects[0], config or {}) if subjects else None
+    parts = [front_matter(base, prompt), f"# {', '.join(phrases) or base}"]
     if subjects:
         parts += introduction(subjects)
     parts.append(facts(base, subjects, step, clip_skip))
@@ -49,23 +50,37 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(base: str, subject: str | None) -> str:
-    """The block of facts for the Hugging Face hub."""
+def trained_prompt(subject: Learned, config: Mapping[str, Any]) -> str:
+    """The prompt that a run with `config` trained `subject` with."""
+    params = (config.get("data") or {}).get("params") or {}
+    concepts = params.get("concepts") or []
+    own: Mapping[str, Any] = next(
+        (one for one in concepts if one.get("class_word") == subject.class_word), {}
+    )
+    template = own.get("prompt") or params.get("prompt") or f"a photo of {PLACEHOLDER} {CLASS_WORD}"
+    filled = template.replace(CLASS_WORD, subject.class_word or "")
+    for placeholder in (PLACEHOLDER, subject.placeholder):
+        filled = filled.replace(placeholder, subject.identifier)
+    return " ".join(filled.split())
+
+
+def front_matter(base: str, prompt: str | None) -> str:
+    """The block of facts for the Hugging Face hub. prompt: with the subject."""
     entries: dict[str, object] = {
         "base_model": base,
         "pipeline_tag": "text-to-image",
         "library_name": "diffusers",
         "tags": ["dreambooth", "stable-diffusion", "text-to-image"],
     }
-    if subject:
-        entries["instance_prompt"] = f"a photo of a {subject}"
+    if prompt:
+        entries["instance_prompt"] = prompt
     return f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---"
 
 
 def introduction(subjects: Sequence[Learned]) -> list[str]:
     """What the model draws, and how to prompt it."""
     method = "A latent diffusion model fine-tuned with DreamBooth (Ruiz et al., arXiv 2208.12242) to draw"
-    prompts = fenced("\n".join(f"a photo of a {subject.phrase} on the beach" for subject in subjects))
+    prompts = fenced("\n".join(f"a photo of {subject.phrase} on the beach" for subject in subjects))
     first = subjects[0]
     if len(subjects) == 1:
         what = f"one subject, a {first.class_word or 'thing'}. Its identifier is `{first.identifier}`:"

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ldm.formats.custom_diffusion import DELTAS_FILE, read_deltas
 from ldm.formats.embeddings import EMBEDDINGS_FILE, read_embeddings
 from ldm.formats.families import tokenizer_of
 from ldm.formats.fingerprint import file_hash
+from ldm.formats.lora import LORA_FILE
 from ldm.formats.subject import SUBJECT_FILE, read_subject
 from ldm.methods.adapter_layers import merge_adapters
 from ldm.methods.load import LoadedModel
@@ -73,6 +75,11 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
     for folder in sorted(folders - there):
         if os.path.isfile(folder / EMBEDDINGS_FILE):
             say(f"warning: the token of {folder} is not in the model: add --embeds {folder}")
+    others = {"--lora": (LORA_FILE, {find(file_and_scale(word)[0]) for word in parts.lora})}
+    others["--delta"] = (DELTAS_FILE, {find(name) for name in parts.delta})
+    for folder, (option, (name, given)) in product(sorted(there), others.items()):
+        if os.path.isfile(folder / name) and not {folder, folder / name} & given:
+            say(f"warning: {folder} also has {name}, which is not in the model: add {option} {folder}")
     for folder in sorted(folders | there):
         warn_of_clip_skip(folder, loaded.model)
 

@@ -24,6 +24,7 @@ from ldm.methods.all_weights import AllWeights
 from ldm.methods.tuning import Tuning, Untrained, check_learned, untrained_copy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import ExtendedEmbedding, add_tokens, taken_tokens, vectors_of
+from ldm.targets import completed
 from ldm.values import Count, Must, NonNegativeFloat, PositiveFloat, Rates, Text
 
 
@@ -62,9 +63,8 @@ class TextualInversion:
             raise UserError(
                 "model.params.tuning: the letters and digits of each token name its file: make them differ"
             )
-        self.beside: Tuning = (beside or NoTuning)(
-            learning_rate=learning_rate, text_encoder_learning_rate=text_encoder_learning_rate
-        )
+        rates = {"learning_rate": learning_rate, "text_encoder_learning_rate": text_encoder_learning_rate}
+        self.beside: Tuning = completed(beside or NoTuning, "model.params.tuning.params.beside", **rates)
 
     def attach(self, model: LatentDiffusion) -> None:
         self.beside.attach(model)

@@ -52,8 +52,8 @@ def txt2img(options: argparse.Namespace, base_options: Mapping[str, object]) -> 
     for folder in (options.outdir, samples):
         check_writable(folder)
     drawing = load(options, base_options)
-    warn_of_no_effect(prompts, drawing)
-    prompts = [drawing.loaded.with_identifier(prompt) for prompt in prompts]
+    asked, prompts = prompts, [drawing.loaded.with_identifier(prompt) for prompt in prompts]
+    warn_of_no_effect(asked, drawing)
     pictures = plan(options, prompts)
     groups = batches(pictures, batch_size(options, drawing))
     steps = len(groups) * drawing.loaded.model.passes(drawing.sampling)

@@ -23,7 +23,7 @@ CURVES: Mapping[str, Curve] = {
     ),
     "train/prior_loss": Curve(
         "prior loss",
-        "The same on samples of the class drawn by the untrained model; it preserves the class.",
+        "The same on pictures of the class, the untrained model's or the user's own; it preserves the class.",
     ),
     "train/gradient_norm": Curve("gradient norm", "2-norm of the gradient before clipping."),
     "train/learning_rate": Curve("learning rate", "Learning rate of this parameter group at this step."),
@@ -43,6 +43,10 @@ CURVES: Mapping[str, Curve] = {
         "Mean squared distance between predictions for the class and the untrained model's; 0 is unchanged.",
     ),
     "val/score": Curve("score", "Validation loss + drift; best.ckpt has the weights with the lowest."),
+    "val/fidelity_score": Curve(
+        "fidelity score",
+        "DINO less drift_weight x drift; best-fidelity.ckpt has the weights with the highest.",
+    ),
     "val/dino": Curve(
         "DINO",
         "Subject fidelity: mean cosine of samples with the photographs in DINO's features. Higher is better.",

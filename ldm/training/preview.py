@@ -32,6 +32,8 @@ def preview(config: dict[str, object], out: Path, prior_samples: int, trust: tup
     """
     quiet()
     check_writable_file(out)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the sheet is a PNG; name it so")
     with tempfile.TemporaryDirectory() as folder:
         data, model, trainer = build(config, Path(folder), trust)
         if not isinstance(data, DreamBoothData) or not isinstance(model, DreamBooth):

@@ -49,13 +49,15 @@ def read_config(options: argparse.Namespace) -> Config:
 
 def refuse_single_subject_options(config: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Raise UserError for an option about a single subject if the config lists `concepts`."""
-    given = [
-        name for name in ("data_root", "class_word", "reg_data_root") if getattr(options, name) is not None
-    ]
+    names = ("data_root", "class_word", "reg_data_root")
+    asked = {word.partition("=")[0] for word in options.overrides}
+    given = [(name, f"--{name}") for name in names if getattr(options, name) is not None]
+    given += [(name, key) for name in names if (key := f"data.params.{name}") in asked]
     if given and config["data"].get("params", {}).get("concepts"):
+        name, option = given[0]
         raise UserError(
-            f"--{given[0]} is for one subject, but the config has data.params.concepts: for the first, set"
-            f" data.params.concepts.0.{given[0]}=..."
+            f"{option} is for one subject, but the config has data.params.concepts: for the first, set"
+            f" data.params.concepts.0.{name}=..."
         )
 
 

@@ -21,7 +21,7 @@ from ldm.training.run_record import RunRecord, State
 PAGE = "report.html"
 RECIPE = PROJECT / "configs" / "dreambooth.yaml"
 
-HIGHER_IS_BETTER = ("val/dino", "val/clip_i", "val/clip_t")
+HIGHER_IS_BETTER = ("val/fidelity_score", "val/dino", "val/clip_i", "val/clip_t")
 """Prefixes of the names of such curves; with several subjects each has one."""
 
 
@@ -112,7 +112,10 @@ def run_page(record: RunRecord, state: State, album: Album) -> str:
         steps=steps,
         photographs=album.photographs(sheets),
         prior=[picture for _, picture in prior],
-        prior_prompt=", ".join(dict.fromkeys(cell.title for cell, _ in prior if cell.scale)),
+        own_class_pictures=any(
+            value for key, value in record.settings.items() if key.endswith(".reg_data_root")
+        ),
+        prior_prompt="”, “".join(dict.fromkeys(cell.title for cell, _ in prior if cell.scale)),
         plots=plots(record),
         validation=validation_table(record),
         differences=differences(record),
@@ -138,12 +141,13 @@ def command(record: RunRecord, state: State) -> list[tuple[str, str]]:
 def facts(record: RunRecord, state: State) -> list[tuple[str, str, str]]:
     """The most important numbers: (name, value, small print)."""
     found = [("steps", f"{state.step:,} of {state.steps:,}", "")]
-    for name in ("val/subject_loss", "val/drift", "val/score", "val/dino", "val/clip_i", "val/clip_t"):
+    for name in ("val/subject_loss", "val/drift", "val/score", *HIGHER_IS_BETTER):
         if points := record.series(name):
             (_, first), (step, last) = points[0], points[-1]
-            best = min(points[1:] or points, key=lambda point: point[1])
+            choose = max if name in HIGHER_IS_BETTER else min
+            best = choose(points[1:] or points, key=lambda point: point[1])
             more = f"was {first:.4f} at the base" if first else ""
-            if name == "val/score" and best[0] != step:
+            if name.endswith("score") and best[0] != step:
                 more = f"best {best[1]:.4f} at step {best[0]}"
             found.append((curve_of(name).title, f"{last:.4f}", more))
     if record.seconds:

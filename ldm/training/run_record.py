@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,7 @@ class RunRecord:
             config=earlier.config if earlier else configs.read_plain(folder / CONFIG),
             losses=read_rows(folder / "metrics.jsonl"),
             validation=read_rows(folder / "validation.jsonl"),
-            fidelity=read_rows(folder / "fidelity.jsonl"),
+            fidelity=[beside_validation(row) for row in read_rows(folder / "fidelity.jsonl")],
             starts=earlier.starts if earlier else read_starts(folder),
             usage=_read_list(folder / USAGE),
         )
@@ -152,6 +152,11 @@ class RunRecord:
             f"{kind}/{key}" for kind, last in rows.items() for row in last for key in row if key != "step"
         ]
         return list(dict.fromkeys(found))
+
+
+def beside_validation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of fidelity.jsonl under names that validation.jsonl has not: both have a score, of other numbers."""
+    return {"fidelity_score" if key == "score" else key: row[key] for key in row if key != "drift"}
 
 
 def state_of(folder: Path, every_byte: bool = False) -> State:

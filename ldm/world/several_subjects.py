@@ -1,7 +1,7 @@
 """Compares subjects trained together in one model with each trained alone."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from ldm.evaluation.statistics import summary
 from ldm.files import PROJECT
 from ldm.world.datasets import TUNING, make_dataset
 from ldm.world.drawing import World
+from ldm.world.runs import Command, must, trained
 
 ASSETS = PROJECT / "assets" / "benchmark"
 NOUNS = {"cat": "cat", "backpack": "backpack", "boot": "boot", "vase": "vase", "car": "car"}
@@ -31,9 +32,6 @@ GROUPS = {
     "six": ("cat", "backpack", "boot", "vase", "car", "teddy_bear"),
 }
 """Withheld subjects to train together."""
-
-Command = Callable[[Sequence[str]], int]
-"""A script's `main`: from arguments to exit code."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Experiment:
         if not path.is_file():
             run = self._trained(subjects, seed, evaluation.parent)
             words = ["--ckpt", str(run), "--outdir", str(evaluation), "--no_base"]
-            self._must(self.evaluate, [*words, *self.evaluation])
+            must(self.evaluate, [*words, *self.evaluation])
         return read(path)
 
     def refuse_missing(self, groups: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> None:
@@ -89,28 +87,15 @@ class Experiment:
         return data / name
 
     def _trained(self, subjects: Sequence[str], seed: int, folder: Path) -> Path:
-        done = sorted((folder / "runs").glob("*/model/dreambooth.json"))
-        if done:
-            return done[-1].parents[1]
-        begun = sorted((folder / "runs").glob("*/checkpoints/last.ckpt"))
-        if begun:
-            self._must(self.train, ["--resume", str(begun[-1].parents[1])])
-            return begun[-1].parents[1]
         overlay = folder / "concepts.yaml"
         overlay.parent.mkdir(parents=True, exist_ok=True)
         concepts = [
             {"data_root": str(self.photographs(name)), "class_word": NOUNS[name]} for name in subjects
         ]
         overlay.write_text(yaml.safe_dump({"data": {"params": {"concepts": concepts}}}))
-        words = ["--base", *self.base, str(overlay), "--logdir", str(folder / "runs"), "--seed", str(seed)]
         steps = f"lightning.trainer.max_steps={self.steps * len(subjects)}"
-        self._must(self.train, [*words, steps, *self.overrides])
-        return next((folder / "runs").glob("*/model/dreambooth.json")).parents[1]
-
-    def _must(self, command: Command, words: Sequence[str]) -> None:
-        code = command(words)
-        if code:
-            raise UserError(f"a run ended with exit code {code}; the same command goes on from there")
+        words = ["--base", *self.base, str(overlay), "--seed", str(seed), steps, *self.overrides]
+        return trained(self.train, folder / "runs", words)
 
 
 def read(path: Path) -> dict[str, Any]:
