@@ -28,7 +28,8 @@ Devices = Annotated[
 Duration = Annotated[
     str,
     Must(
-        lambda text: re.fullmatch(r"\d+(:\d\d){3}", text) is not None, "a time DD:HH:MM:SS, as in 00:12:00:00"
+        lambda text: re.fullmatch(r"(?=.*[1-9])\d+(:\d\d){3}", text) is not None,
+        "a time DD:HH:MM:SS above 0, as in 00:12:00:00",
     ),
 ]
 

@@ -71,7 +71,7 @@ WRONG = {
     "data_root": TEXT,
     "decay_steps": COUNT_FROM_0,
     "deterministic": ["abc", 1, None],
-    "max_time": [*TEXT_OR_NONE, "soon", "12:00:00", "00:12:00", "1h", {"hours": 12}],
+    "max_time": [*TEXT_OR_NONE, "soon", "00:00:00:00", "12:00:00", "00:12:00", "1h", {"hours": 12}],
     "devices": [0, -2, 1.5, "abc", [], [-1], [0, 0], ["a"], True, None, math.nan],
     "dino": TEXT,
     "dino_revision": TEXT_OR_NONE,

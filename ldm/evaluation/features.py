@@ -214,8 +214,9 @@ def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:
     """The network in eval mode, fp32. Raises UserError if the folder has other weights, or some are missing."""
     from transformers.utils import logging
 
-    progress = logging.is_progress_bar_enabled()
+    progress, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # a report of missing keys would come before our line
     try:
         model, about = kind.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
@@ -223,6 +224,7 @@ def _load(kind: Any, folder: Path, where: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"feature network {where}: {str(error).splitlines()[0]}") from error
     finally:
+        logging.set_verbosity(verbosity)
         if progress:
             logging.enable_progress_bar()
     if about["missing_keys"]:

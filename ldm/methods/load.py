@@ -45,6 +45,8 @@ class LoadedModel:
     """Hash of the files of the weights."""
     read_base: Callable[[], LatentDiffusion] | None = None
     """Reads the base again, if the model is a run's."""
+    added: Sequence[str] = ()
+    """Options, with file names, that have added parts to the model."""
 
     def with_identifier(self, prompt: str) -> str:
         """`prompt` with placeholders replaced by learned identifiers. Raises UserError if there are none."""

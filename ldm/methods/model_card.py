@@ -18,7 +18,9 @@ LEFT_OUT = ("base", "data_root", "reg_data_root", "vae", "cache", "cache_gigabyt
 def card_of(loaded: LoadedModel) -> str:
     """The card of a loaded model, for its export."""
     model = loaded.model
-    return model_card(model.source, loaded.subjects, loaded.step, model.clip_skip, loaded.config)
+    return model_card(
+        model.source, loaded.subjects, loaded.step, model.clip_skip, loaded.config, loaded.added
+    )
 
 
 def card_of_run(run: Path, model: LatentDiffusion, subjects: Sequence[Learned], step: int) -> str:
@@ -33,10 +35,12 @@ def model_card(
     step: int | None = None,
     clip_skip: int = 1,
     config: Mapping[str, object] | None = None,
+    added: Sequence[str] = (),
 ) -> str:
     """Markdown with front matter for the hub.
 
     base: the base model. subjects: the learned subjects. config: the run's config, whose settings are listed.
+    added: parts that were added to the model.
     """
     base = Path(base).name if Path(base).is_absolute() else base
     phrases = [subject.phrase for subject in subjects]
@@ -44,7 +48,7 @@ def model_card(
     parts = [front_matter(base, prompt), f"# {', '.join(phrases) or base}"]
     if subjects:
         parts += introduction(subjects)
-    parts.append(facts(base, subjects, step, clip_skip))
+    parts.append(facts(base, subjects, step, clip_skip, added))
     if config:
         parts += ["## Settings", fenced(settings(config), "yaml")]
     return "\n\n".join(parts) + "\n"
@@ -89,13 +93,17 @@ def introduction(subjects: Sequence[Learned]) -> list[str]:
     return [f"{method} {what}", prompts, "Without the identifiers it draws the classes."]
 
 
-def facts(base: str, subjects: Sequence[Learned], step: int | None, clip_skip: int) -> str:
+def facts(
+    base: str, subjects: Sequence[Learned], step: int | None, clip_skip: int, added: Sequence[str]
+) -> str:
     """A table of facts about the model."""
     rows: dict[str, object] = {"Base model": base}
     for subject in subjects:
         of_it = f" of {subject.placeholder}" if len(subjects) > 1 else ""
         rows |= {f"Subject class{of_it}": subject.class_word, f"Identifier{of_it}": subject.identifier}
     rows["Optimizer steps"] = step
+    if added:
+        rows["Added to it"] = ", ".join(f"`{word}`" for word in added)
     if clip_skip > 1:
         rows["CLIP skip"] = f"{clip_skip} (in diffusers: `clip_skip={clip_skip - 1}`)"
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]

@@ -60,6 +60,7 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
     Subjects of a run's exported folder are added to the model's, unless their placeholders are taken. Raises UserError
     for files that are missing, of another kind, or another model's.
     """
+    loaded.added = [f"--{option} {Path(word).name}" for option in FACTS for word in getattr(parts, option)]
     for name in parts.delta:
         path = _file(name, DELTAS_FILE, "--delta")
         merge_adapters(loaded.model)

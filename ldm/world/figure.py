@@ -1,6 +1,6 @@
 """The README's figures: what DreamBooth learns, and what the prior-preservation loss preserves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def figure(
     zoom: factor by which pictures are enlarged. dino: folder or hub id of the network that finds the likest pictures.
     """
     config = read_plain(run / "configs" / "config.yaml")
+    refuse_several(config, run)
     base, word = config["model"]["params"]["base"], config["data"]["params"]["class_word"]
     sampling = advised_sampling(base, *settings)
     bare = [f"a photo of a {word}"] * COLUMNS
@@ -87,6 +88,7 @@ def figure_of_runs(
     rows = []
     for place, run in enumerate(runs):
         config = read_plain(run / "configs" / "config.yaml")
+        refuse_several(config, run)
         data = config["data"]["params"]
         sampling = advised_sampling(config["model"]["params"]["base"], *settings)
         prompt = data["prompt"].replace(CLASS_WORD, data["class_word"])
@@ -110,10 +112,18 @@ def figure_of_evaluations(
         for path in paths:
             if not path.is_file():
                 raise UserError(
-                    f"{path}: no such picture; --evaluations takes folders of scripts/evaluate.py"
+                    f"{path}: no such picture; --evaluations takes folders of scripts/evaluate.py --ckpt"
                 )
         rows.append((titles[place] if titles else str(folder), [load_image(path) for path in paths]))
     return sheet(rows, zoom)
+
+
+def refuse_several(config: Mapping[str, Any], run: Path) -> None:
+    """Raise UserError for a run of several subjects."""
+    if config["data"]["params"].get("concepts"):
+        raise UserError(
+            f"{run} has several subjects, and a figure is of one; --evaluations can show any pictures"
+        )
 
 
 def subject_images(config: dict[str, Any]) -> list[Image.Image]:
