@@ -17,7 +17,10 @@ EXIT_INTERRUPTED = 130
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR)
+NOT_THAT_KIND = (errno.EISDIR, errno.ENOTDIR)
+"""A folder in place of a file, or a file in place of a folder."""
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, *NOT_THAT_KIND)
 """A file or folder that may not be read or written, or is the other of the two."""
 
 
@@ -60,7 +63,8 @@ def exit_code_of(
         if error.errno in DISK_IS_FULL:
             say(f"error: {error}: free some space and try again")
         elif error.errno in FORBIDDEN and error.filename is not None:
-            say(f"error: {error.filename}: {error.strerror}: change its permissions, or choose another place")
+            advice = "" if error.errno in NOT_THAT_KIND else "change its permissions, or "
+            say(f"error: {error.filename}: {error.strerror}: {advice}choose another place")
         else:
             raise
         return EXIT_USER_ERROR

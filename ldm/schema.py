@@ -121,6 +121,11 @@ def settings(config: Config, trust: Sequence[str] = ()) -> Iterator[Setting]:
             raise UserError(
                 f"config: the section 'lightning.{section}' is missing; see configs/dreambooth.yaml"
             )
+    for key in lightning["trainer"]:
+        if key in TRAINER_SETTINGS:
+            raise UserError(
+                f"config: 'lightning.trainer.{key}' is fixed here to {TRAINER_SETTINGS[key]}: leave it out"
+            )
     others = {key: hint for key, hint in parameters(pl.Trainer).items() if key not in GIVEN_BY_RUN}
     yield from _of_call(lightning["trainer"], trainer, "lightning.trainer", trust, others)
     if lightning.get("logger") is not None:

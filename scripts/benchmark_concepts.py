@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     """Train, measure, write, print."""
     from ldm.config import load_config, load_settings
     from ldm.evaluation.settings import EvaluationSettings
-    from ldm.evaluation.settings_file import keep_to
+    from ldm.evaluation.settings_file import keep_to, of_evaluation, of_training
     from ldm.files import replacing
     from ldm.world.several_subjects import GROUPS, Experiment, compare, markdown
     from main import main as train
@@ -80,14 +80,16 @@ def run(options: argparse.Namespace) -> None:
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
     }
     experiment.refuse_missing(groups, options.seeds)
-    evaluation = {"evaluation": load_settings([CONFIG], EvaluationSettings, options.evaluation)}
+    evaluation = {
+        "evaluation": of_evaluation(load_settings([CONFIG], EvaluationSettings, options.evaluation))
+    }
     training = {
-        "training": load_config(options.base, options.overrides),
+        "training": of_training(load_config(options.base, options.overrides)),
         "steps": options.steps,
         "alone": options.alone and str(options.alone.resolve()),
     }
     # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
-    keep_to(training, options.outdir, ["*/seed-*/runs/*"], "a comparison")
+    keep_to(training, options.outdir, ["*/seed-*/runs/*/checkpoints/*.ckpt"], "a comparison")
     drawn = ["*/seed-*/evaluation/**/*.png"]
     keep_to(evaluation, options.outdir, drawn, "a comparison", "evaluation-settings.json")
     rows = compare(experiment, groups, options.seeds)

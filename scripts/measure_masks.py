@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from ldm.data.images import image_files, load_image, to_image
     from ldm.diffusion.sampling import Sampling
     from ldm.evaluation.features import Clip, Dino
-    from ldm.evaluation.settings_file import keep_to
+    from ldm.evaluation.settings_file import keep_to, of_training
     from ldm.methods.load import load_for_sampling
     from ldm.world.drawing import World
     from ldm.world.mask_leakage import SCENE, make_photographs, measure, report
@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
     from main import main as train
 
     world, out = World(), options.outdir
-    keep_to({"training": load_config(options.base, options.overrides)}, out, ["*/seed-*/*"], "runs")
+    training = {"training": of_training(load_config(options.base, options.overrides))}
+    keep_to(training, out, ["*/seed-*/*/checkpoints/*.ckpt"], "runs")
     make_photographs(out / "data", world)
     clip, dino = Clip(options.clip), Dino(options.dino)
     photographs = [load_image(path) for path in image_files(out / "data" / "other_scenes")]

@@ -173,7 +173,10 @@ def test_bases(mistake, tmp_path):
         ("model.params.optimizer.target=ldm.data.images.Path", "is not a class of this project"),
         ("model.params.optimizer.target=ldm.values.Must", "is not a kind of Optimizer"),
         ("lightning.trainer.inference_mode=abc", "inference_mode is 'abc'"),
-        ("lightning.trainer.limit_train_batches=3", "unknown key 'lightning.trainer.limit_train_batches'"),
+        (
+            "lightning.trainer.limit_train_batches=3",
+            "'lightning.trainer.limit_train_batches' is fixed here to None",
+        ),
         (f"lightning.trainer.max_steps={10**400}", "max_steps is a whole number with more than 63 bits"),
         ("model.params.optimizer=5", "optimizer is 5: it must be a target with its params"),
         (

@@ -178,6 +178,8 @@ def test_other_settings_take_another_folder(pretend, tmp_path, capsys):
     assert main([*words, "lightning.trainer.max_steps=7"]) == 2
     told = "a benchmark of other settings (training.lightning.trainer.max_steps was 300, now 7)"
     assert told in capsys.readouterr().err
+    unimportant = ["lightning.trainer.max_time=00:01:00:00", "data.params.num_workers=2"]
+    assert main([*words, *unimportant, "--evaluation", "sampling.batch_size=2"]) == 0
     # What counts is what configs say, not what they are called.
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("lightning: {trainer: {max_steps: 8}}")
@@ -212,7 +214,7 @@ def test_the_row_without_a_noun_has_the_recipes_prompt_without_it_and_seeds_coun
         for command in pretend
         if command[0] == "main.py"
     )
-    assert first["data"]["params"]["prompt"] == second["data"]["params"]["prompt"] == "a [V] , indoors"
+    assert first["data"]["params"]["prompt"] == second["data"]["params"]["prompt"] == "a [V], indoors"
     assert [config["model"]["params"]["prior_loss_weight"] for config in (first, second)] == [0, 0]
     assert (first["seed"], second["seed"]) == (5, 6)
 

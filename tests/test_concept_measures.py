@@ -143,6 +143,8 @@ def test_a_run_that_was_begun_is_resumed_and_a_stop_is_no_mistake(tmp_path):
     assert called == [["--base", "a.yaml", "--logdir", str(tmp_path)], ["--resume", str(tmp_path / "one")]]
     with pytest.raises(UserError, match="exit code 2"):
         trained(lambda words: 2, tmp_path / "other", [])
+    with pytest.raises(KeyboardInterrupt):
+        trained(lambda words: 130, tmp_path / "other", [])
 
 
 def test_pictures_are_assigned_to_the_subject_they_are_likest():

@@ -39,6 +39,11 @@ def test_text_that_a_terminal_can_be_handed(text, shown):
             2,
             "error: photos: Permission denied: change its permissions, or choose another place",
         ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "photos"),
+            2,
+            "error: photos: Is a directory: choose another place",
+        ),
     ],
 )
 def test_what_ends_a_command_early_is_one_line(capsys, raised, code, line):

@@ -67,6 +67,8 @@ def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate, capsys):
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     evaluate("--ckpt", run, "sampling.seed=3", expect=2)
     assert "out has an evaluation of other settings (sampling.seed was 0, now 3)" in capsys.readouterr().err
+    evaluate("--ckpt", run, "--precision", "bf16", expect=2)
+    assert "(precision was torch.float32, now torch.bfloat16)" in capsys.readouterr().err
     assert kept == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again, elsewhere = evaluate("--ckpt", run, out="again")
     assert result == again
@@ -92,7 +94,9 @@ def test_a_run_is_measured_twice_with_the_same_numbers(train, evaluate, capsys):
     kept, lost = folder / "subject" / "00-0.png", folder / "subject" / "00-1.png"
     before, age = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    evaluate("--ckpt", run)
+    evaluate(
+        "--ckpt", run, "--class_word", "dog", "sampling.batch_size=3"
+    )  # what it was, and what changes nothing
     assert (lost.read_bytes(), kept.stat().st_mtime_ns) == (before, age)
 
     # The written images score the same as images made elsewhere.
@@ -282,13 +286,16 @@ def test_options_that_mean_nothing_end_in_one_line(capsys, words, says):
 def test_a_folder_without_settings_is_left_alone(tmp_path):
     (tmp_path / "subject").mkdir()
     (tmp_path / "subject" / "00-0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"an evaluation without settings.json: choose another --outdir"):
+    with pytest.raises(UserError, match=r"an evaluation of an earlier version: choose another --outdir"):
         keep_to({"a": 1}, tmp_path, RESULTS, "an evaluation")
     (tmp_path / "subject" / "00-0.png").unlink()
     keep_to({"a": 1}, tmp_path, RESULTS, "an evaluation")
     keep_to({"a": 2}, tmp_path, RESULTS, "an evaluation")  # there is no result yet
     (tmp_path / "metrics.json").write_text("{}")
     keep_to({"a": 2, "b": None}, tmp_path, RESULTS, "an evaluation")
+    (tmp_path / "settings.json").write_text('{"a": 2}')
+    with pytest.raises(UserError, match="an evaluation of an earlier version"):
+        keep_to({"a": 2}, tmp_path, RESULTS, "an evaluation")
     for text in ("[1]", "{"):
         (tmp_path / "settings.json").write_text(text)
         with pytest.raises(UserError, match="settings.json is damaged"):

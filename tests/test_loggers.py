@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ldm.training.curves import CURVES, curve_of
+from ldm.training.loggers import log_in
 from ldm.training.rows import read_rows
 from main import main
 from tests.conftest import RECIPE
@@ -82,6 +83,9 @@ def test_without_a_login_at_wandb_nothing_is_written(tiny_config, tmp_path, monk
     wandb.teardown()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert told in line
+    with pytest.warns(UserWarning, match=told):
+        log_in({"target": "pytorch_lightning.loggers.WandbLogger"}, resumed=True)
+    wandb.teardown()
     assert "WANDB_MODE=offline" in line
     assert not (tmp_path / "logs").exists()
 

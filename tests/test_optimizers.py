@@ -100,6 +100,7 @@ def test_schedule_free_weights_are_averages_wherever_they_are_looked_at(run_with
         (schedulefree.AdamWScheduleFree, 8),
         (prodigyopt.Prodigy, 16),
         (bitsandbytes.optim.AdamW8bit, 2),
+        (torch.optim.Adafactor, 2 * 4 / 256),  # a row and a column of a weight
     ],
 )
 def test_an_optimizers_state_is_counted_before_a_run(optimizer, count):

@@ -26,6 +26,7 @@ from ldm.data.subject import SubjectImages
 from ldm.diffusion.loss import denoising_error, weighted_mean
 from ldm.diffusion.schedule import VariancePreserving
 from ldm.errors import UserError
+from ldm.targets import instantiate_from_config
 from ldm.training.rows import read_rows
 from ldm.training.run import build
 from ldm.world.drawing import World
@@ -193,6 +194,18 @@ def test_captions_that_do_nothing_and_photographs_without_one_are_told(tmp_path)
         "photographs without a caption, which take data.params.prompt: b.png",
         "captions are listed for files that do not exist: gone.png",
     ]
+
+
+def test_tags_of_templates_count_whatever_is_held_out(tmp_path, recwarn):
+    for name in ("a.png", "b.png"):
+        photograph(tmp_path, name)
+    words = ["data.params.hold_out=1", "data.params.tag_shuffle=true", "data.params.size=32"]
+    words += [
+        f"data.params.data_root={tmp_path}",
+        'data.params.templates=["a photo of [V] {class_word}, outdoors"]',
+    ]
+    instantiate_from_config(load_config([RECIPE], words)["data"])
+    assert not recwarn.list
 
 
 def test_tags_are_shuffled_and_dropped_and_captions_left_out_by_the_sample_number():

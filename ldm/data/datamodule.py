@@ -103,7 +103,6 @@ class DreamBoothData(LightningDataModule):
                 "captions": captions,
                 "shapes": allowed,
                 "unmasked_weight": unmasked_weight,
-                "changes": CaptionChanges(tag_shuffle, tag_dropout, caption_dropout),
                 "order": f"subject order{f' {place}' if place else ''}",
             }
             subject = SubjectImages(
@@ -111,6 +110,7 @@ class DreamBoothData(LightningDataModule):
                 flip_probability=flip_probability,
                 random_crop=random_crop,
                 templates=[concept.filled(template) for template in templates or ()],
+                changes=CaptionChanges(tag_shuffle, tag_dropout, caption_dropout),
                 **options,
             )
             held_out_images = SubjectImages(held_out, **options) if held_out else None

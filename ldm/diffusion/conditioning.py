@@ -30,11 +30,9 @@ class Conditioning:
         chosen = sent(torch.tensor(list(indices), dtype=torch.long), self.states.device)
         return Conditioning(**{name: value[chosen] for name, value in self._tensors().items()})
 
-    def without_text(self, rows: Sequence[int] | None = None) -> "Conditioning":
-        """The same with text states set to zero, in all rows or in `rows`."""
+    def without_text(self, rows: Sequence[int]) -> "Conditioning":
+        """The same with the text states of `rows` set to zero."""
         texts = {name: self._tensors()[name] for name in ("states", "pooled") if name in self._tensors()}
-        if rows is None:
-            return replace(self, **{name: torch.zeros_like(value) for name, value in texts.items()})
         where = sent(torch.tensor(list(rows), dtype=torch.long), self.states.device)
         return replace(self, **{name: value.index_fill(0, where, 0) for name, value in texts.items()})
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from ldm.config import flat, load_settings
+from ldm.config import load_settings
 from ldm.errors import StoppedError, say
 from ldm.evaluation.benchmark import Cell, Means, differences, markdown, means, prompts_csv, table_rows
 from ldm.evaluation.benchmark_methods import cost_table, fidelity_plot, read_cost, typical_costs
@@ -25,7 +25,7 @@ from ldm.evaluation.benchmark_tasks import (
 )
 from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
-from ldm.evaluation.settings_file import keep_to
+from ldm.evaluation.settings_file import keep_to, of_evaluation, of_training
 from ldm.files import PROJECT, replacing
 
 EVALUATION_SETTINGS = "evaluation-settings.json"
@@ -65,21 +65,17 @@ def check_settings(tasks: Sequence[Task], benchmark: Benchmark) -> None:
     Or if settings are wrong, which would otherwise be noticed after the first training.
     """
     refuse_overrides_of_variants(tasks, benchmark)
-    training = flat(training_settings(benchmark))
-    evaluation = {key: value for key, value in evaluation_settings(benchmark).items() if key != "published"}
+    training = of_training(training_settings(benchmark))
     methods = {
-        name: {key: value for key, value in flat(own).items() if training.get(key) != value}
+        name: {key: value for key, value in own.items() if training.get(key) != value}
         for name, method in benchmark.methods.items()
-        if (own := training_settings(benchmark, method))
+        if (own := of_training(training_settings(benchmark, method)))
     }
-    settings = {
-        "data": str(benchmark.data.resolve()),
-        "training": training,
-        "methods": methods,
-    }
+    settings = {"data": str(benchmark.data.resolve()), "training": training, "methods": methods}
+    evaluation = {"evaluation": of_evaluation(evaluation_settings(benchmark))}
     # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
-    keep_to(settings, benchmark.outdir, ["*/*/run/*", *EVALUATED], "a benchmark")
-    keep_to({"evaluation": evaluation}, benchmark.outdir, EVALUATED, "a benchmark", EVALUATION_SETTINGS)
+    keep_to(settings, benchmark.outdir, ["*/*/run/*/checkpoints/*.ckpt", *EVALUATED], "a benchmark")
+    keep_to(evaluation, benchmark.outdir, EVALUATED, "a benchmark", EVALUATION_SETTINGS)
 
 
 def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from ldm.concepts import CLASS_WORD
 from ldm.config import load_config, load_settings
-from ldm.errors import StoppedError, UserError
+from ldm.errors import EXIT_RESUME_ME, StoppedError, UserError
 from ldm.evaluation.benchmark_methods import COST_CALLBACK, Method
 from ldm.evaluation.datasets import BenchmarkSubject, read_dataset, wrong_noun
 from ldm.evaluation.settings import EvaluationSettings
@@ -258,7 +259,8 @@ def own_overrides(task: Task, benchmark: Benchmark) -> list[str]:
     overrides = [f"data.params.class_word={task.noun or task.subject.class_word}"]
     if task.variant == "no_noun":
         prompt = training_settings(benchmark)["data"]["params"]["prompt"].replace(CLASS_WORD, "")
-        overrides.append(f"{PROMPT}={json.dumps(' '.join(prompt.split()))}")
+        prompt = re.sub(r" (?=[,.;])", "", " ".join(prompt.split()))
+        overrides.append(f"{PROMPT}={json.dumps(prompt)}")
     if task.variant in ("no_prior", "no_noun"):  # without a noun there is no class to preserve
         overrides.append("model.params.prior_loss_weight=0")
     method = benchmark.methods.get(task.variant)
@@ -267,12 +269,13 @@ def own_overrides(task: Task, benchmark: Benchmark) -> list[str]:
 
 def refuse_overrides_of_variants(tasks: Sequence[Task], benchmark: Benchmark) -> None:
     """Raise UserError if an override of the benchmark's would change what a row's title says of it."""
-    for task, word in product(tasks, benchmark.overrides):
+    of_variants = {task.variant: task for task in tasks}.values()
+    for task, word in product(of_variants, benchmark.overrides):
         asked = word.partition("=")[0]
         for own in own_overrides(task, benchmark) if task.variant != "base" else ():
             key = own.partition("=")[0]
             if key != PROMPT and (f"{key}.".startswith(f"{asked}.") or f"{asked}.".startswith(f"{key}.")):
-                raise UserError(f"{word}: the row '{task.title}' sets {own} itself; leave out one of the two")
+                raise UserError(f"{word}: the row '{task.title}' sets {own} itself, so leave it out")
 
 
 def child(script: str, arguments: Sequence[object], task: Task, claimed: IO[str]) -> bool:
@@ -293,6 +296,8 @@ def child(script: str, arguments: Sequence[object], task: Task, claimed: IO[str]
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
+    if code == EXIT_RESUME_ME:  # lightning.trainer.max_time, or a signal to the child alone
+        raise StoppedError("stopped; the same command continues")
     return code == 0
 
 

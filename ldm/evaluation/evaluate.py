@@ -19,7 +19,7 @@ from ldm.evaluation.protocol import Item, fill_in, plan, prompt_set
 from ldm.evaluation.references import Subject, subject_in_folder, subject_of_run
 from ldm.evaluation.results import table, write
 from ldm.evaluation.scores import About, Networks, Result, score
-from ldm.evaluation.settings_file import keep_to
+from ldm.evaluation.settings_file import keep_to, of_evaluation
 from ldm.evaluation.statistics import Estimate
 from ldm.files import PROJECT, check_writable, find
 from ldm.formats.checkpoint_files import run_of
@@ -111,7 +111,6 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     networks, loaded: as `load_measuring` gives them; of the model's subjects, the first is measured.
     """
     config, out = evaluation.config, evaluation.out
-    keep_to(settings_of(evaluation, loaded), out, RESULTS, "an evaluation")
     base = None
     if loaded:
         subject, items, about = drawn_images(evaluation, loaded)
@@ -134,21 +133,24 @@ def evaluate(evaluation: Evaluation, networks: Networks, loaded: LoadedModel | N
     return f"{table(result, published)}\n{subject.note}\n{out / 'report.html'}"
 
 
-def settings_of(evaluation: Evaluation, loaded: LoadedModel | None) -> dict[str, object]:
-    """What decides the results of this evaluation of `loaded`, or of given images; see `settings_file`."""
-    config = {key: value for key, value in evaluation.config.items() if key != "published"}
-    for section in ("networks", "sampling"):
-        config[section] = {key: value for key, value in config[section].items() if key != "batch_size"}
-    names = ("class_word", "identifier", "prompt_noun", "hold_out")
-    paths = {name: getattr(evaluation, name) for name in ("images", "class_images", "real")}
-    return {
+def keep_to_settings(evaluation: Evaluation, loaded: LoadedModel | None, subjects: Sequence[Subject]) -> None:
+    """Raise UserError if the folder of the results has others; see `settings_file.keep_to`."""
+    paths = {name: getattr(evaluation, name) for name in ("images", "class_images")}
+    settings = {
         "weights": loaded.weights if loaded else None,
+        "precision": str(loaded.model.unet.dtype) if loaded else None,
         "base_options": dict(evaluation.base_options),
-        "subjects": [subject.placeholder for subject in loaded.subjects] if loaded else None,
+        "subjects": [learned.placeholder for learned in loaded.subjects] if loaded else None,
+        "identifier": evaluation.identifier,
+        "class_words": [subject.class_word for subject in subjects],
+        "photographs": [
+            str(path.resolve()) for one in subjects for path in next(iter(one.references.values()))
+        ],
+        "prompt_noun": evaluation.prompt_noun,
         **{name: str(path.resolve()) for name, path in paths.items() if path is not None},
-        **{name: getattr(evaluation, name) for name in names},
-        **config,
+        **of_evaluation(evaluation.config),
     }
+    keep_to(settings, evaluation.out, RESULTS, "an evaluation")
 
 
 def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, list[Item], About]:
@@ -165,6 +167,7 @@ def drawn_images(evaluation: Evaluation, loaded: LoadedModel) -> tuple[Subject, 
         evaluation.prompt_noun,
         learned=learned is not None,
     )
+    keep_to_settings(evaluation, loaded, [subject])
     draw(loaded, items, evaluation)
     about: About = {
         "model": str(evaluation.ckpt),
@@ -201,6 +204,7 @@ def given_images(evaluation: Evaluation) -> tuple[Subject, list[Item], About]:
     subject = find_subject(evaluation, None)
     bare = fill_in(evaluation.config["class_prompt"], subject.class_word)
     items = read_folder(evaluation.images, evaluation.identifier, evaluation.class_images, bare)
+    keep_to_settings(evaluation, None, [subject])
     about: About = {"images": str(evaluation.images), "identifier": evaluation.identifier, "sampling": None}
     return subject, items, about
 

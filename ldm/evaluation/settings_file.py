@@ -10,6 +10,34 @@ from ldm.files import check_writable, replacing
 
 NAME = "settings.json"
 
+VERSION = 1
+"""Raised when the meaning of what is compared changes."""
+
+WITHOUT_INFLUENCE = (
+    *(
+        f"data.params.{key}"
+        for key in ("num_workers", "prior.cache", "prior.cache_gigabytes", "prior.fill_at_start")
+    ),
+    *("lightning.callbacks.", "lightning.logger"),
+    *(f"lightning.trainer.{key}" for key in ("accelerator", "devices", "max_time", "num_nodes", "strategy")),
+    *("model.params.compile", "model.params.cuda_graphs"),
+)
+"""Keys, and starts of keys, of a run's config that change what it learns at most by rounding."""
+
+
+def of_training(config: Mapping[str, object]) -> dict[str, object]:
+    """What decides the result of a run with `config`, flat."""
+    return {key: value for key, value in flat(config).items() if not key.startswith(WITHOUT_INFLUENCE)}
+
+
+def of_evaluation(config: Mapping[str, object]) -> dict[str, object]:
+    """What decides the result of an evaluation with `config`, keys of EvaluationSettings, flat."""
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not (key.startswith("published") or key.endswith(".batch_size"))
+    }
+
 
 def keep_to(
     settings: Mapping[str, object], folder: Path, results: Sequence[str], what: str, name: str = NAME
@@ -19,21 +47,24 @@ def keep_to(
     settings: what decides the results, as JSON can hold it; absent and None are the same. results: patterns of paths
     that are there once there is any result. what: the results are, for the message.
 
-    Raises UserError if the folder has results of other settings, or of settings that nobody wrote down.
+    Raises UserError if the folder has results of other settings, or of a version that did not write them down.
     """
-    path, now = folder / name, {key: value for key, value in flat(settings).items() if value is not None}
+    path, plain = folder / name, flat(json.loads(json.dumps(settings)))
+    now = {"version": VERSION, **{key: value for key, value in plain.items() if value is not None}}
     check_writable(folder)
     if not any(found for pattern in results for found in folder.glob(pattern)):
         with replacing(path, shared=True) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
         return
     if not path.is_file():
-        raise UserError(f"{folder} has {what} without {name}: choose another --outdir, or remove it")
+        raise UserError(f"{folder} has {what} of an earlier version: choose another --outdir, or remove it")
     try:
         before = flat(json.loads(path.read_text(encoding="utf-8")))
         changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): choose another --outdir") from error
+    if before.get("version") != VERSION:
+        raise UserError(f"{folder} has {what} of an earlier version: choose another --outdir, or remove it")
     if changed:
         key = changed[0]
         values = f"{key} was {before.get(key)}, now {now.get(key)}"

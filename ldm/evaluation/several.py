@@ -14,19 +14,17 @@ from ldm.concepts import Learned, with_article
 from ldm.data.images import load_image
 from ldm.errors import UserError
 from ldm.evaluation.evaluate import (
-    RESULTS,
     Evaluation,
     draw,
     evaluate,
     find_subject,
+    keep_to_settings,
     load_measuring,
-    settings_of,
 )
 from ldm.evaluation.metrics import METRICS, prompt_fidelity, real_fidelity, subject_fidelity
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
 from ldm.evaluation.scores import Networks, Result
-from ldm.evaluation.settings_file import keep_to
 from ldm.files import replacing
 from ldm.methods.load import LoadedModel
 from ldm.pages.page import render
@@ -97,8 +95,11 @@ def evaluate_all(evaluation: Evaluation, concept: str | None = None) -> str:
 
 def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedModel) -> str:
     """Measure each subject of `loaded`, and what is between them."""
-    settings = settings_of(evaluation, loaded)
-    keep_to(settings, evaluation.out, RESULTS, "an evaluation")
+    subjects = [
+        find_subject(replace(evaluation, place=place), learned.class_word)
+        for place, learned in enumerate(loaded.subjects)
+    ]
+    keep_to_settings(evaluation, loaded, subjects)
     measured = [
         measure(replace(evaluation, place=place), networks, loaded) for place in range(len(loaded.subjects))
     ]

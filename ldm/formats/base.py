@@ -66,6 +66,7 @@ def load_base(
         parts["vae"] = load_vae(vae, family_of(texts), variant=variant, dtype=dtype)
         refuse_other_latents(parts["vae"].config, parts["unet"].config, f"vae {vae}")
     identity = fingerprint(base, revision=revision, variant=variant, use_ema=use_ema, vae=vae)
+    zero_terminal_snr = parts.pop("zero_terminal_snr", False) or zero_terminal_snr
     components = Components(**parts, source=str(base), fingerprint=identity)
     return with_zero_terminal_snr(components) if zero_terminal_snr else components
 

@@ -45,7 +45,6 @@ from ldm.formats.network_configs import (
     zero_unconditional,
 )
 from ldm.formats.safe_loading import first_line, is_safetensors, load_checkpoint
-from ldm.formats.zero_terminal_snr import rescaled
 
 VELOCITY_MARK, ZERO_TERMINAL_MARK = "v_pred", "ztsnr"
 """Empty tensors that say what a file of SDXL predicts, and that its noise schedule ends in pure noise."""
@@ -60,7 +59,7 @@ def read_single_file(
     with_vae: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """The parts of a single file, by field of `Components`.
+    """The parts of a single file, by field of `Components`, and whether its noise schedule ends in pure noise.
 
     configs: a folder with component configs and tokenizer in diffusers' layout, for models of another size.
     with_vae: False ignores the file's VAE.
@@ -88,14 +87,13 @@ def read_single_file(
         surplus(tensors, key_map),
     )
     scheduler_config = {**read_scheduler_config(folder), "prediction_type": prediction}
-    if ZERO_TERMINAL_MARK in tensors and prediction == "v_prediction":
-        scheduler_config = rescaled(scheduler_config)
     tokenizers = read_tokenizers(folder, component_configs)
     return {
         **by_field(modules),
         "tokenizers": tokenizers,
         "scheduler_config": scheduler_config,
         "zero_unconditional": zero_unconditional(folder, family),
+        "zero_terminal_snr": ZERO_TERMINAL_MARK in tensors and prediction == "v_prediction",
     }
 
 

@@ -1,24 +1,11 @@
 """A noise schedule that ends in pure noise (Lin et al., arXiv 2305.08891, section 3.1), in diffusers' settings."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ldm.diffusion.sampling import ZERO_TERMINAL_SNR, respects_zero_terminal_snr
 from ldm.errors import UserError
 from ldm.formats.components import Components
-
-
-def rescaled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a scheduler whose noise schedule ends in pure noise, in place of `config`."""
-    known = config.get("_class_name", "DDIMScheduler")
-    return {
-        **config,
-        "_class_name": known if respects_zero_terminal_snr(known) else "DDIMScheduler",
-        ZERO_TERMINAL_SNR: True,
-        "timestep_spacing": "trailing",  # table 2 there
-    }
 
 
 def with_zero_terminal_snr(components: Components) -> Components:
@@ -34,6 +21,12 @@ def with_zero_terminal_snr(components: Components) -> Components:
         )
     if config.get(ZERO_TERMINAL_SNR):
         return components
+    known = config.get("_class_name", "DDIMScheduler")
+    changed = {
+        "_class_name": known if respects_zero_terminal_snr(known) else "DDIMScheduler",
+        ZERO_TERMINAL_SNR: True,
+        "timestep_spacing": "trailing",  # table 2 there
+    }
     identity = f"{components.fingerprint} {ZERO_TERMINAL_SNR}".encode()
     fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
-    return replace(components, scheduler_config=rescaled(config), fingerprint=fingerprint)
+    return replace(components, scheduler_config={**config, **changed}, fingerprint=fingerprint)

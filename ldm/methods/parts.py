@@ -60,7 +60,8 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
     Subjects of a run's exported folder are added to the model's, unless their placeholders are taken. Raises UserError
     for files that are missing, of another kind, or another model's.
     """
-    loaded.added = [f"--{option} {Path(word).name}" for option in FACTS for word in getattr(parts, option)]
+    named = [(option, Path(word).parts[-2:]) for option in FACTS for word in getattr(parts, option)]
+    loaded.added = [f"--{option} {'/'.join(end)}" for option, end in named]
     for name in parts.delta:
         path = _file(name, DELTAS_FILE, "--delta")
         merge_adapters(loaded.model)
@@ -82,17 +83,20 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
         if os.path.isfile(folder / name) and not {folder, folder / name} & given:
             say(f"warning: {folder} also has {name}, which is not in the model: add {option} {folder}")
     for folder in sorted(folders | there):
-        warn_of_clip_skip(folder, loaded.model)
+        warn_of_clip_skip(folder, loaded.model, is_run=loaded.config is not None)
 
 
-def warn_of_clip_skip(part: Path, model: LatentDiffusion) -> None:
-    """Warn if the run that wrote `part`, its folder or a file in it, conditioned on another layer than `model`."""
+def warn_of_clip_skip(part: Path, model: LatentDiffusion, is_run: bool = False) -> None:
+    """Warn if the run that wrote `part`, its folder or a file in it, conditioned on another layer than `model`.
+
+    is_run: whether `model` is a run's, which keeps its own.
+    """
     folder = part.parent if part.is_file() else part
     trained = read_subject(folder).clip_skip
     if os.path.isfile(folder / SUBJECT_FILE) and trained != model.clip_skip:
         say(
-            f"warning: {part} was trained with clip_skip {trained}, and this model has {model.clip_skip}: add"
-            f" --clip_skip {trained}"
+            f"warning: {part} was trained with clip_skip {trained}, and this model has {model.clip_skip}"
+            + ("" if is_run else f": add --clip_skip {trained}")
         )
 
 

@@ -261,8 +261,6 @@ class LatentDiffusion(nn.Module):
         size_ids = whole_image(height, width).expand(len(prompts), -1)
         positive = self.embed(prompts, size_ids)
         negative = self.embed([sampling.negative_prompt] * len(prompts), size_ids)
-        if self.zero_unconditional and not sampling.negative_prompt:
-            negative = negative.without_text()
         with reused_deep_features(self.unet, sampling.deepcache):
             return sample(
                 guided(self.predict, positive, negative, sampling.guidance_scale, sampling.guidance_interval),

@@ -70,11 +70,12 @@ def add_rows(
 
 
 def taken_tokens(tokens: Sequence[str], tokenizer: CLIPTokenizer) -> list[str]:
-    """Those of `tokens` that are in the vocabulary already, or stand in `tokens` before."""
-    known = set(tokenizer.get_vocab())
+    """Those of `tokens` that are in the vocabulary already, or stand in `tokens` before, in any case."""
+    known = {word.lower() for word in tokenizer.get_vocab()}
+    lower = [token.lower() for token in tokens]
     taken = []
     for place, token in enumerate(tokens):
-        if {token, f"{token}</w>"} & known or token in tokens[:place]:
+        if {lower[place], f"{lower[place]}</w>"} & known or lower[place] in lower[:place]:
             taken.append(token)
     return taken
 

@@ -15,8 +15,8 @@ from ldm.methods.weight_average import class_of, is_averaging
 from ldm.training.arithmetic import arithmetic_of
 from ldm.training.step_callback import samples_per_step
 
-PROBE = 1 << 16
-"""Numbers that an optimizer takes a step on, to count its state; of fewer, 8-bit optimizers keep theirs in 32."""
+PROBE = (256, 256)
+"""A weight that an optimizer takes a step on, to count its state; of a smaller one, 8-bit optimizers keep 32 bits."""
 
 
 def estimate(data: LightningDataModule, model: LightningModule, trainer: Trainer, logdir: Path) -> str:
@@ -54,7 +54,7 @@ def estimate(data: LightningDataModule, model: LightningModule, trainer: Trainer
 
 
 def state_bytes(build: Callable[..., Optimizer], dtype: torch.dtype) -> float:
-    """Bytes of the optimizer's state for each trained number, counted after a step on PROBE of them."""
+    """Bytes of the optimizer's state for each trained number, counted after a step on PROBE."""
     probe = torch.ones(PROBE, dtype=dtype, requires_grad=True)
     optimizer = build([{"params": [probe], "lr": 1e-3}])
     if is_averaging(build):
@@ -62,7 +62,7 @@ def state_bytes(build: Callable[..., Optimizer], dtype: torch.dtype) -> float:
     probe.grad = torch.full_like(probe, 0.1)
     optimizer.step()
     values = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.nbytes for value in values if torch.is_tensor(value)) / PROBE
+    return sum(value.nbytes for value in values if torch.is_tensor(value)) / probe.numel()
 
 
 def _arithmetic(data: DreamBoothData, model: DreamBooth, examples: int) -> str:

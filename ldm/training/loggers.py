@@ -24,10 +24,10 @@ from ldm.training.rows import read_rows
 WANDB_ID = Path("configs", "wandb-id.txt")
 
 
-def log_in(settings: Mapping[str, Any] | None) -> None:
+def log_in(settings: Mapping[str, Any] | None, resumed: bool = False) -> None:
     """Log in to W&B if `settings`, a config's `lightning.logger`, need it; on a terminal it asks for a key.
 
-    Raises UserError if there is no login, or W&B does not accept it.
+    Raises UserError if there is no login, or W&B does not accept it; for a run that is `resumed` it is a warning.
     """
     if not settings or not settings["target"].endswith("WandbLogger"):
         return
@@ -40,6 +40,9 @@ def log_in(settings: Mapping[str, Any] | None) -> None:
     try:
         wandb.login()
     except wandb.Error as error:
+        if resumed:
+            warnings.warn(f"W&B: {error} The run goes on, perhaps without its curves there", stacklevel=2)
+            return
         raise UserError(
             f"W&B: {error} Or set WANDB_MODE=offline, or lightning.logger=null to log nowhere but to metrics.jsonl"
         ) from error

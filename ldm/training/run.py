@@ -99,7 +99,7 @@ def begin(options: argparse.Namespace, argv: list[str], launch: Launch) -> int:
         changes = launch.on_first(refuse_changes, origin, parts, options)
         if is_finished(step, folder, parts):
             return 0
-        launch.on_first(log_in, config["lightning"]["logger"])
+        launch.on_first(log_in, config["lightning"]["logger"], bool(options.resume))
         launch.on_first(prepare_folder, origin, config, argv, changes, held)
         if not has_begun:
             held.enter_context(signals)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ldm.errors import EXIT_RESUME_ME, StoppedError, UserError
+from ldm.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME, StoppedError, UserError
 
 Command = Callable[[Sequence[str]], int]
 """A script's `main`: from arguments to exit code."""
@@ -20,6 +20,8 @@ def trained(train: Command, runs: Path, words: Sequence[str]) -> Path:
 def must(command: Command, words: Sequence[str]) -> None:
     """Run `command`. Raises StoppedError if a signal ended it, and UserError if it failed."""
     code = command(words)
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
     if code == EXIT_RESUME_ME:
         raise StoppedError("stopped; the same command goes on from there")
     if code:
