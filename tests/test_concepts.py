@@ -111,6 +111,8 @@ def test_every_placeholder_is_known_to_what_a_run_writes(several):
     assert "a photo of le cat on the beach\na photo of epz dog on the beach" in card
     assert str(PROJECT) not in card
     assert read_subject(several / "model").identifier == "le"
+    page = (several / "report.html").read_text()
+    assert all(f">{placeholder} 00." in page for placeholder in ("[V1]", "[rex]", "[V3]"))  # photographs
 
 
 CAT_AND_VASE = (

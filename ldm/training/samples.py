@@ -140,6 +140,8 @@ def photographs(data: DreamBoothData) -> list[Strip]:
     for concept, subject in zip(data.concepts, data.subjects, strict=True):
         plain = subject.without_augmentation()
         pictures = [to_image(plain.pixels(view)) for view in plain.views]
-        which = f" of {concept.placeholder}" if len(data.concepts) > 1 else ""
-        strips.append(Strip(f"the photographs{which}", pictures, [path.name for path in plain.files]))
+        several = len(data.concepts) > 1
+        title = f"the photographs of {concept.placeholder}" if several else "the photographs"
+        names = [f"{concept.placeholder} {path.name}" if several else path.name for path in plain.files]
+        strips.append(Strip(title, pictures, names))
     return strips
