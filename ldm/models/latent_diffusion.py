@@ -140,8 +140,7 @@ class LatentDiffusion(nn.Module):
         size_ids: original size, crop corner and target size of the images, [B, 6] in px, each vertical first, for a
         family that uses them; None for uncropped images of the model's own size.
         Equal prompts, frequent in a DreamBooth batch, are encoded once. An empty one is what guidance takes for no
-        prompt: zeros where `zero_unconditional`. A warning quotes what is cut from a prompt
-        longer than the text window.
+        prompt: zeros where `zero_unconditional`. A warning quotes what is cut from a prompt longer than the window.
         """
         unique = sorted(set(prompts))
         for prompt in unique:

@@ -95,8 +95,6 @@ def with_all_vectors(prompt: str, tokenizer: CLIPTokenizer) -> str:
         count = 1
         while f"{token}_{count}" in added:
             count += 1
-        every = " ".join(vectors_of(token, count)).replace(
-            "\\", r"\\"
-        )  # which re.sub would read as an escape
-        prompt = re.sub(re.escape(token), every, prompt, flags=re.IGNORECASE)
+        pieces = re.split(re.escape(token), prompt, flags=re.IGNORECASE)
+        prompt = " ".join(vectors_of(token, count)).join(pieces)
     return prompt
