@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 from ldm.command_line import Parser, add_trust, collect_overrides, parse_bool
 from ldm.errors import (
-    EXIT_INTERRUPTED,
     EXIT_RESUME_ME,
     EXIT_USER_ERROR,
     ReportedError,
@@ -46,22 +45,17 @@ HINTS = {
 """Options of other tools, and what to use here instead."""
 
 
-INTERRUPTED = "interrupted; --resume continues from the last checkpoint, if there is one"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own); returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv)
+    interrupted = "interrupted; --resume continues from the last checkpoint, if there is one"
     try:
         with ended_resumable() if options.resume else contextlib.nullcontext():
-            return exit_code_of(start, options, argv, interrupted=INTERRUPTED)
+            return exit_code_of(start, options, argv, interrupted=interrupted)
     except SystemExit as stop:  # a signal while a resume starts, or a second Ctrl-C
         say("stopped; --resume continues from the last checkpoint")
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        say(INTERRUPTED)
-        return EXIT_INTERRUPTED
     except Exception as error:
         if is_out_of_memory(error):
             say("error: out of memory: add configs/low-memory.yaml after the other --base files")

@@ -4,6 +4,7 @@ A file or folder is complete or absent, however its writer dies, and nothing is 
 """
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -132,6 +133,12 @@ def replacing(path: Path, *, sync: bool = True, shared: bool = False) -> Iterato
         temporary.unlink(missing_ok=True)
     if sync:
         sync_to_disk(path.parent)
+
+
+def write_json(path: Path, content: object, **options: bool) -> None:
+    """Write `content` as JSON, as `replacing` does; options: its own."""
+    with replacing(path, **options) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ concepts.json and a table. Runs that are there already are not trained again, so
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +58,8 @@ def run(options: argparse.Namespace) -> None:
     """Train, measure, write, print."""
     from ldm.config import load_config, load_settings
     from ldm.evaluation.settings import EvaluationSettings
-    from ldm.evaluation.settings_file import keep_to, of_evaluation, of_training
-    from ldm.files import replacing
+    from ldm.evaluation.settings_file import keep_to_both, of_evaluation, of_training
+    from ldm.files import write_json
     from ldm.world.several_subjects import GROUPS, Experiment, compare, markdown
     from main import main as train
     from scripts.evaluate import CONFIG
@@ -80,21 +79,16 @@ def run(options: argparse.Namespace) -> None:
         name: those for name, those in GROUPS.items() if options.groups is None or name in options.groups
     }
     experiment.refuse_missing(groups, options.seeds)
-    evaluation = {
-        "evaluation": of_evaluation(load_settings([CONFIG], EvaluationSettings, options.evaluation))
-    }
     training = {
         "training": of_training(load_config(options.base, options.overrides)),
         "steps": options.steps,
         "alone": options.alone and str(options.alone.resolve()),
     }
-    # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
-    keep_to(training, options.outdir, ["*/seed-*/runs/*/checkpoints/*.ckpt"], "a comparison")
-    drawn = ["*/seed-*/evaluation/**/*.png"]
-    keep_to(evaluation, options.outdir, drawn, "a comparison", "evaluation-settings.json")
+    evaluation = of_evaluation(load_settings([CONFIG], EvaluationSettings, options.evaluation))
+    saved, drawn = "*/seed-*/runs/*/checkpoints/*.ckpt", ["*/seed-*/evaluation/**/*.png"]
+    keep_to_both(training, evaluation, options.outdir, saved, drawn, "a comparison")
     rows = compare(experiment, groups, options.seeds)
-    with replacing(options.outdir / "concepts.json") as path:
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(options.outdir / "concepts.json", rows)
     print(markdown(rows))
 
 

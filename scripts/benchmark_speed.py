@@ -6,7 +6,6 @@ architectures with random weights, made once under .cache/ without a download.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import UserError, exit_code_of
-from ldm.files import PROJECT, check_writable_file, replacing
+from ldm.files import PROJECT, check_writable_file, write_json
 from ldm.training.speed.jobs import CONFIGS, GROUPS, WITH_BITSANDBYTES, Plan, jobs_of, one_of_each
 from ldm.values import Count, PositiveFloat, option
 
@@ -91,8 +90,7 @@ def run(options: argparse.Namespace) -> None:
     for rows in rounds.rounds_of([turn for turn in turns if turn], options.rounds):
         lines = summary.summarize(rows)
         if options.out:
-            with replacing(options.out) as path:
-                path.write_text(json.dumps({**about, "rows": lines}, indent=1) + "\n")
+            write_json(options.out, {**about, "rows": lines})
     if options.profile:
         steps = (job for job in [*jobs, *jobs_of("step", plan)] if job.measure == "training_step")
         rounds.measured([replace(next(steps), trace=str(options.profile.resolve()))])

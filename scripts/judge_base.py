@@ -10,7 +10,6 @@ and of the world's pictures follow, beside the distance between two sets of real
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
-from ldm.files import check_writable_file, replacing
+from ldm.files import check_writable_file, write_json
 from ldm.samplers import SAMPLERS
 from ldm.values import Count, NonNegativeFloat, NonNegativeInt, option
 
@@ -75,8 +74,7 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(lines(found)))
         table["distances"] = found
     if options.out:
-        with replacing(options.out) as path:
-            path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, table)
 
 
 if __name__ == "__main__":

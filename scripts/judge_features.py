@@ -8,7 +8,6 @@ its class (1: always; 0.5: chance). Raw pixels are a baseline.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ldm.command_line import Parser
 from ldm.errors import exit_code_of
-from ldm.files import check_writable_file, replacing
+from ldm.files import check_writable_file, write_json
 from ldm.values import Count, option
 
 
@@ -43,8 +42,7 @@ def run(options: argparse.Namespace) -> None:
     figures = judge_features(World(options.art), Clip(options.clip), Dino(options.dino), options.count)
     print(table(figures))
     if options.out:
-        with replacing(options.out) as path:
-            path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, figures)
 
 
 if __name__ == "__main__":

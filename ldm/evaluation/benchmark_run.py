@@ -25,12 +25,12 @@ from ldm.evaluation.benchmark_tasks import (
 )
 from ldm.evaluation.scores import Result
 from ldm.evaluation.settings import EvaluationSettings
-from ldm.evaluation.settings_file import keep_to, of_evaluation, of_training
+from ldm.evaluation.settings_file import keep_to_both, of_evaluation, of_training
 from ldm.files import PROJECT, replacing
 
-EVALUATION_SETTINGS = "evaluation-settings.json"
+SAVED = "*/*/run/*/checkpoints/*.ckpt"
 EVALUATED = ("*/*/evaluation/*/*.png", "*/*/evaluation/metrics.json")
-"""What is there once something was drawn or measured."""
+"""What is there once a run has saved, and once something was drawn or measured."""
 
 REFERENCE = "prior"
 """The variant to compare the others with, if measured; else the first."""
@@ -72,10 +72,8 @@ def check_settings(tasks: Sequence[Task], benchmark: Benchmark) -> None:
         if (own := of_training(training_settings(benchmark, method)))
     }
     settings = {"data": str(benchmark.data.resolve()), "training": training, "methods": methods}
-    evaluation = {"evaluation": of_evaluation(evaluation_settings(benchmark))}
-    # A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
-    keep_to(settings, benchmark.outdir, ["*/*/run/*/checkpoints/*.ckpt", *EVALUATED], "a benchmark")
-    keep_to(evaluation, benchmark.outdir, EVALUATED, "a benchmark", EVALUATION_SETTINGS)
+    evaluation = of_evaluation(evaluation_settings(benchmark))
+    keep_to_both(settings, evaluation, benchmark.outdir, SAVED, EVALUATED, "a benchmark")
 
 
 def work_through(tasks: Sequence[Task], benchmark: Benchmark) -> list[str]:

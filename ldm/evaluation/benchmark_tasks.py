@@ -269,13 +269,14 @@ def own_overrides(task: Task, benchmark: Benchmark) -> list[str]:
 
 def refuse_overrides_of_variants(tasks: Sequence[Task], benchmark: Benchmark) -> None:
     """Raise UserError if an override of the benchmark's would change what a row's title says of it."""
-    of_variants = {task.variant: task for task in tasks}.values()
-    for task, word in product(of_variants, benchmark.overrides):
-        asked = word.partition("=")[0]
-        for own in own_overrides(task, benchmark) if task.variant != "base" else ():
-            key = own.partition("=")[0]
-            if key != PROMPT and (f"{key}.".startswith(f"{asked}.") or f"{asked}.".startswith(f"{key}.")):
-                raise UserError(f"{word}: the row '{task.title}' sets {own} itself, so leave it out")
+    asked = {word.partition("=")[0]: word for word in benchmark.overrides}
+    for task in {task.variant: task for task in tasks if task.variant != "base"}.values():
+        own = {word.partition("=")[0]: word for word in own_overrides(task, benchmark)}
+        for key, other in product(own, asked):
+            if key != PROMPT and (f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")):
+                raise UserError(
+                    f"{asked[other]}: the row '{task.title}' sets {own[key]} itself, so leave it out"
+                )
 
 
 def child(script: str, arguments: Sequence[object], task: Task, claimed: IO[str]) -> bool:

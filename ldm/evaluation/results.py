@@ -1,7 +1,6 @@
 """The results of an evaluation: metrics.json, images.csv, report.html, and a table for the terminal."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from ldm.errors import UserError
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.report import report
 from ldm.evaluation.scores import FACTS, Result, Row
-from ldm.files import replacing
+from ldm.files import replacing, write_json
 
 
 def write(
@@ -31,8 +30,7 @@ def write(
             writer.writerows(row.cells() for row in rows)
         with replacing(out / "report.html") as path:
             path.write_text(report(result, rows, out, real, published), encoding="utf-8")
-        with replacing(out / "metrics.json") as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(out / "metrics.json", result)
     except OSError as error:
         raise UserError(f"the results cannot be written to {out} ({error})") from error
 

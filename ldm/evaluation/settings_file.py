@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm.config import flat
 from ldm.errors import UserError
-from ldm.files import check_writable, replacing
+from ldm.files import check_writable, write_json
 
 NAME = "settings.json"
 
@@ -53,13 +53,10 @@ def keep_to(
     now = {"version": VERSION, **{key: value for key, value in plain.items() if value is not None}}
     check_writable(folder)
     if not any(found for pattern in results for found in folder.glob(pattern)):
-        with replacing(path, shared=True) as temporary:
-            temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        write_json(path, now, shared=True)
         return
-    if not path.is_file():
-        raise UserError(f"{folder} has {what} of an earlier version: choose another --outdir, or remove it")
     try:
-        before = flat(json.loads(path.read_text(encoding="utf-8")))
+        before = flat(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): choose another --outdir") from error
@@ -72,3 +69,20 @@ def keep_to(
         raise UserError(
             f"{folder} has {what} of other settings ({values}): choose another --outdir, or remove it"
         )
+
+
+def keep_to_both(
+    training: Mapping[str, object],
+    evaluation: Mapping[str, object],
+    folder: Path,
+    trained: str,
+    measured: Sequence[str],
+    what: str,
+) -> None:
+    """`keep_to` for runs and their evaluations, each in a file of its own.
+
+    A mistake in the evaluation's settings may show only after a training, which the mended command then keeps.
+    trained: pattern of what is there once a run has saved. measured: of what is there once one was evaluated.
+    """
+    keep_to(training, folder, [trained, *measured], what)
+    keep_to({"evaluation": evaluation}, folder, measured, what, "evaluation-settings.json")

@@ -25,7 +25,7 @@ from ldm.evaluation.metrics import METRICS, prompt_fidelity, real_fidelity, subj
 from ldm.evaluation.protocol import Item
 from ldm.evaluation.report import number
 from ldm.evaluation.scores import Networks, Result
-from ldm.files import replacing
+from ldm.files import replacing, write_json
 from ldm.methods.load import LoadedModel
 from ldm.pages.page import render
 from ldm.pages.pictures import figure
@@ -122,8 +122,7 @@ def evaluate_several(evaluation: Evaluation, networks: Networks, loaded: LoadedM
     try:
         with replacing(evaluation.out / "report.html") as path:
             path.write_text(report(result, measured, evaluation.out), encoding="utf-8")
-        with replacing(evaluation.out / RESULT) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(evaluation.out / RESULT, result)
     except OSError as error:
         raise UserError(f"the result cannot be written to {evaluation.out} ({error})") from error
     tables = tables_of(result, measured)

@@ -125,7 +125,7 @@ def lora_tensors(lora: Lora, layout: Layout, dtype: torch.dtype) -> dict[str, Te
             parts = {"down": change.down, "up": change.up}
             if change.magnitude is not None:
                 parts["magnitude"] = change.magnitude.view(layout.magnitude_shape(change.down.ndim))
-            if layout.name == KOHYA.name:  # the scale, alpha / rank, is in `up` already
+            if layout.writes_alpha:  # the scale, alpha / rank, is in `up` already
                 tensors[f"{layout.layer(network, layer)}.{layout.parts['alpha']}"] = torch.tensor(change.rank)
             for part, value in parts.items():
                 key = f"{layout.layer(network, layer)}.{layout.parts[part]}"

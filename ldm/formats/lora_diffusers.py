@@ -22,6 +22,7 @@ DIFFUSERS = Layout(
         "lora_linear_layer.down.weight": "down",
         "lora_linear_layer.up.weight": "up",
     },
+    writes_alpha=False,
     magnitude_shape=lambda dimensions: (
         (-1,) if dimensions == 2 else (1, -1, *[1] * (dimensions - 2))
     ),  # peft's

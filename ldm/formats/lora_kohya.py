@@ -45,6 +45,7 @@ KOHYA = Layout(
     other_layers=other_names,
     parts={"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale", "alpha": "alpha"},
     other_parts={},
+    writes_alpha=True,
     magnitude_shape=lambda dimensions: (-1, *[1] * (dimensions - 1)),
 )
 KOHYA_OF_ONE_ENCODER = replace(KOHYA, layer=layer_name_of_one_encoder)

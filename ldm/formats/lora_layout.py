@@ -20,6 +20,8 @@ class Layout:
     """Part -> its name."""
     other_parts: Mapping[str, str]
     """Other names of parts in files of other tools -> part."""
+    writes_alpha: bool
+    """Whether written files have an alpha for each layer."""
     magnitude_shape: Callable[[int], tuple[int, ...]]
     """Dimensions of a layer's weight -> shape of its magnitude, with -1 for the rows."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ldm.concepts import CLASS_WORD, PLACEHOLDER, Learned
+from ldm.concepts import CLASS_WORD, PLACEHOLDER, Learned, fill_in_identifiers
 from ldm.formats.checkpoint_files import CONFIG
 from ldm.methods.load import LoadedModel
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -62,9 +62,7 @@ def trained_prompt(subject: Learned, config: Mapping[str, Any]) -> str:
         (one for one in concepts if one.get("class_word") == subject.class_word), {}
     )
     template = own.get("prompt") or params.get("prompt") or f"a photo of {PLACEHOLDER} {CLASS_WORD}"
-    filled = template.replace(CLASS_WORD, subject.class_word or "")
-    for placeholder in (PLACEHOLDER, subject.placeholder):
-        filled = filled.replace(placeholder, subject.identifier)
+    filled = fill_in_identifiers(template.replace(CLASS_WORD, subject.class_word or ""), [subject])
     return " ".join(filled.split())
 
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,10 +16,9 @@ from ldm.formats.custom_diffusion import DELTAS_FILE, read_deltas
 from ldm.formats.embeddings import EMBEDDINGS_FILE, read_embeddings
 from ldm.formats.families import tokenizer_of
 from ldm.formats.fingerprint import file_hash
-from ldm.formats.lora import LORA_FILE
 from ldm.formats.subject import SUBJECT_FILE, read_subject
 from ldm.methods.adapter_layers import merge_adapters
-from ldm.methods.load import LoadedModel
+from ldm.methods.load import PART_FILES, LoadedModel
 from ldm.methods.lora import add_loras, file_and_scale
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.new_tokens import add_rows, taken_tokens, vectors_of
@@ -72,17 +70,20 @@ def add_parts(loaded: LoadedModel, parts: Parts) -> None:
         path, token = _file_and_token(word)
         add_embeddings(loaded.model, path, token)
         _note(loaded, path, token)
-    folders = {find(name) for name in (*(file_and_scale(word)[0] for word in parts.lora), *parts.delta)}
-    there = {_file_and_token(word)[0].parent for word in parts.embeds}
-    for folder in sorted(folders - there):
-        if os.path.isfile(folder / EMBEDDINGS_FILE):
-            say(f"warning: the token of {folder} is not in the model: add --embeds {folder}")
-    others = {"--lora": (LORA_FILE, {find(file_and_scale(word)[0]) for word in parts.lora})}
-    others["--delta"] = (DELTAS_FILE, {find(name) for name in parts.delta})
-    for folder, (option, (name, given)) in product(sorted(there), others.items()):
-        if os.path.isfile(folder / name) and not {folder, folder / name} & given:
-            say(f"warning: {folder} also has {name}, which is not in the model: add {option} {folder}")
-    for folder in sorted(folders | there):
+    warn_of_other_parts(loaded, parts)
+
+
+def warn_of_other_parts(loaded: LoadedModel, parts: Parts) -> None:
+    """Warn of what else is in the parts' folders and not in the model, and of runs with another clip_skip."""
+    given = {
+        "--lora": {find(file_and_scale(word)[0]) for word in parts.lora},
+        "--delta": {find(name) for name in parts.delta},
+        "--embeds": {_file_and_token(word)[0].parent for word in parts.embeds},
+    }
+    for folder in sorted(set().union(*given.values())):
+        for option, name in PART_FILES.items():
+            if os.path.isfile(folder / name) and not {folder, folder / name} & given[option]:
+                say(f"warning: {folder} also has {name}, which is not in the model: add {option} {folder}")
         warn_of_clip_skip(folder, loaded.model, is_run=loaded.config is not None)
 
 

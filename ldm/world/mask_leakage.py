@@ -1,6 +1,5 @@
 """How much masks reduce the leakage of the scene into the subject, measured with exact masks."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ldm.evaluation.features import Clip, Dino
 from ldm.evaluation.metrics import cosine, subject_fidelity
-from ldm.files import replacing
+from ldm.files import write_json
 from ldm.randomness import generator
 from ldm.world.drawing import World
 
@@ -78,8 +77,7 @@ def measure(
 
 def report(rows: Sequence[Mapping[str, float]], out: Path) -> str:
     """Write the rows, one per seed and weight, and return them as a table."""
-    with replacing(out) as path:
-        path.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    write_json(out, list(rows))
     lines = [
         "| unmasked_weight | seed | leak | right scene | DINO, other scenes |",
         "|---:|---:|---:|---:|---:|",
